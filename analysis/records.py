@@ -1,0 +1,110 @@
+"""What a summary is made of: cells, the conditions they share, failures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fewstep.analysis.statistics import PairedRatio, paired_log_ratio
+from fewstep.errors import unknown
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one number of sampling steps, over seeds."""
+
+    values: Mapping[int, float]  # by seed; of networks trained on their whole budget
+    failed_seeds: tuple[int, ...]
+    missing_seeds: tuple[int, ...]  # not run, still running, or this cell not evaluated
+    mean: float  # nan for no value
+    half_width: float  # of the 95% t-interval over seeds; nan for n < 2
+    keys: tuple[str, ...]  # of the runs behind ``values``
+    nfe: int | None
+    best: bool = False
+    second: bool = False
+    tie: bool = False  # not distinguished from the best: p_value > .05
+    p_value: float = math.nan  # against the column's best, Holm over the steps
+    underpowered: bool = False  # a tie that so few seeds could hardly have resolved
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def n_failed(self) -> int:
+        return len(self.failed_seeds)
+
+    @property
+    def n_missing(self) -> int:
+        return len(self.missing_seeds)
+
+    @property
+    def n_expected(self) -> int:
+        return self.n + self.n_failed + self.n_missing
+
+    @property
+    def complete(self) -> bool:
+        return 0 < self.n == self.n_expected
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under what conditions all values of a table were measured; None where nothing was."""
+
+    metric: str | None = None
+    metric_id: str | None = None
+    metric_name: str | None = None
+    extractor: str | None = None
+    extractor_sha256: str | None = None
+    samples: int | None = None
+    reference: str | None = None
+    reference_samples: int | None = None
+    weights: str | None = None
+    guidance: float | None = None
+    sample_set: int | None = None
+    data: tuple[str, ...] = ()
+    backbones: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    train_steps: tuple[int, ...] = ()  # more than one: budgets differ
+    images_seen: tuple[int, ...] = ()
+    samplers: Mapping[str, str] = field(default_factory=dict)  # method -> sampler
+    given_times: tuple[tuple[str, int, str], ...] = ()  # (method, steps, times) unless uniform
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that gave no result for the table."""
+
+    key: str
+    method: str
+    seed: int
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows ``methods`` (in the sweep's order) by columns ``steps`` (ascending). Lower is better."""
+
+    sweep: str
+    methods: tuple[str, ...]
+    steps: tuple[int, ...]
+    cells: Mapping[tuple[str, int], Cell]
+    floor: float | None  # the metric between real and real at the same N
+    conditions: Conditions
+    failures: tuple[Failure, ...]
+    alpha: float = ALPHA
+
+    def compare(self, method: str, baseline: str, steps: int) -> PairedRatio:
+        """``method`` / ``baseline`` over the seeds that both have at ``steps``."""
+        for name in (method, baseline):
+            if name not in self.methods:
+                raise unknown("method", name, self.methods)
+        if steps not in self.steps:
+            raise unknown("number of steps", steps, map(str, self.steps))
+        a, b = self.cells[method, steps].values, self.cells[baseline, steps].values
+        seeds = sorted(a.keys() & b.keys())
+        return paired_log_ratio([a[s] for s in seeds], [b[s] for s in seeds])

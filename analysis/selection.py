@@ -1,0 +1,108 @@
+"""Which cells make up one table, and the refusal to mix what can not be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypedDict
+
+import pandas as pd
+
+from fewstep.errors import UserError
+
+
+class Filters(TypedDict, total=False):
+    """What a caller may choose; None (or left out) stands for "there had better be only one"."""
+
+    weights: str | None  # ema | raw
+    guidance: float | None
+    sample_set: int | None
+    metric: str | None  # label (FD-digits-cnn@597), name (FD) or the beginning of an id
+    sampler: str | None  # of the methods that were evaluated with it; others keep their own
+    times: str | None  # "uniform" or the times, space separated; likewise
+
+
+def counted(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Rows that are results: cells of networks trained on their whole budget.
+
+    A run may fail later, at another cell; what it had evaluated until then stands.
+    """
+    whole = (frame["train_steps"] >= frame["planned_steps"]).fillna(frame["status"] == "done")
+    return frame["cell"].notna() & whole.astype(bool)
+
+
+def select(frame: pd.DataFrame, filters: Filters) -> pd.DataFrame:
+    """The counted rows that ``filters`` leave, all of one protocol.
+
+    Raises:
+        UserError: a filter leaves nothing, or the rows mix two metrics, weights, guidances or
+            sample sets, or two samplers or times for one method; the message names both.
+    """
+    if frame["sweep"].nunique() > 1:
+        raise UserError(f"a table holds one sweep, got {_either(frame['sweep'])}")
+    _refuse_doubles(frame.drop_duplicates("key"))
+    rows = frame[counted(frame)]
+    for column in ("weights", "guidance", "sample_set"):
+        wanted = filters.get(column)
+        if wanted is not None:
+            rows = _narrow(rows, column, rows[column] == wanted, wanted)
+    if metric := filters.get("metric"):
+        named = (rows["metric"] == metric) | (rows["metric_name"] == metric)
+        named |= rows["metric_id"].str.startswith(metric)
+        rows = _narrow(rows, "metric", named, metric)
+    for column in ("sampler", "times"):
+        wanted = filters.get(column)
+        if wanted is not None:
+            has_it = rows["method"].isin(rows.loc[rows[column] == wanted, "method"])
+            if len(rows) and not has_it.any():
+                raise _no_cells(rows, column, wanted)
+            rows = rows[(rows[column] == wanted) | ~has_it]
+    _refuse_mixtures(rows)
+    return rows
+
+
+def _narrow(rows: pd.DataFrame, column: str, keep: pd.Series[bool], wanted: object) -> pd.DataFrame:
+    if len(rows) and not keep.any():
+        raise _no_cells(rows, column, wanted)
+    return rows[keep]
+
+
+def _no_cells(rows: pd.DataFrame, column: str, wanted: object) -> UserError:
+    choices = ", ".join(str(v) for v in _distinct(rows[column]))
+    return UserError(f"no cells with {column} {wanted!r} (choices: {choices})")
+
+
+def _refuse_doubles(runs: pd.DataFrame) -> None:
+    """Two runs of one method and seed differ in something that the labels do not tell."""
+    doubled = runs[runs.duplicated(["method", "seed"], keep=False)]
+    if len(doubled):
+        method, seed = doubled["method"].iloc[0], doubled["seed"].iloc[0]
+        keys = doubled.loc[(doubled["method"] == method) & (doubled["seed"] == seed), "key"]
+        raise UserError(f"{method!r} has more than one run of seed {seed}: {_either(keys)}")
+
+
+def _refuse_mixtures(rows: pd.DataFrame) -> None:
+    if rows["metric_id"].nunique() > 1:
+        labels = (rows["metric"] + " [" + rows["metric_id"] + "]").astype(str)
+        raise UserError(f"a table holds one metric, got {_either(labels)}; choose with metric=")
+    for column in ("weights", "guidance", "sample_set"):
+        if rows[column].nunique() > 1:
+            raise UserError(
+                f"a table holds one {column}, got {_either(rows[column])}; choose with {column}="
+            )
+    # A sampler belongs to its objective, so methods may differ in it; one method may not.
+    for column, scope in (("sampler", ["method"]), ("times", ["method", "steps"])):
+        for _, group in rows.groupby(scope, sort=False):
+            if group[column].nunique() > 1:
+                method = group["method"].iloc[0]
+                raise UserError(
+                    f"{method!r} was evaluated with more than one {column}: "
+                    f"{_either(group[column])}; choose with {column}="
+                )
+
+
+def _distinct(values: Iterable[object]) -> list[object]:
+    return [value for value in dict.fromkeys(values) if not pd.isna(value)]  # type: ignore[call-overload]
+
+
+def _either(values: Iterable[object]) -> str:
+    return " and ".join(str(value) for value in _distinct(values))

@@ -1,0 +1,72 @@
+"""What a network is conditioned on: time t, jump length d, class y, each as a (B, width) vector.
+
+All of it is computed in float32, and time enters unscaled by default: consistency objectives take
+the derivative with respect to t through this embedding, and a factor of 1000 before the sinusoids
+was measured to put a bf16 tangent 126% off (0.7% without).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+SMALLEST_JUMP = 2.0**-10
+
+
+class Sinusoid(nn.Module):
+    """(B,) -> (B, features): cosines and sines, frequencies from ``highest`` down by 10^4."""
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, highest: float) -> None:
+        super().__init__()
+        exponent = torch.arange(features // 2) / (features // 2)
+        frequencies = highest * torch.exp(-math.log(10_000) * exponent)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        phase = t[:, None] * self.frequencies.to(t.dtype)
+        return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class Condition(nn.Module):
+    """The sum of the embeddings of t, d and y: (B,), (B,) or None, (B,) or None -> (B, width).
+
+    d is embedded by log2(1/d), as in the shortcut models' code, from 0 (the whole path) to 10
+    (2^-10 and below, 0 included).
+    """
+
+    def __init__(
+        self, width: int, num_classes: int, jump: bool, time_frequency: float, features: int = 128
+    ) -> None:
+        super().__init__()
+        self.time = nn.Sequential(Sinusoid(features, time_frequency), *_mlp(features, width))
+        self.jump = nn.Sequential(Sinusoid(features, 1.0), *_mlp(features, width)) if jump else None
+        # one class more than the data has: the label that stands for none
+        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
+        if self.label is not None:
+            nn.init.normal_(self.label.weight)
+
+    def forward(self, t: Tensor, d: Tensor | None, y: Tensor | None) -> Tensor:
+        with torch.autocast(t.device.type, enabled=False):
+            c: Tensor = self.time(t)
+            if self.jump is not None:
+                if d is None:
+                    raise ValueError("this network was built with a jump length, got d=None")
+                c = c + self.jump(-d.clamp(min=SMALLEST_JUMP).log2())
+            elif d is not None:
+                raise ValueError("this network was built without a jump length, got a d")
+            if self.label is not None:
+                none = torch.full_like(t, self.label.num_embeddings - 1, dtype=torch.int64)
+                c = c + self.label(none if y is None else y)
+        return c
+
+
+def _mlp(features: int, width: int) -> tuple[nn.Module, ...]:
+    first, last = nn.Linear(features, width), nn.Linear(width, width)
+    for layer in (first, last):
+        nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        nn.init.zeros_(layer.bias)
+    return first, nn.SiLU(), last

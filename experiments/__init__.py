@@ -1,0 +1,1 @@
+"""One run: config -> data -> train -> evaluate -> record."""

@@ -1,0 +1,88 @@
+"""Checkpoints: safetensors and JSON, whole or not there, the previous one kept. No pickle.
+
+::
+
+    checkpoints/step-00000500/tensors.safetensors
+    checkpoints/step-00000500/state.json            {"step", "sha256" of the tensors, ...}
+
+A checkpoint is written under a temporary name, synced to disk, and renamed; only then is the oldest
+removed. A damaged one (a full disk, a torn copy) is told and passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+KEPT = 2
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """``tensors`` by name and a JSON ``state``, both as saved after ``step`` updates."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` into ``folder`` and remove all but the newest two."""
+    final = folder / f"step-{checkpoint.step:08d}"
+    temporary = folder / f".{final.name}.{os.getpid()}"
+    for leftover in folder.glob(".step-*"):  # of a process that was killed while writing
+        shutil.rmtree(leftover)
+    temporary.mkdir(parents=True)
+    tensors = temporary / "tensors.safetensors"
+    save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, tensors)
+    state = {**checkpoint.state, "step": checkpoint.step, "sha256": _sha256(tensors.read_bytes())}
+    (temporary / "state.json").write_text(json.dumps(state, indent=1))
+    for path in (tensors, temporary / "state.json", temporary):
+        _sync(path)
+    if final.exists():  # damaged, else training would have gone on from it
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync(folder)
+    for old in sorted(folder.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; None where there is none: the run starts at step 0."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return _load(path)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            log.warning("checkpoint %s is damaged (%s): going back to the one before", path, error)
+    return None
+
+
+def _load(path: Path) -> Checkpoint:
+    state = json.loads((path / "state.json").read_text())
+    content = (path / "tensors.safetensors").read_bytes()
+    if _sha256(content) != state["sha256"]:
+        raise ValueError(f"tensors.safetensors of {len(content)} bytes is not what was written")
+    return Checkpoint(state["step"], load(content), state)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,279 @@
+"""From overrides to a checked ``RunConfig``, and from that to a run's key.
+
+Hydra composes the groups (objective, backbone, data) and parses the overrides. The schema of each
+group's options is made from the registered dataclasses, so a name in a registry, a third party's
+included, is an option with typed, checked fields and needs no file of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from functools import cache, cached_property, partial
+from typing import Any, get_type_hints
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fewstep.backbones import BACKBONES, Backbone
+from fewstep.errors import UserError, check_choice
+from fewstep.experiments.data import DATA, DataSource
+from fewstep.experiments.extractors import EXTRACTORS
+from fewstep.experiments.settings import Evaluation, Tracking, Training
+from fewstep.objectives import OBJECTIVES, Objective, sampling_fields
+from fewstep.registry import Registry
+
+KEY_LENGTH = 12
+GROUPS: dict[str, Registry[Any]] = {
+    "objective": OBJECTIVES,
+    "backbone": BACKBONES,
+    "data": DATA,
+}
+DEFAULTS = {"objective": "flow_matching", "data": "digits"}
+# where files are and who is told: nothing that could change a number
+NOT_IN_KEY = ("runs", "sweep", "tracking", "evaluation")
+
+
+@dataclass
+class Root:
+    """The settings at the top level; the groups are added by name."""
+
+    objective: Any = None
+    backbone: Any = None
+    data: Any = None
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    tracking: Tracking = field(default_factory=Tracking)
+    seed: int = 0
+    runs: str = "runs"
+    sweep: str = "train"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The whole resolved configuration of one run. ``values`` is what spec.json keeps."""
+
+    values: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for group, registry in GROUPS.items():
+            build(registry, self.values[group])
+        _ = self.training, self.evaluation
+        check_choice(
+            "evaluation.extractor", self.evaluation.extractor, ["auto", *EXTRACTORS.names()]
+        )
+
+    @cached_property
+    def objective(self) -> Objective:
+        return build(OBJECTIVES, self.values["objective"])
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        return build(BACKBONES, self.values["backbone"])
+
+    @cached_property
+    def data(self) -> DataSource:
+        return build(DATA, self.values["data"])
+
+    @cached_property
+    def training(self) -> Training:
+        return Training(**self.values["training"])
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        return Evaluation(**self.values["evaluation"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.values["seed"])
+
+    @cached_property
+    def key(self) -> str:
+        """The run's identity: a hash of every setting that can change its result."""
+        values = copy.deepcopy(self.values)
+        for name in NOT_IN_KEY:
+            values.pop(name, None)
+        for f in fields(Training):
+            if f.metadata.get("bookkeeping"):
+                values["training"].pop(f.name, None)
+        for f in fields(type(self.objective)):  # type: ignore[arg-type]
+            if f.metadata.get("sampling"):
+                values["objective"].pop(f.name, None)
+        values["data"].pop("root", None)
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def build(registry: Registry[Any], values: dict[str, Any]) -> Any:
+    """The registered entry ``values["name"]`` with its fields set to the rest of ``values``.
+
+    Raises:
+        UserError: an unknown name or field, or a value the entry's own checks refuse.
+    """
+    entry = registry[values["name"]]
+    settings = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if name != "name"
+    }
+    try:
+        return replace(entry, **settings)
+    except TypeError:
+        known = [f.name for f in fields(entry)]
+        extra = sorted(set(settings) - set(known))
+        raise UserError(
+            f"{registry.kind} {values['name']!r} has no setting {', '.join(extra)} "
+            f"(choices: {', '.join(known) or 'none'})"
+        ) from None
+
+
+Override = str | tuple[str, Any]
+"""``"a.b=1"`` in Hydra's grammar, or the pair ``("a.b", 1)``."""
+
+
+def compose(overrides: Iterable[Override]) -> RunConfig:
+    """The configuration that ``overrides`` make of the defaults; the last of a kind wins.
+
+    Raises:
+        UserError: an unknown key or option (with the nearest one), a wrong type, a bad value.
+    """
+    choices: dict[str, str] = {}
+    assignments: list[tuple[str, Any]] = []
+    for override in overrides:
+        key, value = parse(override) if isinstance(override, str) else override
+        if key not in GROUPS:
+            assignments.append((key, value))
+        elif isinstance(value, str):
+            choices[key] = value
+        else:
+            raise UserError(f"{key} takes the name of one {GROUPS[key].kind}, got {value!r}")
+    chosen = {**DEFAULTS, **choices}
+    if "backbone" not in chosen:
+        chosen["backbone"] = DATA[chosen["data"]].suggested_backbone
+    for group, registry in GROUPS.items():
+        _ = registry[chosen[group]]  # an unknown name is told here, in our words
+    config = copy.deepcopy(_composed(tuple(sorted(chosen.items()))))
+    for key, value in assignments:
+        _assign(config, key, value)
+    return _resolved(config)
+
+
+def amend(config: RunConfig, overrides: Iterable[Override]) -> RunConfig:
+    """``config`` with other settings that leave its key as it is: cells, sampler, paths.
+
+    Raises:
+        UserError: an override that would make it another run.
+    """
+    chosen = tuple(sorted((group, config.values[group]["name"]) for group in GROUPS))
+    amended = OmegaConf.merge(copy.deepcopy(_composed(chosen)), config.values)
+    assert isinstance(amended, DictConfig)
+    for override in overrides:
+        key, value = parse(override) if isinstance(override, str) else override
+        before = _resolved(amended).key
+        _assign(amended, key, value)
+        if _resolved(amended).key != before:
+            raise UserError(
+                f"{key}={value} would make another run of {config.key}: train that one instead "
+                f"(what may change here: evaluation.*, and what only the sampler reads: "
+                f"{', '.join(f'objective.{f}' for f in sampling_fields(config.objective)) or '-'})"
+            )
+    return _resolved(amended)
+
+
+def _resolved(config: DictConfig) -> RunConfig:
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    return RunConfig({str(k): v for k, v in values.items()})
+
+
+def parse(override: str) -> tuple[str, Any]:
+    """``"a.b=1"`` -> ``("a.b", 1)``, in Hydra's grammar.
+
+    Raises:
+        UserError: not of the form key=value, or several values where one is meant.
+    """
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        raise UserError(f"override {override!r} is not of the form key=value") from None
+    if parsed.type != OverrideType.CHANGE or parsed.package:
+        raise UserError(f"override {override!r}: write key=value, without '+', '~' or '@'")
+    if parsed.is_sweep_override():
+        raise UserError(
+            f"override {override!r} gives several values where one is meant; "
+            f"a list is written [a,b], and axes of values belong in a sweep's YAML"
+        )
+    return parsed.key_or_group, parsed.value()
+
+
+def _assign(config: DictConfig, key: str, value: Any) -> None:
+    known = flat_keys(config)
+    if key.split(".")[0] in GROUPS and (key in GROUPS or key.endswith(".name")):
+        group = key.split(".")[0]
+        raise UserError(f"{key} cannot be set to {value!r} here; choose it with {group}=NAME")
+    if key not in known:
+        near = difflib.get_close_matches(key, [*known, *GROUPS], n=1, cutoff=0.5)
+        inside = [k for k in known if k.startswith(key.rsplit(".", 1)[0] + ".")]
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"unknown setting {key!r}{hint} (choices: {', '.join(inside or known)})")
+    try:
+        OmegaConf.update(config, key, value, merge=False)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
+
+
+def flat_keys(config: DictConfig) -> list[str]:
+    """The dotted names of all settings."""
+
+    def walk(node: Any, prefix: str) -> Iterable[str]:
+        for name in node:
+            child = node._get_node(name)
+            if isinstance(child, DictConfig):
+                yield from walk(child, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+    return list(walk(config, ""))
+
+
+@cache
+def _composed(chosen: Sequence[tuple[str, str]]) -> DictConfig:
+    """Hydra's composition for one choice of groups; tens of milliseconds, hence the cache."""
+    _store_schemas()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module("fewstep.experiments.conf", version_base="1.3"):
+        return hydra.compose("run", [f"{group}={name}" for group, name in chosen])
+
+
+@cache
+def _store_schemas() -> None:
+    store = ConfigStore.instance()
+    store.store(name="root", node=Root)
+    for group, registry in GROUPS.items():
+        for name in registry.names():
+            store.store(group=group, name=name, node=_schema(name, registry[name]))
+
+
+def _schema(name: str, entry: Any) -> Any:
+    """An OmegaConf schema from a registered dataclass instance, with its name in front."""
+    hints = get_type_hints(type(entry))
+    made: list[tuple[str, Any, Any]] = [("name", str, field(default=name))]
+    for f in fields(entry):
+        value: Any = getattr(entry, f.name)
+        if f.name == "root":  # where data lies is the machine's business
+            value = "${oc.env:FEWSTEP_DATA," + str(value) + "}"
+        if isinstance(value, list | tuple):
+            made.append((f.name, hints[f.name], field(default_factory=partial(list, value))))
+        elif f.init:
+            made.append((f.name, hints[f.name], field(default=value)))
+    return make_dataclass(f"{type(entry).__name__}Schema", made)

@@ -1,0 +1,203 @@
+"""Gaussians and mixtures of them: data sets whose optimal velocity is known in closed form.
+
+With x ~ sum_k w_k N(m_k, s^2 I), eps ~ N(0, I) and a path x_t = a x + b eps, mode k of x_t is
+N(a m_k, v I) with v = a^2 s^2 + b^2, so every posterior mean is a mixture of linear functions.
+A path whose noise has another scale (TrigFlow: sigma_d) carries the scale in b.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from fewstep.errors import check_range
+from fewstep.experiments.data.base import DATA, Dataset, Split
+from fewstep.objectives.paths import Path
+
+TRAIN_SEED, TEST_SEED = 0, 1  # part of the data set, not of a run's seed
+Coefficient = float | Tensor
+Coefficients = Callable[[Tensor], tuple[Coefficient, Coefficient, Coefficient, Coefficient]]
+"""Times (B,) -> (a, b, da/dt, db/dt) of x_t = a x + b eps; each a float or (B,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMixture:
+    """sum_k ``weights``_k N(``means``_k, ``std``^2 I), with ``means`` (K, D) and ``weights`` (K,).
+
+    Everything below takes x_t (B, D) and the path's a and b there, as floats or (B,) tensors,
+    computes in the dtype of x_t and is differentiable.
+    """
+
+    means: Tensor
+    std: float
+    weights: Tensor
+
+    def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
+        """``n`` draws x (n, D) in float32 and their modes (n,) in int64."""
+        g = torch.Generator().manual_seed(seed)
+        y = torch.multinomial(self.weights, n, replacement=True, generator=g)
+        noise = torch.randn(n, self.means.shape[1], generator=g, dtype=torch.float64)
+        return (self.means[y] + self.std * noise).float(), y
+
+    def log_density(self, x_t: Tensor, a: Coefficient, b: Coefficient) -> Tensor:
+        """log p(x_t), (B,)."""
+        log_joint, _, v = self._modes(x_t, a, b)
+        D = x_t.shape[1]
+        return log_joint.logsumexp(1) - D / 2 * (2 * math.pi * v).log().squeeze(1)
+
+    def score(self, x_t: Tensor, a: Coefficient, b: Coefficient) -> Tensor:
+        """grad log p(x_t), (B, D)."""
+        _, residual, v = self._posterior(x_t, a, b)
+        return -residual / v
+
+    def posterior_data(self, x_t: Tensor, a: Coefficient, b: Coefficient) -> Tensor:
+        """E[x | x_t], (B, D)."""
+        mean, residual, v = self._posterior(x_t, a, b)
+        return mean + _column(a, x_t) * self.std**2 / v * residual
+
+    def posterior_noise(self, x_t: Tensor, a: Coefficient, b: Coefficient) -> Tensor:
+        """E[eps | x_t], (B, D), for eps of unit variance."""
+        _, residual, v = self._posterior(x_t, a, b)
+        return _column(b, x_t) / v * residual
+
+    def velocity(
+        self, x_t: Tensor, a: Coefficient, b: Coefficient, da: Coefficient, db: Coefficient
+    ) -> Tensor:
+        """E[dx_t/dt | x_t] = da E[x | x_t] + db E[eps | x_t], (B, D): what flow matching learns."""
+        data, noise = self.posterior_data(x_t, a, b), self.posterior_noise(x_t, a, b)
+        return _column(da, x_t) * data + _column(db, x_t) * noise
+
+    def flow_map(self, x_t: Tensor, t: Coefficient, u: Coefficient, at: Coefficients) -> Tensor:
+        """Where the flow dx/dt = velocity takes x_t (B, D) from time ``t`` to ``u``; float64.
+
+        Solved by DOP853 at a tolerance of 1e-10; ``t`` and ``u`` are floats or (B,), ``at`` is
+        ``coefficients(path)`` or any such function.
+        """
+        start = x_t.detach().double().cpu()
+        begin = torch.as_tensor(t, dtype=torch.float64).expand(len(start))
+        length = torch.as_tensor(u, dtype=torch.float64).expand(len(start)) - begin
+
+        def derivative(tau: float, flat: NDArray[np.float64]) -> NDArray[np.float64]:
+            x = torch.from_numpy(flat.copy()).view_as(start)
+            velocity = self.velocity(x, *at(begin + tau * length))
+            return (length.unsqueeze(1) * velocity).flatten().numpy()
+
+        solution = solve_ivp(
+            derivative, (0, 1), start.flatten().numpy(), "DOP853", (1,), rtol=1e-10, atol=1e-10
+        )
+        assert solution.success, solution.message
+        return torch.from_numpy(solution.y[:, -1].copy()).view_as(start)
+
+    def _modes(self, x_t: Tensor, a: Coefficient, b: Coefficient) -> tuple[Tensor, Tensor, Tensor]:
+        """log w_k - |x_t - a m_k|^2 / 2v (B, K), x_t - a m_k (B, K, D), v (B or 1, 1)."""
+        a, b = _column(a, x_t), _column(b, x_t)
+        v = a**2 * self.std**2 + b**2
+        residuals = x_t.unsqueeze(1) - a.unsqueeze(1) * self.means.to(x_t)
+        log_weights = (self.weights / self.weights.sum()).log().to(x_t)
+        return log_weights - residuals.square().sum(2) / (2 * v), residuals, v
+
+    def _posterior(
+        self, x_t: Tensor, a: Coefficient, b: Coefficient
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Averages over the modes given x_t: of m_k (B, D), of x_t - a m_k (B, D); and v."""
+        log_joint, residuals, v = self._modes(x_t, a, b)
+        r = log_joint.softmax(1)
+        return r @ self.means.to(x_t), (r.unsqueeze(2) * residuals).sum(1), v
+
+
+def gaussian_flow_map(
+    x_t: Tensor, std: float, at_t: tuple[float, float], at_u: tuple[float, float]
+) -> Tensor:
+    """The flow map of data N(0, std^2 I), from path coefficients (a, b) ``at_t`` to ``at_u``.
+
+    The velocity is x v'/2v with v = a^2 std^2 + b^2, hence x_u = x_t sqrt(v_u / v_t).
+    """
+    v_t, v_u = (a**2 * std**2 + b**2 for a, b in (at_t, at_u))
+    return x_t * math.sqrt(v_u / v_t)
+
+
+def coefficients(path: Path) -> Coefficients:
+    """The coefficients of a ``path`` with unit-variance eps: its noise_std goes into b."""
+
+    def at(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scale = path.noise_std
+        return path.alpha(t), path.sigma(t) * scale, path.d_alpha(t), path.d_sigma(t) * scale
+
+    return at
+
+
+def _column(c: Coefficient, like: Tensor) -> Tensor:
+    """A coefficient as (B, 1), or (1, 1) for a float, in the dtype of ``like``."""
+    return torch.as_tensor(c, dtype=like.dtype, device=like.device).reshape(-1, 1)
+
+
+def _dataset(name: str, mixture: GaussianMixture, train: int, test: int, classes: int) -> Dataset:
+    def draw(n: int, seed: int) -> Split:
+        x, y = mixture.sample(n, seed)
+        return Split(x, y if classes else None)
+
+    return Dataset(name, draw(train, TRAIN_SEED), draw(test, TEST_SEED), classes)
+
+
+@DATA.register("gaussians")
+@dataclass(frozen=True)
+class Gaussians:
+    """``modes`` equal Gaussians of width ``std`` on a ring in the plane; labels are the modes."""
+
+    suggested_backbone: ClassVar[str] = "mlp"
+
+    modes: int = 8
+    radius: float = 1.0
+    std: float = 0.1
+    samples: int = 8192
+    test_samples: int = 2048
+
+    def __post_init__(self) -> None:
+        check_range("gaussians.modes", self.modes, 1)
+        check_range("gaussians.radius", self.radius, 0)
+        check_range("gaussians.std", self.std, 0, open_low=True)
+        check_range("gaussians.samples", self.samples, 1)
+        check_range("gaussians.test_samples", self.test_samples, 1)
+
+    def mixture(self) -> GaussianMixture:
+        angle = 2 * math.pi / self.modes * torch.arange(self.modes, dtype=torch.float64)
+        means = self.radius * torch.stack((angle.cos(), angle.sin()), 1)
+        weights = torch.full((self.modes,), 1 / self.modes, dtype=torch.float64)
+        return GaussianMixture(means, self.std, weights)
+
+    def load(self) -> Dataset:
+        return _dataset("gaussians", self.mixture(), self.samples, self.test_samples, self.modes)
+
+
+@DATA.register("gaussian")
+@dataclass(frozen=True)
+class Gaussian:
+    """One Gaussian N(0, std^2 I): even the flow map is closed (``gaussian_flow_map``)."""
+
+    suggested_backbone: ClassVar[str] = "mlp"
+
+    std: float = 0.5
+    dimensions: int = 2
+    samples: int = 8192
+    test_samples: int = 2048
+
+    def __post_init__(self) -> None:
+        check_range("gaussian.std", self.std, 0, open_low=True)
+        check_range("gaussian.dimensions", self.dimensions, 1)
+        check_range("gaussian.samples", self.samples, 1)
+        check_range("gaussian.test_samples", self.test_samples, 1)
+
+    def mixture(self) -> GaussianMixture:
+        zero = torch.zeros(1, self.dimensions, dtype=torch.float64)
+        return GaussianMixture(zero, self.std, torch.ones(1, dtype=torch.float64))
+
+    def load(self) -> Dataset:
+        return _dataset("gaussian", self.mixture(), self.samples, self.test_samples, 0)

@@ -1,0 +1,203 @@
+"""Evaluated cells: one Frechet distance each, with how it was sampled.
+
+All cells of a seed, whatever the objective, start from the same noise and the same labels, and the
+number of network calls is counted, not computed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import UserError
+from fewstep.experiments.config import RunConfig
+from fewstep.experiments.data import Dataset, to_uint8
+from fewstep.experiments.metric import Metric, short_hash
+from fewstep.experiments.rundir import Json, RunDirectory, write_json
+from fewstep.experiments.seeds import generator
+from fewstep.experiments.settings import Evaluation
+from fewstep.experiments.trainer import choose_device, load_network
+from fewstep.objectives import Guided, Net, Objective, sampling_fields
+
+SAMPLES_KEPT = 64  # of each cell, for the sample grid
+
+OnCell = Callable[[int, int, float], None]
+"""(cells done, of how many, cells a second)"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How a run's network is sampled. ``times`` is None for ``steps`` uniform steps."""
+
+    steps: int
+    times: tuple[float, ...] | None = None
+    weights: str = "ema"
+    guidance: float = 1.0
+    sample_set: int = 0
+
+    def describe(self, objective: Objective) -> Json:
+        """The cell as its file tells it, the objective's sampler settings included."""
+        times = None if self.times is None else list(self.times)
+        return {**asdict(self), "times": times, "sampler": sampling_fields(objective)}
+
+
+def cells(evaluation: Evaluation) -> list[Cell]:
+    """The product that the settings ask for."""
+    schedules: list[tuple[int, tuple[float, ...] | None]] = [(k, None) for k in evaluation.steps]
+    schedules += [(len(times) - 1, tuple(times)) for times in evaluation.times]
+    return [
+        Cell(steps, times, weights, float(guidance), sample_set)
+        for (steps, times), weights, guidance, sample_set in product(
+            schedules, evaluation.weights, evaluation.guidance, range(evaluation.sample_sets)
+        )
+    ]
+
+
+def asked(evaluation: Evaluation) -> Json:
+    """The metric as the settings ask for it; kept in a cell's file beside what it came to."""
+    return {name: getattr(evaluation, name) for name in ("samples", "reference", "extractor")}
+
+
+def cells_lacking(config: RunConfig, directory: RunDirectory) -> int:
+    """How many of the cells asked for the directory lacks; reads JSON only, prepares nothing."""
+    have = [(cell["cell"], cell["asked"]) for cell in directory.cells().values()]
+    want = [c.describe(config.objective) for c in cells(config.evaluation)]
+    return sum((cell, asked(config.evaluation)) not in have for cell in want)
+
+
+class CountedNet:
+    """A network that counts its calls."""
+
+    def __init__(self, net: Net) -> None:
+        self.net = net
+        self.calls = 0
+
+    def __call__(
+        self, x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        self.calls += 1
+        return self.net(x, t, d, y)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """``x``: raw data (N, ...); ``y``: (N,) or None; ``nfe``: network calls each sample cost."""
+
+    x: Tensor
+    y: Tensor | None
+    nfe: int
+
+
+@torch.no_grad()
+def draw(
+    config: RunConfig, dataset: Dataset, net: nn.Module, cell: Cell, samples: int, batch_size: int
+) -> Drawn:
+    """Sample ``net``; the noise and the labels depend on the seed and the sample set alone.
+
+    Raises:
+        FloatingPointError: samples that are not finite.
+    """
+    seed, device = config.seed, next(net.parameters()).device
+    times = config.objective.path.times(cell.steps if cell.times is None else cell.times)
+    g = generator(seed, "noise", cell.sample_set)
+    noise = torch.randn(samples, *dataset.shape, generator=g)
+    labels = _labels(dataset, samples, generator(seed, "labels", cell.sample_set))
+    if cell.guidance != 1 and labels is None:
+        raise UserError(f"evaluation.guidance {cell.guidance}: {dataset.name} has no labels")
+    parts, nfe = [], 0
+    chunks = torch.arange(samples).tensor_split(-(-samples // batch_size))
+    for i, index in enumerate(chunks):
+        counted = CountedNet(net)
+        guided = Guided(counted, cell.guidance, dataset.num_classes)
+        x = config.objective.sample(
+            counted if cell.guidance == 1 else guided,
+            noise[index].to(device),
+            None if labels is None else labels[index].to(device),
+            times,
+            generator(seed, "sampler", cell.sample_set, i, device=device),
+        ).cpu()
+        if not bool(torch.isfinite(x).all()):
+            raise FloatingPointError(f"samples at {cell.steps} steps are not finite")
+        parts.append(to_uint8(x) if dataset.is_image else x.float())
+        nfe = counted.calls
+    return Drawn(torch.cat(parts), labels, nfe)
+
+
+def _labels(dataset: Dataset, samples: int, g: torch.Generator) -> Tensor | None:
+    """Labels in the training split's own proportions, to within one sample a class; shuffled.
+
+    Evenly spaced positions of the sorted labels: a random draw would add its own spread to FD.
+    """
+    y = dataset.train.y
+    if y is None:
+        return None
+    position = (torch.arange(samples) * len(y) + len(y) // 2) // samples
+    return y.sort().values[position][torch.randperm(samples, generator=g)]
+
+
+def evaluate(
+    config: RunConfig,
+    dataset: Dataset,
+    directory: RunDirectory,
+    cache: Path,
+    on_cell: OnCell,
+) -> list[str]:
+    """Evaluate the cells that ``config.evaluation`` asks for and the run lacks; their names.
+
+    Each cell is written as soon as it is known.
+    """
+    settings = config.evaluation
+    if not settings.steps and not settings.times:
+        return []
+    metric = Metric(settings, dataset, cache)
+    names = {
+        f"steps{cell.steps:04d}-{cell.weights}-"
+        + short_hash([cell.describe(config.objective), metric.identity["id"]]): cell
+        for cell in cells(settings)
+    }
+    todo = {name: c for name, c in names.items() if not directory.cell_file(name).exists()}
+    device = choose_device(config.training.device)
+    networks = {
+        weights: load_network(config, dataset, directory.checkpoints, weights).to(device)
+        for weights in sorted({cell.weights for cell in todo.values()})
+    }
+    begun = time.perf_counter()
+    for done, (name, cell) in enumerate(todo.items(), start=1):
+        started = time.perf_counter()
+        drawn = draw(
+            config, dataset, networks[cell.weights], cell, metric.samples, settings.batch_size
+        )
+        seconds = time.perf_counter() - started
+        _keep(directory.samples / f"{name}.npz", drawn)
+        record = {
+            "cell": cell.describe(config.objective),
+            "asked": asked(settings),
+            "metric": metric.identity,
+            "value": metric.distance(drawn.x),
+            "floor": metric.floor,
+            "nfe": drawn.nfe,
+            "seconds": seconds,
+            "images_per_second": metric.samples / seconds,
+            "device": str(device),
+        }
+        write_json(directory.cell_file(name), record)
+        on_cell(done, len(todo), done / (time.perf_counter() - begun))
+    return list(todo)
+
+
+def _keep(file: Path, drawn: Drawn) -> None:
+    kept = {"images": drawn.x[:SAMPLES_KEPT].numpy()}
+    if drawn.y is not None:
+        kept["labels"] = drawn.y[:SAMPLES_KEPT].numpy()
+    file.parent.mkdir(exist_ok=True)
+    temporary = file.with_name(f".{file.stem}.{os.getpid()}.npz")
+    np.savez_compressed(temporary, **kept)  # type: ignore[arg-type]
+    os.replace(temporary, file)

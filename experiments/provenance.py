@@ -1,0 +1,73 @@
+"""Where a result comes from: commit, versions, host, and the source it was made by."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import fewstep
+from fewstep.experiments.rundir import Json
+
+PACKAGES = ("torch", "numpy", "scipy", "hydra-core", "omegaconf", "safetensors")
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def source_hash(thing: object) -> str:
+    """12 hex digits of the hash of the file that defines a class: a changed method is seen."""
+    try:
+        text = Path(inspect.getfile(type(thing))).read_bytes()
+    except (OSError, TypeError):
+        return "unknown"
+    return hashlib.sha256(text).hexdigest()[:12]
+
+
+@cache
+def commit() -> Json:
+    """The commit of the checkout fewstep runs from, and whether it was edited; None outside git."""
+
+    def git(*arguments: str) -> str | None:
+        folder = Path(fewstep.__file__).resolve().parent
+        try:
+            told = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return told.stdout.strip() if told.returncode == 0 else None
+
+    # a wheel may be installed inside somebody else's checkout: that commit is not ours
+    tracked = git("ls-files", "--error-unmatch", "__init__.py")
+    if tracked is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+
+
+def environment() -> Json:
+    """The software and the machine."""
+    return {
+        **commit(),
+        "fewstep": fewstep.__version__,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

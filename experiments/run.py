@@ -1,0 +1,248 @@
+"""One run, from its directory: train, evaluate, record. The same code under every launcher."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from fewstep.errors import UserError
+from fewstep.experiments.config import RunConfig
+from fewstep.experiments.evaluation import evaluate
+from fewstep.experiments.provenance import environment, now, source_hash
+from fewstep.experiments.rundir import Json, RunDirectory
+from fewstep.experiments.trainer import Interrupted, NotFinite, Trainer
+from fewstep.objectives import sampling_fields
+
+log = logging.getLogger(__name__)
+
+OnProgress = Callable[[str, int, int, float], None]
+"""(phase "train" | "evaluate", done, of how many, a second)"""
+
+
+class RunFailed(Exception):
+    """The run ended as a recorded failure; ``record`` is its failure.json."""
+
+    def __init__(self, record: Json) -> None:
+        super().__init__(f"{record['class']}: {record['message']}")
+        self.record = record
+
+
+class Busy(Exception):
+    """Another process is at work on this run."""
+
+
+def directory_of(config: RunConfig) -> RunDirectory:
+    """Where the run belongs: ``<runs>/<sweep>/<key>``."""
+    return RunDirectory(Path(config.values["runs"]) / config.values["sweep"] / config.key)
+
+
+def prepare(config: RunConfig) -> RunDirectory:
+    """Make the run's directory: ``spec.json`` once, ``request.json`` when other cells are asked.
+
+    Raises:
+        UserError: the run root cannot be written, or the directory is of another configuration.
+    """
+    directory = directory_of(config)
+    spec = read_spec(directory) if directory.path.is_dir() else None
+    request = {
+        "evaluation": config.values["evaluation"],
+        "sampler": sampling_fields(config.objective),
+    }
+    try:
+        directory.path.mkdir(parents=True, exist_ok=True)
+        if spec is None:
+            directory.write(
+                "spec",
+                {
+                    "version": 1,
+                    "key": config.key,
+                    "title": config.objective.title,
+                    "config": config.values,
+                    "created": now(),
+                },
+            )
+        if directory.request() != request:
+            directory.write("request", request)
+    except OSError as error:
+        root = config.values["runs"]
+        raise UserError(
+            f"cannot write to run root {root!r} ({error.strerror}); choose another with runs=DIR"
+        ) from None
+    return directory
+
+
+def read_spec(directory: RunDirectory) -> RunConfig | None:
+    """The configuration in ``spec.json``, checked to be this directory's; None without one.
+
+    Raises:
+        UserError: the spec is of another configuration than the directory's name says.
+    """
+    spec = directory.spec()
+    if spec is None:
+        return None
+    try:
+        config = RunConfig(spec["config"])
+        key = config.key
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory.path / 'spec.json'} is not the spec of a run ({error})"
+        ) from None
+    if {key, spec["key"]} != {directory.key}:
+        raise UserError(
+            f"{directory.path} is from another configuration: its spec.json has key {key}, "
+            f"expected {directory.key}; remove the directory or restore its spec.json"
+        )
+    return config
+
+
+def load_config(directory: RunDirectory) -> RunConfig:
+    """The run's configuration, with the cells last asked for.
+
+    Raises:
+        UserError: no run there, or a directory from another configuration.
+    """
+    config = read_spec(directory)
+    if config is None:
+        raise UserError(f"no run in {directory.path}: it has no spec.json")
+    request = directory.request()
+    if request is None:
+        return config
+    objective = {**config.values["objective"], **request["sampler"]}
+    return RunConfig({**config.values, "objective": objective, "evaluation": request["evaluation"]})
+
+
+def run(
+    directory: RunDirectory,
+    stop: Callable[[], bool] = lambda: False,
+    on_progress: OnProgress = lambda phase, done, total, rate: None,
+) -> Json:
+    """Bring the run to its end, from wherever it is, and return its result.
+
+    A finished run is only evaluated at the cells it lacks.
+
+    Raises:
+        RunFailed: it ended as a failure, recorded in failure.json.
+        Interrupted: ``stop()`` became true; it can be continued.
+        Busy: another process has it.
+        UserError: the directory holds no run, or one of another configuration.
+    """
+    config = load_config(directory)
+    lock = FileLock(directory.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Busy(f"another process is at work on {directory.path}") from None
+    try:
+        return _run(config, directory, stop, on_progress)
+    except Interrupted:
+        raise
+    except Exception as error:
+        record = failure_record(directory.key, error)
+        directory.write("failure", record)
+        log.exception("run %s failed", directory.key)
+        raise RunFailed(record) from error
+    finally:
+        lock.release()
+
+
+def _run(
+    config: RunConfig,
+    directory: RunDirectory,
+    stop: Callable[[], bool],
+    on_progress: OnProgress,
+) -> Json:
+    started, begun = now(), time.perf_counter()
+    dataset = config.data.load()
+    result = directory.result()
+    trainer = None
+    if result is None:
+        directory.remove("failure")
+        trainer = Trainer(config, dataset, directory)
+        trainer.train(stop, lambda done, total, rate: on_progress("train", done, total, rate))
+    evaluation_begun = time.perf_counter()
+
+    def on_cell(done: int, total: int, rate: float) -> None:
+        on_progress("evaluate", done, total, rate)
+        if stop() and done < total:
+            raise Interrupted(f"stopped after {done} of {total} cells")
+
+    cache = directory.path.parent.parent / "_cache"
+    added = evaluate(config, dataset, directory, cache, on_cell)
+    if trainer is None:
+        assert result is not None
+        if added:
+            log.info("added %d cells to run %s", len(added), directory.key)
+        return result
+    images = trainer.step * config.training.batch_size
+    result = {
+        "key": directory.key,
+        "steps": trainer.step,
+        "images_seen": images,
+        "train_seconds": trainer.seconds,
+        "evaluate_seconds": time.perf_counter() - evaluation_begun,
+        "seconds_total": time.perf_counter() - begun,
+        "steps_per_second": trainer.step / trainer.seconds,
+        "images_per_second": images / trainer.seconds,
+        "peak_memory_bytes": peak_memory(trainer.device),
+        "parameters": sum(p.numel() for p in trainer.net.parameters()),
+        **{name: trainer.last.get(name) for name in ("loss", "validation_loss")},
+        "provenance": {
+            **environment(),
+            "objective_source": source_hash(config.objective),
+            "backbone_source": source_hash(config.backbone),
+            "device": str(trainer.device),
+            "threads": torch.get_num_threads(),
+            "started": started,
+            "finished": now(),
+        },
+    }
+    directory.write("result", result)
+    return result
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU where one is used, of the process otherwise."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def failure_record(key: str, error: BaseException) -> Json:
+    """failure.json for an exception: a class, a line a person understands, the traceback."""
+    return {
+        "key": key,
+        "class": failure_class(error),
+        "message": (str(error).strip() or type(error).__name__).splitlines()[0],
+        "traceback": "".join(traceback.format_exception(error)),
+        "step": getattr(error, "step", None),
+        "finished": now(),
+    }
+
+
+def failure_class(error: BaseException) -> str:
+    """nan | oom | bad_data | bug."""
+    if isinstance(error, NotFinite | FloatingPointError):
+        return "nan"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "oom"
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return "oom"  # what torch's CPU allocator says
+    return "bad_data" if isinstance(error, UserError) else "bug"
+
+
+__all__ = [
+    "Busy",
+    "Interrupted",
+    "RunFailed",
+    "directory_of",
+    "load_config",
+    "prepare",
+    "run",
+]

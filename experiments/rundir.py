@@ -1,0 +1,194 @@
+"""The run directory: the only thing that travels up from a run, and the truth about it.
+
+::
+
+    runs/<sweep>/<key>/
+        spec.json                 the whole resolved configuration, written once
+        request.json              the cells asked for last; they may grow after the training
+        metrics.jsonl             one line per logged step
+        checkpoints/              the last two checkpoints
+        evaluations/<cell>.json   one evaluated cell each
+        samples/<cell>.npz        the first samples of that cell
+        progress.json             where a running run is (for status; may be stale)
+        log.txt                   what the process printed
+        failure.json              why the last attempt failed, if it did
+        result.json               written last: its presence means done
+
+This module imports no torch: ``status``, ``sync`` and the reports read thousands of these.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fewstep.errors import UserError
+
+Json = dict[str, Any]
+Status = Literal["done", "failed", "running", "new"]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON to ``path`` atomically (temporary name, fsync, rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=True) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files private; results are for the group too
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Json | None:
+    """The JSON object in ``path``; None where there is no such file.
+
+    Raises:
+        UserError: the file is there but is not a JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run, by name. Reading never creates anything."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        return self.path.name
+
+    @property
+    def sweep(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "run.lock"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def spec(self) -> Json | None:
+        return read_json(self.path / "spec.json")
+
+    def request(self) -> Json | None:
+        return read_json(self.path / "request.json")
+
+    def result(self) -> Json | None:
+        return read_json(self.path / "result.json")
+
+    def failure(self) -> Json | None:
+        return read_json(self.path / "failure.json")
+
+    def progress(self) -> Json | None:
+        return read_json(self.path / "progress.json")
+
+    def status(self) -> Status:
+        """``done`` | ``failed`` | ``running`` (begun, perhaps interrupted) | ``new``."""
+        if (self.path / "result.json").is_file():
+            return "done"
+        if (self.path / "failure.json").is_file():
+            return "failed"
+        begun = self.checkpoints.is_dir() or (self.path / "progress.json").is_file()
+        return "running" if begun else "new"
+
+    def metrics(self) -> list[Json]:
+        """The lines of metrics.jsonl, oldest first; a torn last line is passed over."""
+        try:
+            text = self.metrics_file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        rows = []
+        for line in text.splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break  # killed in the middle of a write: what follows is not to be trusted
+        return rows
+
+    def cells(self) -> dict[str, Json]:
+        """Evaluated cells by name, in name order."""
+        files = sorted((self.path / "evaluations").glob("*.json"))
+        return {file.stem: cell for file in files if (cell := read_json(file)) is not None}
+
+    def cell_file(self, name: str) -> Path:
+        return self.path / "evaluations" / f"{name}.json"
+
+    def write(self, name: str, value: Json) -> None:
+        """Write ``<name>.json`` atomically."""
+        write_json(self.path / f"{name}.json", value)
+
+    def remove(self, name: str) -> None:
+        """Remove ``<name>.json`` if it is there."""
+        (self.path / f"{name}.json").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class SweepDirectory:
+    """``runs/<sweep>/``: sweep.json (the plan's members) and one folder per run."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def plan(self) -> Json | None:
+        """``sweep.json``: ``{name, description, axes, runs: [{key, seed, choices}]}``."""
+        return read_json(self.path / "sweep.json")
+
+    def runs(self) -> list[RunDirectory]:
+        """The members named in sweep.json, in its order; every run folder where there is none."""
+        plan = self.plan()
+        if plan is not None:
+            return [RunDirectory(self.path / run["key"]) for run in plan["runs"]]
+        if not self.path.is_dir():
+            return []
+        return [RunDirectory(p.parent) for p in sorted(self.path.glob("*/spec.json"))]
+
+
+def find_sweeps(root: Path) -> list[SweepDirectory]:
+    """All sweeps under the run root, by name."""
+    if not root.is_dir():
+        return []
+    folders = sorted({p.parent.parent for p in root.glob("*/*/spec.json")})
+    planned = {p.parent for p in root.glob("*/sweep.json")}
+    return [SweepDirectory(p) for p in sorted(planned.union(folders))]

@@ -1,0 +1,124 @@
+"""The settings of a run that belong to no objective, backbone or data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fewstep.errors import UserError, check_choice, check_range
+
+PRECISIONS = ("float32", "bfloat16")
+SCHEDULES = ("constant", "cosine")
+WEIGHTS = ("ema", "raw")
+SPLITS = ("train", "test")
+
+
+def bookkeeping(default: Any) -> Any:
+    """A setting that cannot change a result: it is no part of a run's key."""
+    return field(default=default, metadata={"bookkeeping": True})
+
+
+@dataclass
+class Training:
+    """How a network is trained, whatever its objective.
+
+    Attributes:
+        steps: optimiser updates. batch_size: images an update.
+        lr: AdamW's peak learning rate. warmup: steps of linear warm-up to it.
+        schedule: constant | cosine (to 0 at the last step).
+        betas, eps, weight_decay: AdamW's.
+        clip: bound on the gradient's global norm, or null.
+        ema: decay of the averaged weights, reached as (1 + step) / (10 + step) grows.
+        label_dropout: share of labels replaced by "none" (needed for guidance).
+        precision: float32 | bfloat16 (autocast; weights stay float32).
+        device: auto | cpu | cuda | cuda:0 | mps. compile: torch.compile the network.
+        log_every, validate_every, checkpoint_every: steps between; 0 for never.
+    """
+
+    steps: int = 2000
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup: int = 0
+    schedule: str = "constant"
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    ema: float = 0.999
+    label_dropout: float = 0.0
+    precision: str = "float32"
+    device: str = bookkeeping("auto")
+    compile: bool = bookkeeping(False)
+    log_every: int = bookkeeping(50)
+    validate_every: int = bookkeeping(250)
+    checkpoint_every: int = bookkeeping(500)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            check_range(f"training.{name}", getattr(self, name), 1)
+        for name in ("warmup", "weight_decay", "log_every", "validate_every", "checkpoint_every"):
+            check_range(f"training.{name}", getattr(self, name), 0)
+        for name in ("lr", "eps"):
+            check_range(f"training.{name}", getattr(self, name), 0, open_low=True)
+        for name in ("ema", "label_dropout"):
+            check_range(f"training.{name}", getattr(self, name), 0, 1)
+        if len(self.betas) != 2:
+            raise UserError(f"training.betas must be two numbers, got {list(self.betas)}")
+        for beta in self.betas:
+            check_range("training.betas", beta, 0, 0.999999)
+        if self.clip is not None:
+            check_range("training.clip", self.clip, 0, open_low=True)
+        check_choice("training.precision", self.precision, PRECISIONS)
+        check_choice("training.schedule", self.schedule, SCHEDULES)
+
+
+@dataclass
+class Evaluation:
+    """Which cells a run is evaluated at: the product of steps (and times), weights, guidance, sets.
+
+    None of it changes the training, so none of it is part of a run's key.
+
+    Attributes:
+        steps: numbers of uniform sampling steps. times: irregular schedules, each falling from
+            the path's t_max to 0.
+        weights: ema | raw, one or both. guidance: scales of classifier-free guidance (1: none).
+        sample_sets: independent sets of samples per cell.
+        samples: N, or null for as many as the held-out split has.
+        reference: train | test, the split samples are compared with; the other one is the floor.
+        extractor: whose features are compared; "auto" takes cnn for images, raw for vectors.
+        batch_size: images sampled at a time.
+    """
+
+    steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 32, 128])
+    times: list[list[float]] = field(default_factory=list)
+    weights: list[str] = field(default_factory=lambda: ["ema"])
+    guidance: list[float] = field(default_factory=lambda: [1.0])
+    sample_sets: int = 1
+    samples: int | None = None
+    reference: str = "train"
+    extractor: str = "auto"
+    batch_size: int = 1000
+
+    def __post_init__(self) -> None:
+        for steps in self.steps:
+            check_range("evaluation.steps", steps, 1)
+        for weights in self.weights:
+            check_choice("evaluation.weights", weights, WEIGHTS)
+        for name in ("sample_sets", "batch_size"):
+            check_range(f"evaluation.{name}", getattr(self, name), 1)
+        if self.samples is not None:
+            check_range("evaluation.samples", self.samples, 2)
+        check_choice("evaluation.reference", self.reference, SPLITS)
+
+
+@dataclass
+class Tracking:
+    """Where sweeps are recorded.
+
+    Attributes:
+        uri: MLflow's tracking URI; null takes MLFLOW_TRACKING_URI, else sqlite under the run root.
+        enabled: whether a sweep is synced when it ends (``fewstep sync`` always can be).
+    """
+
+    uri: str | None = None
+    enabled: bool = True

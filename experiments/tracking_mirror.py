@@ -1,0 +1,163 @@
+"""Writing to MLflow so that it holds what the files hold, and nothing twice.
+
+Every function reads what is there and adds what is missing, so each may be killed and run again.
+``mirror`` is always an MLflow run, ``client`` an ``MlflowClient``.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError
+from fewstep.experiments.tracking_record import Point, Record, metric_name
+from fewstep.experiments.tracking_store import is_server
+
+METRICS_PER_BATCH, PARAMS_PER_BATCH = 800, 100  # MLflow: 1000 entities, 100 params, 100 tags
+SYNCED = "fewstep.synced"
+SOURCES = ("fewstep.objective_source", "fewstep.backbone_source")
+
+
+def find_experiment(client: Any, sweep: str, root: Path, uri: str) -> str:
+    """The id of the experiment ``fewstep/<sweep>``, created where there is none.
+
+    With a database, artifacts go under the run root (by default MLflow would put them in the
+    working directory); a server has its own place for them.
+    """
+    name = f"fewstep/{sweep}"
+    if (found := client.get_experiment_by_name(name)) is None:
+        place = None if is_server(uri) else (root / "mlartifacts" / sweep).resolve().as_uri()
+        tags = {"fewstep.sweep": sweep, "mlflow.experimentKind": "custom_model_development"}
+        return str(client.create_experiment(name, artifact_location=place, tags=tags))
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"the MLflow experiment {name!r} is in the bin; bring it back with "
+            f"`mlflow experiments restore -x {found.experiment_id}` or remove it with `mlflow gc`"
+        )
+    return str(found.experiment_id)
+
+
+def find_runs(client: Any, experiment: str) -> dict[str, Any]:
+    """The experiment's runs by ``fewstep.key``, oldest first; the sweep's parent run under ``""``.
+
+    Runs of other makers are passed over.
+    """
+    runs: dict[str, Any] = {}
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment], max_results=1000, order_by=["start_time ASC"], page_token=token
+        )
+        for run in page:
+            if "fewstep.role" in run.data.tags:
+                runs.setdefault(run.data.tags.get("fewstep.key", ""), run)
+        if not (token := page.token):
+            return runs
+
+
+def create_run(
+    client: Any, experiment: str, name: str, started: int, tags: Mapping[str, str]
+) -> Any:
+    """A new run, with its tags in the same transaction: it can be found from the start."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "unknown"
+    about = {"mlflow.user": user, "mlflow.source.name": "fewstep"} | dict(tags)
+    return client.create_run(experiment, start_time=started, tags=about, run_name=name)
+
+
+def set_status(client: Any, mirror: Any, status: str, ended: int | None) -> None:
+    """Set ``FINISHED``, ``FAILED``, ``KILLED``, ... and the end, where they are not so already."""
+    info = mirror.info
+    if info.status == status and (ended is None or info.end_time == ended):
+        return
+    if ended is None:  # set_terminated would say "ended now"
+        client.update_run(info.run_id, status=status)
+    else:
+        client.set_terminated(info.run_id, status=status, end_time=ended)
+
+
+def drop_tags(client: Any, mirror: Any, kept: Iterable[str]) -> None:
+    """Remove our tags that no longer hold, such as the failure of a run that was mended."""
+    for key in mirror.data.tags.keys() - {*kept, SYNCED, *SOURCES}:
+        if key.startswith("fewstep."):
+            client.delete_tag(mirror.info.run_id, key)
+
+
+def log_record(client: Any, mirror: Any, record: Record, fingerprint: str) -> None:
+    """Log the params and points that MLflow does not hold yet; the fingerprint last of all."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    points = [
+        Metric(key=point.key, value=point.value, step=point.step, timestamp=point.milliseconds)
+        for point in _missing(client, mirror, record)
+    ]
+    params = [Param(k, v) for k, v in record.params.items() if k not in mirror.data.params]
+    told = record.tags | {SYNCED: fingerprint}
+    tags = [RunTag(k, v) for k, v in told.items() if mirror.data.tags.get(k) != v]
+    chunks = _chunks(points, METRICS_PER_BATCH), _chunks(params, PARAMS_PER_BATCH)
+    batches: list[Any] = list(zip_longest(*chunks, fillvalue=[])) or [([], [])]
+    for batch in batches[:-1]:
+        client.log_batch(mirror.info.run_id, *batch)
+    # A store writes params, then metrics, then tags: within the call the fingerprint is last too.
+    client.log_batch(mirror.info.run_id, *batches[-1], tags=tags)
+
+
+def _missing(client: Any, mirror: Any, record: Record) -> list[Point]:
+    """The points to log: new steps of the curves, and values that differ from the latest."""
+    latest = mirror.data.metrics
+    stepped = {p.key for p in record.curves} | {p.key for p in record.values if p.step}
+    logged = {
+        (key, metric.step): metric.value
+        for key in stepped & latest.keys()
+        for metric in client.get_metric_history(mirror.info.run_id, key)
+    }
+    # A run resumed from a checkpoint writes its last steps anew: the later line of a step counts.
+    curves = {(p.key, p.step): p for p in record.curves if (p.key, p.step) not in logged}
+    values = {(p.key, p.step): p for p in record.values}
+    new = [
+        point
+        for (key, step), point in values.items()
+        if not _same(logged.get((key, step)) if step else latest.get(key), point.value)
+    ]
+    return [*curves.values(), *new]
+
+
+def log_dataset(client: Any, mirror: Any, data: Any) -> None:
+    """The run's data as an MLflow dataset: its name, and a digest of its configuration."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = getattr(mirror, "inputs", None)
+    if not isinstance(data, Mapping) or (inputs and inputs.dataset_inputs):
+        return
+    source = json.dumps(dict(data), sort_keys=True)
+    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+    dataset = Dataset(metric_name(str(data.get("name"))), digest, "fewstep", source)
+    context = [InputTag("mlflow.data.context", "training")]
+    client.log_inputs(mirror.info.run_id, datasets=[DatasetInput(dataset, context)])
+
+
+def log_folder(client: Any, mirror: Any, folder: Path) -> None:
+    """The files of ``folder`` as artifacts under its name (arrays of samples excepted)."""
+    for file in artifact_files(folder):
+        place = file.parent.relative_to(folder.parent).as_posix()
+        client.log_artifact(mirror.info.run_id, str(file), artifact_path=place)
+
+
+def artifact_files(folder: Path) -> list[Path]:
+    """The files below ``folder`` that are logged, in name order."""
+    return sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix not in (".npz", ".npy"))
+
+
+def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _same(old: float | None, new: float) -> bool:
+    return old == new or (old is not None and old != old and new != new)  # NaN equals NaN

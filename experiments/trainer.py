@@ -1,0 +1,292 @@
+"""The loop: one trainer for every objective, which it knows only as a loss.
+
+Everything random in step i comes from (seed, i), and everything that carries over is in the
+checkpoint, so that a run killed at any moment and run again ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import UserError
+from fewstep.experiments import checkpoint
+from fewstep.experiments.checkpoint import Checkpoint
+from fewstep.experiments.config import RunConfig
+from fewstep.experiments.data import Dataset, Split, to_model
+from fewstep.experiments.rundir import RunDirectory
+from fewstep.experiments.seeds import Order, derive, generator
+from fewstep.experiments.settings import Training
+from fewstep.objectives import Batch, Nets, Objective, Progress
+
+VALIDATION_BATCHES = 4
+
+OnStep = Callable[[int, int, float], None]
+"""(steps done, of how many, steps a second)"""
+
+
+class NotFinite(ArithmeticError):
+    """The loss or its gradient stopped being a number."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss or its gradient is not finite at step {step}")
+        self.step = step
+
+
+class Interrupted(Exception):
+    """Asked to stop; a checkpoint was written, the run can be continued."""
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes cuda, then mps, then cpu; another name is checked to be there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"training.device {name!r} cannot be used here: {reason}") from None
+
+
+def build_network(config: RunConfig, dataset: Dataset) -> nn.Module:
+    """The backbone as this run's objective asks it, with weights drawn from the run's seed."""
+    torch.manual_seed(derive(config.seed, "init"))
+    return config.backbone.build(dataset.shape, dataset.num_classes, config.objective.uses_jump)
+
+
+def learning_rate(training: Training, step: int) -> float:
+    """The rate of update number ``step``, counted from 0."""
+    warm = min(1.0, (step + 1) / (training.warmup + 1))
+    if training.schedule == "constant":
+        return training.lr * warm
+    done = max(0, step - training.warmup) / max(1, training.steps - training.warmup)
+    return training.lr * warm * (1 + math.cos(math.pi * done)) / 2
+
+
+class Trainer:
+    """One run's training; ``train`` goes from the newest checkpoint to the last step."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset, directory: RunDirectory) -> None:
+        self.config, self.dataset, self.directory = config, dataset, directory
+        self.training = config.training
+        self.objective: Objective = config.objective
+        self.device = choose_device(self.training.device)
+        self.net = build_network(config, dataset).to(self.device)
+        self.ema = copy.deepcopy(self.net).requires_grad_(False).eval()
+        learned = self.objective.learned_parts()
+        self.learned = None if learned is None else learned.to(self.device)
+        self.named = dict(self.net.named_parameters(prefix="net"))
+        if self.learned is not None:
+            self.named.update(self.learned.named_parameters(prefix="learned"))
+        self.optimiser = torch.optim.AdamW(
+            list(self.named.values()),
+            lr=self.training.lr,
+            betas=(self.training.betas[0], self.training.betas[1]),
+            eps=self.training.eps,
+            weight_decay=self.training.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        forward: Any = torch.compile(self.net) if self.training.compile else self.net
+        self.nets = Nets(online=forward, ema=self.ema, learned=self.learned)
+        self.order = Order(config.seed, len(dataset.train), self.training.batch_size)
+        self.step = 0
+        self.seconds = 0.0
+        self.last: dict[str, float] = {}
+        self.first_bad = torch.tensor(0, device=self.device)  # step of the first NaN, 0 for none
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    def train(self, stop: Callable[[], bool], on_step: OnStep) -> None:
+        """Train to the last step.
+
+        Raises:
+            NotFinite: the loss or gradient norm of a step is NaN or infinite.
+            Interrupted: ``stop()`` became true; a checkpoint of the step reached was written.
+        """
+        total, every = self.training.steps, self.training.checkpoint_every
+        if not self._restore():
+            self.directory.metrics_file.unlink(missing_ok=True)
+        self._trim_metrics()
+        begun, step_begun, seconds_begun = time.perf_counter(), self.step, self.seconds
+        while self.step < total:
+            logs = self._update()
+            elapsed = time.perf_counter() - begun
+            self.seconds = seconds_begun + elapsed
+            self._log(logs)
+            on_step(self.step, total, (self.step - step_begun) / elapsed)
+            interrupted = stop() and self.step < total
+            if self.step == total or interrupted or (every and self.step % every == 0):
+                self._check_finite()
+                self._save()
+            if interrupted:
+                raise Interrupted(f"stopped at step {self.step} of {total}")
+
+    def _update(self) -> dict[str, Tensor]:
+        training, step = self.training, self.step
+        torch.manual_seed(derive(self.config.seed, "dropout", step))
+        g = generator(self.config.seed, "train", step, device=self.device)
+        batch = self._batch(self.dataset.train, self.order.batch(step))
+        batch = Batch(batch.x, self._drop_labels(batch.y, g))
+        with self._autocast():
+            loss = self.objective.loss(self.nets, batch, Progress(step, training.steps), g)
+        mean = loss.per_sample.float().mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        mean.backward()
+        norm = nn.utils.clip_grad_norm_(self.named.values(), training.clip or math.inf)
+        logs = {"loss": mean.detach(), "grad_norm": norm.detach(), **loss.logs}
+        bad = ~torch.isfinite(mean.detach() + norm) & (self.first_bad == 0)
+        self.first_bad = torch.where(bad, step + 1, self.first_bad)
+        if self.device.type == "cpu":  # elsewhere a look waits for the device: now and then will do
+            self._check_finite()
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(training, step)
+        self.optimiser.step()
+        decay = min(training.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.ema.parameters()), list(self.net.parameters()), 1 - decay
+            )
+        self.step += 1
+        return logs
+
+    def _check_finite(self) -> None:
+        if step := int(self.first_bad):
+            raise NotFinite(step)
+
+    def _batch(self, split: Split, index: Tensor) -> Batch:
+        x = to_model(split.x[index]).to(self.device)
+        return Batch(x, None if split.y is None else split.y[index].to(self.device))
+
+    def _drop_labels(self, y: Tensor | None, g: torch.Generator) -> Tensor | None:
+        if y is None or not self.training.label_dropout:
+            return y
+        dropped = torch.rand(len(y), generator=g, device=y.device) < self.training.label_dropout
+        return y.masked_fill(dropped, self.dataset.num_classes)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.training.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    # ---- the held-out loss ---------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """The objective's loss of the EMA weights on held-out data, always with the same draws."""
+        nets = Nets(online=self.ema, ema=self.ema, learned=self.learned)
+        size = min(self.training.batch_size, len(self.dataset.test))
+        order = Order(self.config.seed, len(self.dataset.test), size)
+        total = 0.0
+        for i in range(VALIDATION_BATCHES):
+            g = generator(self.config.seed, "validation", i, device=self.device)
+            batch = self._batch(self.dataset.test, order.batch(i))
+            with self._autocast():
+                loss = self.objective.loss(nets, batch, Progress(self.step, self.training.steps), g)
+            total += float(loss.per_sample.float().mean())
+        return total / VALIDATION_BATCHES
+
+    # ---- records -------------------------------------------------------------------------------
+
+    def _log(self, logs: dict[str, Tensor]) -> None:
+        last = self.step == self.training.steps
+        log, validate = self.training.log_every, self.training.validate_every
+        due = bool(log) and self.step % log == 0
+        validation_due = bool(validate) and self.step % validate == 0
+        if not (due or validation_due or last):
+            return
+        self._check_finite()
+        row = {name: float(value) for name, value in logs.items()}
+        if validation_due or last:
+            row["validation_loss"] = self.validation_loss()
+        self.last = row
+        line = {
+            "step": self.step,
+            "images_seen": self.step * self.training.batch_size,
+            "seconds": round(self.seconds, 3),
+            "lr": learning_rate(self.training, self.step - 1),
+            **row,
+        }
+        with self.directory.metrics_file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _trim_metrics(self) -> None:
+        """Forget what was logged after the checkpoint: those steps are about to be run again."""
+        kept = [row for row in self.directory.metrics() if row["step"] <= self.step]
+        if kept or self.directory.metrics_file.exists():
+            text = "".join(json.dumps(row) + "\n" for row in kept)
+            self.directory.metrics_file.write_text(text)
+
+    # ---- checkpoints ---------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        if self.learned is not None:
+            tensors |= {f"learned.{k}": v for k, v in self.learned.state_dict().items()}
+        for name, parameter in self.named.items():
+            for slot, value in self.optimiser.state[parameter].items():
+                tensors[f"optimiser.{slot}.{name}"] = value
+        state = {"key": self.config.key, "seconds": self.seconds, "last": self.last}
+        checkpoint.save(self.directory.checkpoints, Checkpoint(self.step, tensors, state))
+
+    def _restore(self) -> bool:
+        found = checkpoint.load_latest(self.directory.checkpoints)
+        if found is None:
+            return False
+        if found.state["key"] != self.config.key:
+            raise UserError(
+                f"the checkpoint in {self.directory.path} belongs to run {found.state['key']}, "
+                f"expected {self.config.key}"
+            )
+        load_weights(self.net, found, "net")
+        load_weights(self.ema, found, "ema")
+        if self.learned is not None:
+            load_weights(self.learned, found, "learned")
+        for name, parameter in self.named.items():
+            self.optimiser.state[parameter] = {
+                slot: self._placed(slot, found.tensors[f"optimiser.{slot}.{name}"], parameter)
+                for slot in ("step", "exp_avg", "exp_avg_sq")
+            }
+        self.step = found.step
+        self.seconds = float(found.state["seconds"])
+        self.last = dict(found.state["last"])
+        return True
+
+    def _placed(self, slot: str, value: Tensor, parameter: Tensor) -> Tensor:
+        # AdamW counts steps in a tensor: on the CPU, unless it is the fused one of a GPU
+        fused_elsewhere = self.device.type == "cuda"
+        return value.to(parameter.device) if slot != "step" or fused_elsewhere else value
+
+
+def load_weights(module: nn.Module, found: Checkpoint, prefix: str) -> None:
+    """Fill ``module`` from the tensors of a checkpoint whose names begin with ``prefix``."""
+    start = f"{prefix}."
+    module.load_state_dict(
+        {k.removeprefix(start): v for k, v in found.tensors.items() if k.startswith(start)}
+    )
+
+
+def load_network(config: RunConfig, dataset: Dataset, folder: Path, weights: str) -> nn.Module:
+    """The trained network of a run, ``ema`` or ``raw``, in eval mode on the CPU.
+
+    Raises:
+        UserError: the run has no whole checkpoint yet.
+    """
+    found = checkpoint.load_latest(folder)
+    if found is None:
+        raise UserError(f"no checkpoint in {folder}: train the run first")
+    network = build_network(config, dataset)
+    load_weights(network, found, "ema" if weights == "ema" else "net")
+    return network.requires_grad_(False).eval()

@@ -1,0 +1,85 @@
+"""A run in a process of its own: ``python -m fewstep.experiments.worker RUN_DIRECTORY``.
+
+It tells where it is in progress.json, at most once a second, and on SIGTERM or SIGINT (or when the
+process that started it is gone) writes a checkpoint and leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from fewstep.errors import UserError
+from fewstep.experiments.rundir import RunDirectory
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED, BUSY = 0, 1, 2, 75, 76
+
+
+class StopFlag:
+    """True once a signal came, or the parent died where one was named."""
+
+    def __init__(self, parent: int | None = None) -> None:
+        self.parent = parent
+        self.signalled = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.signalled = True
+
+    def __call__(self) -> bool:
+        return self.signalled or (self.parent is not None and os.getppid() != self.parent)
+
+
+class ProgressFile:
+    """Writes progress.json at most once a second, and at the end of each phase."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self.written = 0.0
+
+    def __call__(self, phase: str, done: int, total: int, rate: float) -> None:
+        now = time.time()
+        if now - self.written < 1 and done < total:
+            return
+        self.written = now
+        record = {"phase": phase, "done": done, "total": total, "rate": rate, "time": now}
+        self.directory.write(
+            "progress", {**record, "pid": os.getpid(), "host": os.uname().nodename}
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one directory to its end; returns one of the exit codes above."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--parent", type=int, default=None, help="stop when this parent is gone")
+    options = parser.parse_args(arguments)
+    stop = StopFlag(options.parent)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    from fewstep.experiments.run import Busy, Interrupted, RunFailed, run  # torch: after signals
+
+    directory = RunDirectory(options.directory)
+    try:
+        run(directory, stop, ProgressFile(directory))
+    except RunFailed:
+        return FAILED
+    except Interrupted as reason:
+        logging.info("interrupted: %s", reason)
+        return INTERRUPTED
+    except Busy as reason:
+        logging.info("%s", reason)
+        return BUSY
+    except UserError as error:
+        logging.error("%s", error)
+        return BAD_INPUT
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

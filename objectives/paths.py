@@ -1,0 +1,150 @@
+"""Interpolants between data x and noise eps:  x_t = alpha(t) x + sigma(t) noise_std eps.
+
+==========  ==========  =======  =========  ===========================================
+path        alpha       sigma    t in       source
+==========  ==========  =======  =========  ===========================================
+``Linear``  1 - t       t        [0, 1]     rectified flow / flow matching (their t: 1 - t)
+``Trig``    cos t       sin t    [0, pi/2]  TrigFlow, Lu & Song 2024, sec. 3.1 (same t)
+==========  ==========  =======  =========  ===========================================
+
+TrigFlow's noise has the standard deviation of the data, ``sigma_d``, so that x_t has it at every t.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError, check_range
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ..., 1), to broadcast against ``like``."""
+    return t.reshape(-1, *[1] * (like.dim() - 1))
+
+
+class Path(ABC):
+    """An interpolant; times are (B,) tensors, data and noise (B, ...)."""
+
+    t_max: ClassVar[float]
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the path's noise."""
+        return 1.0
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """d alpha / dt."""
+
+    @abstractmethod
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """d sigma / dt."""
+
+    def mix(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t from data and *standard normal* noise."""
+        t = expand(t, x)
+        return self.alpha(t) * x + self.sigma(t) * self.noise_std * eps
+
+    def velocity(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """dx_t/dt, pointing toward noise."""
+        t = expand(t, x)
+        return self.d_alpha(t) * x + self.d_sigma(t) * self.noise_std * eps
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log of the signal-to-noise ratio (alpha / (sigma noise_std))^2.
+
+        The one axis shared by all paths: equal log_snr means equally hard to denoise.
+        """
+        return 2 * (self.alpha(t) / (self.sigma(t) * self.noise_std)).log()
+
+    def times(self, steps: int | Sequence[float]) -> list[float]:
+        """The decreasing times of a sampler: uniform for a number of steps, else checked as given.
+
+        Raises:
+            UserError: fewer than 1 step, or times not falling strictly from t_max to 0.
+        """
+        if isinstance(steps, int):
+            check_range("sampling steps", steps, 1)
+            return [self.t_max * (1 - i / steps) for i in range(steps)] + [0.0]
+        times = [float(t) for t in steps]
+        falls = all(a > b for a, b in pairwise(times))
+        if len(times) < 2 or not falls or times[-1] != 0 or not math.isclose(times[0], self.t_max):
+            raise UserError(
+                f"times must fall strictly from t_max = {self.t_max:.6g} to 0, got {times}"
+            )
+        return [self.t_max, *times[1:]]
+
+
+@dataclass(frozen=True)
+class Linear(Path):
+    """x_t = (1 - t) x + t eps."""
+
+    t_max: ClassVar[float] = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class Trig(Path):
+    """x_t = cos(t) x + sin(t) z,  z = sigma_d eps."""
+
+    sigma_d: float
+    t_max: ClassVar[float] = math.pi / 2
+
+    @property
+    def noise_std(self) -> float:
+        return self.sigma_d
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return t.cos()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.sin()
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        return -t.sin()
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        return t.cos()
+
+
+def linear_to_trig(x_t: Tensor, t: Tensor, sigma_d: float) -> tuple[Tensor, Tensor]:
+    """The bridge from ``Linear`` to ``Trig(sigma_d)``: the same x and eps at the same log_snr.
+
+    tan(theta) sigma_d = t / (1 - t), and both mixtures are the same up to a scale.
+    Returns x_theta (B, ...) and theta (B,).
+    """
+    theta = torch.atan2(t, sigma_d * (1 - t))
+    scale = sigma_d / ((sigma_d * (1 - t)) ** 2 + t**2).sqrt()
+    return x_t * expand(scale, x_t), theta
+
+
+def trig_to_linear(x_t: Tensor, theta: Tensor, sigma_d: float) -> tuple[Tensor, Tensor]:
+    """The inverse of ``linear_to_trig``."""
+    noise = sigma_d * theta.sin()
+    total = theta.cos() + noise
+    return x_t / expand(total, x_t), noise / total

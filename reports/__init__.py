@@ -1,0 +1,1 @@
+"""Summary -> tables, figures, a report: pure functions that read no run and train nothing."""

@@ -1,0 +1,136 @@
+"""One summary as Markdown, booktabs LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import io
+import math
+import re
+
+from fewstep.analysis.records import Cell, Summary
+from fewstep.reports import text
+from fewstep.reports.captions import FLOOR, caption
+
+
+def markdown(summary: Summary) -> str:
+    """A pipe table, the best bold, the second underlined, and the caption below it."""
+    header = ["Method", *(f"{s} step{'s' if s > 1 else ''}" for s in summary.steps)]
+    rows = [
+        [text.markdown(m), *(_markdown_cell(summary.cells[m, s]) for s in summary.steps)]
+        for m in summary.methods
+    ]
+    if summary.floor is not None:
+        floor = f"*{text.number(summary.floor)}*"
+        rows.append([f"*{FLOOR}*", *(floor for _ in summary.steps)])
+    align = ["---", *("---:" for _ in summary.steps)]
+    lines = [f"| {' | '.join(row)} |" for row in (header, align, *rows)]
+    return "\n".join([*lines, "", text.markdown(caption(summary)), ""])
+
+
+def _markdown_cell(cell: Cell) -> str:
+    shown = text.plain(cell)
+    value, space, count = shown.partition(" (") if cell.n else (shown, "", "")
+    if cell.best:
+        value = f"**{value}**"
+    elif cell.second:
+        value = f"<ins>{value}</ins>"  # GitHub strips <u>
+    return value + space + count + (" ≈" if cell.tie else "")
+
+
+def latex(summary: Summary) -> str:
+    """A ``table`` float to be \\input; its document needs ``\\usepackage{booktabs}``."""
+    k = len(summary.steps)
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{table}[t]",
+        r"\centering\small\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
+        rf"\caption{{{text.latex(caption(summary))}}}",
+        rf"\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', summary.sweep)}}}",
+        rf"\begin{{tabular}}{{l{'c' * k}}}",
+        r"\toprule",
+    ]
+    if k:
+        lines.append(rf"& \multicolumn{{{k}}}{{c}}{{Sampling steps}} \\ \cmidrule(lr){{2-{k + 1}}}")
+    lines.append(_latex_row(["Method", *map(str, summary.steps)]))
+    lines.append(r"\midrule")
+    lines += [
+        _latex_row(
+            [
+                _latex_lines([*map(text.latex, text.wrapped(m))], "l"),
+                *(_latex_cell(summary.cells[m, s]) for s in summary.steps),
+            ]
+        )
+        for m in summary.methods
+    ]
+    if summary.floor is not None:
+        lines.append(r"\midrule")
+        lines.append(_latex_row([rf"\textit{{{FLOOR}}}", *[text.number(summary.floor)] * k]))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def latex_document(table_file: str = "table") -> str:
+    """A document of its own around the file that holds ``latex``'s table, to look at."""
+    return "\n".join([
+        r"\documentclass{article}",
+        r"\usepackage[a4paper,landscape,margin=2cm]{geometry}",
+        r"\usepackage{booktabs}",
+        r"\begin{document}",
+        rf"\input{{{table_file}}}",
+        r"\end{document}",
+        "",
+    ])  # fmt: skip
+
+
+def _latex_row(cells: list[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _latex_lines(lines: list[str], align: str) -> str:
+    """One or more lines of LaTeX in one cell, centred on the row."""
+    if len(lines) == 1:
+        return lines[0]
+    return rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}" + r" \\ ".join(lines) + r"\end{tabular}"
+
+
+def _latex_cell(cell: Cell) -> str:
+    if not cell.n:
+        return rf"{{\scriptsize {text.latex(text.no_value(cell))}}}"
+    mean, spread = text.mean_and_spread(cell)
+    value = mean + (rf" {{\scriptsize$\pm$ {spread}}}" if spread else "")
+    if cell.best:
+        value = rf"\textbf{{{value}}}"
+    elif cell.second:
+        value = rf"\underline{{{value}}}"
+    value += r"$^{\approx}$" if cell.tie else ""
+    count = rf"{{\scriptsize({text.account(cell)})}}"
+    # an incomplete cell has much to say: on a second line, lest it widen the column
+    return f"{value} {count}" if cell.complete else _latex_lines([value, count], "c")
+
+
+CSV_COLUMNS = (
+    "method", "steps", "nfe", "mean", "half_width", "n", "failed", "missing", "expected", "floor",
+    "best", "second", "tie", "p_value", "underpowered", "metric", "metric_id", "seeds", "keys",
+)  # fmt: skip
+
+
+def csv(summary: Summary) -> str:
+    """Tidy and numeric, at full precision: one line per method x steps; empty for no value."""
+    file = io.StringIO()
+    writer = csv_module.writer(file, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    conditions = summary.conditions
+    for method in summary.methods:
+        for steps in summary.steps:
+            c = summary.cells[method, steps]
+            writer.writerow([
+                method, steps, _number(c.nfe), _number(c.mean), _number(c.half_width), c.n,
+                c.n_failed, c.n_missing, c.n_expected, _number(summary.floor),
+                int(c.best), int(c.second), int(c.tie), _number(c.p_value), int(c.underpowered),
+                conditions.metric or "", conditions.metric_id or "",
+                " ".join(map(str, c.values)), " ".join(c.keys),
+            ])  # fmt: skip
+    return file.getvalue()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else repr(value)

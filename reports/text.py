@@ -1,0 +1,140 @@
+"""How numbers and names are written: rounding, accounting for runs, escaping."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+import unicodedata
+
+from fewstep.analysis.records import Cell
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "%": r"\%",
+    "_": r"\_",
+    "&": r"\&",
+    "#": r"\#",
+    "$": r"\$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # a row may begin with it, where \\[ and \\* are commands of their own
+    "]": "{]}",
+    "*": "{*}",
+    "`": r"\textasciigrave{}",
+    '"': "''",  # OT1, which a paper has unless it asks for another, lacks the straight one
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≈": r"$\approx$",
+    "→": r"$\to$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "∞": r"$\infty$",
+    "·": r"$\cdot$",
+    "–": r"\textendash{}",
+    "—": r"\textemdash{}",
+    "’": "'",
+    "…": r"\ldots{}",
+}
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~#$&])")
+
+
+def one_line(text: str) -> str:
+    """Without control characters, line breaks among them."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+
+
+def latex(text: str) -> str:
+    """``text`` for LaTeX, whatever is in it; what pdflatex can not set is named: [U+4E2D]."""
+    escaped = "".join(_latex_character(c) for c in one_line(text))
+    return escaped.replace("--", "-{}-{}")  # or two hyphens would become a dash
+
+
+def _latex_character(character: str) -> str:
+    if character in _LATEX:
+        return _LATEX[character]
+    if character.isascii():
+        return character
+    name = unicodedata.name(character, "")
+    if greek := re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (FINAL )?([A-Z]+)", name):
+        letter = {"LAMDA": "LAMBDA"}.get(greek[3], greek[3]).lower()
+        if greek[1] == "SMALL" and letter != "omicron":
+            return rf"$\{letter}$"
+        if letter in _CAPITALS:
+            return rf"$\{letter.capitalize()}$"
+    base = unicodedata.normalize("NFD", character)
+    if len(base) == 2 and base[0].isascii() and base[0].isalpha() and base[1] in _ACCENTS:
+        return rf"{{\{_ACCENTS[base[1]]}{{{base[0]}}}}}"
+    return f"{{[}}U+{ord(character):04X}{{]}}"
+
+
+_CAPITALS = {"gamma", "delta", "theta", "lambda", "xi", "pi", "sigma", "phi", "psi", "omega"}
+_ACCENTS = {
+    "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u",
+    "\u0307": ".", "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
+}  # fmt: skip
+
+
+def wrapped(label: str, width: int = 24) -> list[str]:
+    """A method's label in lines: one for each of its choices, and no word broken."""
+    parts = one_line(label).split(" · ")
+    return [
+        line for part in parts for line in textwrap.wrap(part, width, break_long_words=False)
+    ] or [label]
+
+
+def markdown(text: str) -> str:
+    """``text`` for a cell of a Markdown table: nothing in it is markup, nothing ends the cell."""
+    return _MARKDOWN.sub(r"\\\1", one_line(text))
+
+
+def number(value: float, spread: float = math.nan) -> str:
+    """Three significant digits, and as many decimals as the spread needs to show one."""
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) >= 1e5:
+        return f"{value:.3g}"
+    decimals = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+    if math.isfinite(spread) and spread > 0:
+        decimals = max(decimals, -math.floor(math.log10(spread)))
+    return f"{value:.{min(decimals, 6)}f}"
+
+
+def mean_and_spread(cell: Cell) -> tuple[str, str]:
+    """``("12.3", "1.1")`` with the same decimals; the spread is empty for one seed."""
+    mean = number(cell.mean, cell.half_width)
+    if not math.isfinite(cell.half_width):
+        return mean, ""
+    decimals = len(mean.partition(".")[2]) if "e" not in mean else None
+    return mean, f"{cell.half_width:.3g}" if decimals is None else f"{cell.half_width:.{decimals}f}"
+
+
+def account(cell: Cell) -> str:
+    """How many runs are behind a cell: ``3``, or ``2 of 3; 1 failed``."""
+    if cell.complete:
+        return str(cell.n)
+    parts = [f"{cell.n} of {cell.n_expected}"]
+    parts += [f"{cell.n_failed} failed"] if cell.n_failed else []
+    parts += [f"{cell.n_missing} missing"] if cell.n_missing else []
+    return "; ".join(parts)
+
+
+def no_value(cell: Cell) -> str:
+    """What stands where there is no value: ``failed (3/3)``, ``not run``, or both."""
+    if not cell.n_failed:
+        return "not run"
+    failed = f"failed ({cell.n_failed}/{cell.n_expected})"
+    return failed + (f", not run ({cell.n_missing}/{cell.n_expected})" if cell.n_missing else "")
+
+
+def plain(cell: Cell) -> str:
+    """``12.3 ± 1.1 (3)``."""
+    if not cell.n:
+        return no_value(cell)
+    mean, spread = mean_and_spread(cell)
+    return f"{mean} ± {spread} ({account(cell)})" if spread else f"{mean} ({account(cell)})"

@@ -1,0 +1,1 @@
+"""The ``fewstep`` command. Nothing heavy is imported before a command needs it."""

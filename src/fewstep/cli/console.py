@@ -1,0 +1,70 @@
+"""What commands print with, and the progress of long work: a bar on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+LINE_SECONDS = 10.0
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """As in ``1:02:03`` or ``4:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Meter:
+    """Progress of one piece of work: bar, speed, time left."""
+
+    def __init__(self, label: str, unit: str) -> None:
+        self.label, self.unit = label, unit
+        self.bar: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.begun = self.told = time.monotonic()
+
+    def __call__(self, phase: str, done: int, total: int, rate: float) -> None:
+        """``done`` of ``total`` in this phase, at ``rate`` units a second."""
+        left = duration((total - done) / rate) if rate else "?"
+        text = f"{rate:.1f} {self.unit if phase == 'train' else 'cells'}/s, {left} left"
+        if self.bar is not None:
+            if phase not in self.tasks:
+                self.tasks[phase] = self.bar.add_task(f"{self.label} {phase}", total=total)
+            self.bar.update(self.tasks[phase], completed=done, total=total, text=text)
+        elif time.monotonic() - self.told >= LINE_SECONDS or done == total:
+            self.told = time.monotonic()
+            out.print(f"{self.label} {phase} {done}/{total}, {text}")
+
+
+@contextmanager
+def meter(label: str, unit: str = "steps") -> Iterator[Meter]:
+    """A ``Meter`` that draws a bar on a terminal and prints lines elsewhere."""
+    made = Meter(label, unit)
+    if not out.is_terminal:
+        yield made
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        console=out,
+    ) as bar:
+        made.bar = bar
+        yield made

@@ -1,0 +1,108 @@
+"""The live view of a sweep under the local launcher: runs done, speed, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from fewstep.cli.console import duration, out
+from fewstep.experiments.rundir import RunDirectory
+from fewstep.sweeps.local import Event
+from fewstep.sweeps.plan import Planned
+
+LINE_SECONDS = 20.0
+TRAINING_SHARE = 0.85  # of a run's time; the rest is evaluation. Only the estimate depends on it.
+
+
+class SweepView:
+    """Called with each event of the launcher."""
+
+    def __init__(self, runs: Sequence[Planned], cached: int) -> None:
+        self.labels: Mapping[str, str] = {r.directory.key: r.member.label for r in runs}
+        self.total, self.cached = len(runs) + cached, cached
+        self.finished = self.failed = 0
+        self.bar: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.whole: TaskID | None = None
+        self.begun = self.told = time.monotonic()
+        self.started = time.time()
+
+    def __call__(self, event: Event, working: Sequence[RunDirectory]) -> None:
+        if event.kind != "tick" and event.run is not None:
+            self._told(event.kind, event.run)
+        shares = {run.key: self._share(run) for run in working}
+        speed = sum(rate for _, rate, _ in shares.values())
+        done = self.finished + sum(share for share, _, _ in shares.values())
+        text = f"{speed:.0f} steps/s, {self._left(done)} left"
+        if self.bar is not None and self.whole is not None:
+            self.bar.update(self.whole, completed=done + self.cached, text=text, runs=self._runs())
+            for key, (share, rate, phase) in shares.items():
+                if key not in self.tasks:
+                    label = f"  {self.labels[key]}"
+                    self.tasks[key] = self.bar.add_task(label, total=1, text="", runs="")
+                told = f"{phase}, {rate:.0f} steps/s" if rate else phase
+                self.bar.update(self.tasks[key], completed=share, text=told)
+        elif time.monotonic() - self.told > LINE_SECONDS:
+            self.told = time.monotonic()
+            out.print(f"{self._runs()}, {text}")
+
+    def _told(self, kind: str, run: RunDirectory) -> None:
+        if kind in ("done", "failed"):
+            self.finished += 1
+            self.failed += kind == "failed"
+        if kind == "started":
+            if self.bar is None:
+                out.print(f"started {self.labels[run.key]} ({run.key})")
+            return
+        if self.bar is not None and run.key in self.tasks:
+            self.bar.remove_task(self.tasks.pop(run.key))
+        told = {"done": "[green]done[/]", "failed": "[red]failed[/]"}.get(kind, kind)
+        note = ""
+        if kind == "failed" and (failure := run.failure()):
+            note = f": {failure['class']}: {failure['message']} (log: {run.log})"
+        out.print(f"{told} {self.labels[run.key]} ({run.key})", end="")
+        out.print(note, markup=False)
+
+    def _runs(self) -> str:
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{self.finished + self.cached}/{self.total} runs{failed}"
+
+    def _share(self, run: RunDirectory) -> tuple[float, float, str]:
+        """How much of a run is done, its speed in steps a second, and its phase."""
+        progress = run.progress()
+        if progress is None or progress["time"] < self.started:
+            return 0.0, 0.0, "starting"
+        part = progress["done"] / progress["total"]
+        if progress["phase"] == "train":
+            return TRAINING_SHARE * part, progress["rate"], "training"
+        return TRAINING_SHARE + (1 - TRAINING_SHARE) * part, 0.0, "evaluating"
+
+    def _left(self, done: float) -> str:
+        elapsed = time.monotonic() - self.begun
+        todo = self.total - self.cached - done
+        if done < 0.02:
+            return "?"
+        return duration(elapsed / done * todo)
+
+
+@contextmanager
+def sweep_view(runs: Sequence[Planned], cached: int) -> Iterator[SweepView]:
+    """A view of ``runs`` being launched, ``cached`` others being done already."""
+    view = SweepView(runs, cached)
+    if not out.is_terminal:
+        yield view
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[runs]}"),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        console=out,
+    ) as bar:
+        view.bar = bar
+        view.whole = bar.add_task("sweep", total=view.total, text="", runs="")
+        yield view

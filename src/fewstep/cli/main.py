@@ -1,0 +1,232 @@
+"""The commands. Their names are a contract with users' scripts: add, do not rename."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewstep import __version__
+from fewstep.cli.console import err, out
+from fewstep.errors import UserError
+
+BAD_INPUT = 2
+OVERRIDES = "Settings as key=value, in Hydra's grammar."
+
+app = typer.Typer(
+    name="fewstep",
+    help="Compare few-step generative objectives fairly, on one shared backbone.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES, show_default=False)]
+Runs = Annotated[
+    str | None, typer.Option("--runs", help="Run root (same as runs=DIR; default: runs).")
+]
+RunName = Annotated[str, typer.Argument(help="A run's directory, or the beginning of its key.")]
+
+
+def main() -> None:
+    """Entry point: runs the command; the user's errors become one line and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        err.print("error: ", style="bold red", end="")
+        err.print(" ".join(str(error).split()), markup=False)
+        sys.exit(BAD_INPUT)
+    except BrokenPipeError:  # fewstep ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def root_and_rest(overrides: list[str] | None, runs: str | None) -> tuple[str | None, list[str]]:
+    """The run root from ``--runs`` or a ``runs=DIR`` override, and the other overrides."""
+    rest = []
+    for override in overrides or []:
+        if override.startswith("runs="):
+            runs = override.removeprefix("runs=").strip("'\"")
+        else:
+            rest.append(override)
+    return runs, rest
+
+
+def with_root(overrides: list[str] | None, runs: str | None) -> list[Any]:
+    """All overrides, the run root as a pair (a path needs no quoting then)."""
+    root, rest = root_and_rest(overrides, runs)
+    return [*rest, ("runs", root)] if root else list(rest)
+
+
+def only_root(overrides: list[str] | None, runs: str | None) -> Path:
+    """The run root, for commands that take no other override."""
+    root, rest = root_and_rest(overrides, runs)
+    if rest:
+        raise UserError(f"this command takes no override but runs=DIR, got {rest[0]!r}")
+    return Path(root or "runs")
+
+
+def show_version(value: bool) -> None:
+    """``fewstep --version``."""
+    if value:
+        out.print(f"fewstep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def callback(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Compare few-step generative objectives fairly, on one shared backbone."""
+
+
+@app.command()
+def train(overrides: Overrides = None, runs: Runs = None) -> None:
+    """Train one run and evaluate it. Run again, it continues where it was.
+
+    Example: [bold]fewstep train objective=scm data=digits training.steps=200 seed=1[/]
+    """
+    from fewstep.cli import single
+
+    sys.exit(single.train(with_root(overrides, runs)))
+
+
+@app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(help="A sweep's name, or the path of its YAML file.")],
+    overrides: Overrides = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what would run; start nothing.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes at a time; default: as many as fit.")
+    ] = None,
+    runs: Runs = None,
+) -> None:
+    """Run a sweep on this machine, record it in MLflow, write its report.
+
+    Finished runs are not repeated; interrupted ones go on; failed ones are tried again.
+
+    Example: [bold]fewstep sweep digits training.steps=500 seeds=5 --plan[/]
+    """
+    from fewstep.cli import many
+
+    sys.exit(many.sweep(name, with_root(overrides, runs), plan_only=plan, workers=workers))
+
+
+@app.command()
+def status(
+    sweep: Annotated[str | None, typer.Argument(help="One sweep; default: all.")] = None,
+    overrides: Overrides = None,
+    runs: Runs = None,
+) -> None:
+    """Show how far sweeps and their runs are.
+
+    Example: [bold]fewstep status digits[/]
+    """
+    from fewstep.cli import many
+
+    if sweep is not None and sweep.startswith("runs="):
+        overrides, sweep = [sweep, *(overrides or [])], None
+    many.status(sweep, only_root(overrides, runs))
+
+
+@app.command()
+def evaluate(run: RunName, overrides: Overrides = None, runs: Runs = None) -> None:
+    """Add cells to a finished run, without retraining.
+
+    Example: [bold]fewstep evaluate 3f2a evaluation.steps=[3,16] evaluation.weights=[raw][/]
+    """
+    from fewstep.cli import single
+
+    root, rest = root_and_rest(overrides, runs)
+    sys.exit(single.evaluate(run, Path(root or "runs"), rest))
+
+
+@app.command()
+def sample(
+    run: RunName,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 1,
+    output: Annotated[Path, typer.Option("--out", help="The image to write.")] = Path("grid.png"),
+    count: Annotated[int, typer.Option(help="How many samples.")] = 64,
+    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 1.0,
+    overrides: Overrides = None,
+    runs: Runs = None,
+) -> None:
+    """Draw samples of a run into a picture.
+
+    Example: [bold]fewstep sample 3f2a --steps 4 --out grid.png[/]
+    """
+    from fewstep.cli import single
+
+    root, rest = root_and_rest(overrides, runs)
+    single.sample(run, Path(root or "runs"), rest, steps, output, count, weights, guidance)
+
+
+@app.command()
+def sync(
+    sweep: Annotated[str | None, typer.Argument(help="One sweep; default: all.")] = None,
+    overrides: Overrides = None,
+    runs: Runs = None,
+) -> None:
+    """Bring MLflow up to date with the run directories; safe to repeat.
+
+    Example: [bold]fewstep sync digits tracking.uri=http://localhost:5000[/]
+    """
+    from fewstep.cli import many
+
+    if sweep is not None and "=" in sweep:
+        overrides, sweep = [sweep, *(overrides or [])], None
+    root, rest = root_and_rest(overrides, runs)
+    many.sync(sweep, Path(root or "runs"), rest)
+
+
+@app.command()
+def report(
+    sweep: Annotated[str, typer.Argument(help="The sweep's name.")],
+    output: Annotated[
+        Path | None, typer.Option("--out", help="Folder; default: runs/SWEEP/report.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="ema or raw, where both are there.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale, where several are there.")
+    ] = None,
+    overrides: Overrides = None,
+    runs: Runs = None,
+) -> None:
+    """Print a sweep's table and write its report: tables, figures, sample grid.
+
+    Example: [bold]fewstep report digits --out paper/figures[/]
+    """
+    from fewstep.cli import many
+
+    root = only_root(overrides, runs)
+    many.report(many.find_sweep(sweep, root), output, weights=weights, guidance=guidance)
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="objectives|backbones|data|sweeps|extractors")],
+) -> None:
+    """List what can be named, with its settings and their defaults.
+
+    Example: [bold]fewstep list objectives[/]
+    """
+    from fewstep.cli import listing
+
+    listing.show(kind)
+
+
+if __name__ == "__main__":
+    main()

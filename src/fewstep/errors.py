@@ -1,0 +1,43 @@
+"""Errors that are the user's to mend, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: what was wrong, the value, the valid choices.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def unknown(kind: str, value: object, choices: Iterable[str]) -> UserError:
+    """A ``UserError`` for a ``value`` that is not among ``choices``, with the nearest one named."""
+    options = sorted(choices)
+    near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {kind} {value!r}{hint} (choices: {', '.join(options) or 'none'})")
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise unless ``value`` is one of ``choices``; for the ``__post_init__`` of settings."""
+    if value not in (options := tuple(choices)):
+        raise unknown(name, value, options)
+
+
+def check_range(
+    name: str,
+    value: float,
+    low: float,
+    high: float = float("inf"),
+    *,
+    open_low: bool = False,
+) -> None:
+    """Raise unless ``low <= value <= high`` (``low < value`` where ``open_low``)."""
+    if (value > low or (value == low and not open_low)) and value <= high:
+        return
+    above = f"greater than {low:g}" if open_low else f"at least {low:g}"
+    below = "" if high == float("inf") else f" and at most {high:g}"
+    raise UserError(f"{name} must be {above}{below}, got {value!r}")

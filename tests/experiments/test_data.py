@@ -1,0 +1,392 @@
+"""Data sets: known facts of the real ones, refusals of damaged ones, closed forms of the toys."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from fewstep.errors import UserError
+from fewstep.experiments.data import DATA, Dataset, Split, to_model, to_uint8
+from fewstep.experiments.data.digits import Digits
+from fewstep.experiments.data.idx import FILES, MNIST, FashionMNIST
+from fewstep.experiments.data.toy import (
+    Gaussian,
+    GaussianMixture,
+    Gaussians,
+    coefficients,
+    gaussian_flow_map,
+)
+from fewstep.objectives.paths import Linear, Trig
+
+REAL = Path(os.environ.get("FEWSTEP_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+# ---------------------------------------------------------------- splits and the way to the model
+
+
+def test_uint8_survives_the_way_to_the_model_and_back() -> None:
+    x = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert to_model(x).dtype == torch.float32
+    assert (to_model(x).min(), to_model(x).max()) == (-1, 1)
+    assert torch.equal(to_uint8(to_model(x)), x)
+
+
+def test_to_uint8_clips_and_rounds() -> None:
+    level = 2 / 255
+    x = torch.tensor([-7.0, -1 + 0.49 * level, -1 + 0.51 * level, 1 - 0.51 * level, 1.001])
+    assert to_uint8(x.reshape(1, 1, 1, 5)).flatten().tolist() == [0, 0, 1, 254, 255]
+
+
+def test_vectors_pass_through() -> None:
+    x = torch.tensor([[3.0, -7.5]])
+    assert to_model(x) is x
+    assert to_uint8(x) is x
+
+
+def test_non_finite_pixels_are_not_images() -> None:
+    with pytest.raises(FloatingPointError):
+        to_uint8(torch.full((1, 1, 2, 2), float("nan")))
+
+
+def test_hash_tells_contents_shape_and_labels_apart() -> None:
+    x = torch.arange(16, dtype=torch.uint8).reshape(2, 2, 2, 2)
+    y = torch.tensor([0, 1])
+    changed = x.clone()
+    changed[1, 1, 1, 1] += 1
+    splits = [Split(x), Split(x, y), Split(x, 1 - y), Split(changed), Split(x.reshape(2, 1, 4, 2))]
+    assert len({split.sha256 for split in splits}) == len(splits)
+    assert Split(x.clone(), y.clone()).sha256 == Split(x, y).sha256
+    # memory layout is not content
+    assert Split(x.to(memory_format=torch.channels_last)).sha256 == Split(x).sha256
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (torch.zeros(2, 1, 4, 4), None, "float32"),
+        (torch.zeros(2, 4, dtype=torch.float64), None, "float64"),
+        (torch.zeros(2, 4), torch.zeros(3, dtype=torch.int64), r"\(3,\)"),
+        (torch.zeros(2, 4), torch.zeros(2), "int64"),
+    ],
+)
+def test_split_refuses(x: torch.Tensor, y: torch.Tensor | None, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Split(x, y)
+
+
+def test_dataset_refuses_labels_out_of_range_and_unlike_splits() -> None:
+    good = Split(torch.zeros(2, 4), torch.tensor([0, 3]))
+    with pytest.raises(UserError, match=r"0\.\.3, expected 0\.\.2"):
+        Dataset("x", good, good, 3)
+    with pytest.raises(UserError, match="no test labels"):
+        Dataset("x", good, Split(good.x), 4)
+    with pytest.raises(UserError, match="test examples"):
+        Dataset("x", good, Split(torch.zeros(2, 5), good.y), 4)
+
+
+# ---------------------------------------------------------------- digits
+
+
+def test_digits() -> None:
+    data = DATA["digits"].load()
+    assert (len(data.train), len(data.test), data.shape, data.num_classes) == (
+        1200,
+        597,
+        (1, 8, 8),
+        10,
+    )
+    assert data.is_image
+    everything = torch.cat((data.train.x, data.test.x))
+    assert everything.unique().tolist() == [round(v * 255 / 16) for v in range(17)]
+    # scikit-learn's published mean of 4.8842 of 16; the split must neither lose nor repeat images
+    assert everything.double().mean() / 255 == pytest.approx(4.884165 / 16, abs=2e-4)
+    assert len(everything.flatten(1).unique(dim=0)) == 1797
+    labels = torch.cat((data.train.y, data.test.y))
+    assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_digits_split_is_stratified_shuffled_and_fixed() -> None:
+    data = Digits().load()
+    due = data.train.y.bincount() + data.test.y.bincount()
+    assert ((data.test.y.bincount() - due * 597 / 1797).abs() < 1).all()
+    assert data.train.y[:200].bincount(minlength=10).max() < 40  # not sorted by class
+    assert data.train.sha256 == Digits().load().train.sha256
+    # the split's identity: a change of it changes every published number
+    assert data.train.sha256.startswith("defb4e516e16")
+
+
+def test_digits_labels_stay_with_their_images() -> None:
+    data = Digits().load()
+    x, y = data.train.x.flatten(1).float(), data.train.y
+    nearest = torch.cdist(data.test.x.flatten(1).float(), x).argmin(1)
+    assert (y[nearest] == data.test.y).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("test_images", [0, 1797])
+def test_digits_refuses(test_images: int) -> None:
+    with pytest.raises(UserError, match=f"at most 1796, got {test_images}"):
+        Digits(test_images=test_images)
+
+
+# ---------------------------------------------------------------- idx files
+
+
+def write_idx(
+    folder: Path,
+    n: int = 3,
+    *,
+    zipped: bool = False,
+    change: Callable[[dict[str, bytes]], None] = lambda files: None,
+) -> Path:
+    """Four small, valid idx files of 2x3 pixels in ``folder``, then changed by ``change``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for part in ("train", "t10k"):
+        pixels = bytes(range(6 * n))
+        files[f"{part}-images-idx3-ubyte"] = struct.pack(">4I", 0x803, n, 2, 3) + pixels
+        files[f"{part}-labels-idx1-ubyte"] = struct.pack(">2I", 0x801, n) + bytes(range(n))
+    change(files)
+    for name, content in files.items():
+        path = folder / (f"{name}.gz" if zipped else name)
+        path.write_bytes(gzip.compress(content) if zipped else content)
+    return folder
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("folder", ["mnist", "."])
+def test_idx_reads_what_was_written(tmp_path: Path, folder: str, zipped: bool) -> None:
+    write_idx(tmp_path / folder, zipped=zipped)
+    data = MNIST(root=str(tmp_path)).load()
+    assert data.shape == (1, 2, 3)
+    assert data.train.x[1].tolist() == [[[6, 7, 8], [9, 10, 11]]]
+    assert data.test.y is not None
+    assert data.test.y.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("folder", ["fashion-mnist", "fashion_mnist"])
+def test_fashion_mnist_has_its_own_folder(tmp_path: Path, folder: str) -> None:
+    write_idx(tmp_path / "mnist", n=2)
+    write_idx(tmp_path / folder, n=3)
+    assert len(FashionMNIST(root=str(tmp_path)).load().train) == 3
+    assert len(MNIST(root=str(tmp_path)).load().train) == 2
+
+
+def test_missing_files_are_named_with_the_places_looked_at(tmp_path: Path) -> None:
+    write_idx(tmp_path / "mnist", change=lambda files: files.pop(FILES[3]))
+    with pytest.raises(UserError) as caught:
+        MNIST(root=str(tmp_path)).load()
+    message = str(caught.value)
+    assert str(tmp_path / "mnist") in message
+    assert all(file in message for file in FILES)
+    assert "\n" not in message
+
+
+def replace(name: str, edit: Callable[[bytes], bytes]) -> Callable[[dict[str, bytes]], None]:
+    return lambda files: files.update({name: edit(files[name])})
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "says"),
+    [
+        (FILES[0], lambda b: b"\0\0\x08\x01" + b[4:], "magic number 0x00000801, expected"),
+        (FILES[1], lambda b: b"\0\0\x08\x03" + b[4:], "magic number 0x00000803, expected"),
+        (FILES[0], lambda b: b[:-1], "has 33 bytes, expected 34"),
+        (FILES[0], lambda b: b + b"\0", "has 35 bytes, expected 34"),
+        (FILES[0], lambda b: b[:10], "truncated: 10 bytes"),
+        (FILES[0], lambda b: b"", "truncated: 0 bytes"),
+        (FILES[0], lambda b: b[:4] + struct.pack(">I", 2**32 - 1) + b[8:], "expected 25769803786"),
+        (FILES[0], lambda b: struct.pack(">4I", 0x803, 0, 2, 3), "has 16 bytes"),
+        (FILES[3], lambda b: struct.pack(">2I", 0x801, 2) + b"\0\1", "3 images, but .* 2 labels"),
+        (FILES[3], lambda b: b[:-1] + b"\x0a", r"label 10, expected 0\.\.9"),
+    ],
+)
+def test_damaged_files_are_refused_by_name(
+    tmp_path: Path, name: str, edit: Callable[[bytes], bytes], says: str
+) -> None:
+    write_idx(tmp_path, change=replace(name, edit))
+    with pytest.raises(UserError, match=says) as caught:
+        MNIST(root=str(tmp_path)).load()
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda b: b"<html>not found</html>", "not a valid gzip"),
+        (lambda b: b[: len(b) // 2], "truncated or damaged gzip"),
+        (lambda b: b[:20] + b"\xff\xff\xff" + b[23:], "gzip"),
+    ],
+)
+def test_damaged_gzip_is_refused_by_name(
+    tmp_path: Path, edit: Callable[[bytes], bytes], says: str
+) -> None:
+    path = write_idx(tmp_path, zipped=True) / f"{FILES[0]}.gz"
+    path.write_bytes(edit(path.read_bytes()))
+    with pytest.raises(UserError, match=says) as caught:
+        MNIST(root=str(tmp_path)).load()
+    assert str(path) in str(caught.value)
+
+
+MNIST_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "mean", "first", "train_counts"),
+    [
+        ("mnist", "mnist", 0.1307, [5, 0, 4, 1, 9], MNIST_COUNTS),
+        ("fashion_mnist", "fashion-mnist", 0.2860, [9, 0, 0, 3, 0], [6000] * 10),
+    ],
+)
+def test_real_files(
+    name: str, folder: str, mean: float, first: list[int], train_counts: list[int]
+) -> None:
+    if not (REAL / folder).is_dir():
+        pytest.skip(f"no {REAL / folder}: set FEWSTEP_DATA to the folder with the idx files")
+    data = {"mnist": MNIST, "fashion_mnist": FashionMNIST}[name](root=str(REAL)).load()
+    assert (data.name, data.shape, data.num_classes) == (name, (1, 28, 28), 10)
+    assert (len(data.train), len(data.test)) == (60_000, 10_000)
+    assert data.train.x.double().mean() / 255 == pytest.approx(mean, abs=5e-5)
+    assert data.train.y is not None
+    assert data.train.y[:5].tolist() == first
+    assert data.train.y.bincount().tolist() == train_counts
+
+
+# ---------------------------------------------------------------- toys with closed forms
+
+PATHS = [Linear(), Trig(sigma_d=0.5)]
+RING = Gaussians(modes=5, radius=1.5, std=0.3).mixture()
+UNEVEN = GaussianMixture(
+    torch.tensor([[-1.0], [0.4], [2.0]]).double(), 0.35, torch.tensor([0.2, 0.5, 0.3]).double()
+)
+
+
+def probe(n: int = 6, D: int = 2) -> torch.Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def test_density_is_the_textbook_mixture() -> None:
+    a, b, x = 0.7, 0.4, probe()
+    expected = sum(
+        0.2 * stats.multivariate_normal(a * mean, a**2 * 0.09 + b**2).pdf(x.numpy())
+        for mean in RING.means.numpy()
+    )
+    np.testing.assert_allclose(RING.log_density(x, a, b).exp().numpy(), expected, rtol=1e-12)
+
+
+def test_score_is_the_gradient_of_the_log_density() -> None:
+    x = probe().requires_grad_()
+    (gradient,) = torch.autograd.grad(RING.log_density(x, 0.6, 0.5).sum(), x)
+    torch.testing.assert_close(RING.score(x, 0.6, 0.5), gradient)
+    # Tweedie: the score is minus the expected noise over b
+    torch.testing.assert_close(RING.score(x, 0.6, 0.5), -RING.posterior_noise(x, 0.6, 0.5) / 0.5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_velocity_satisfies_the_continuity_equation(path: Linear | Trig) -> None:
+    """d/dt log p + div v + v . grad log p = 0, with d/dt by central differences."""
+    at = coefficients(path)
+    t, h = torch.tensor(0.4 * path.t_max, dtype=torch.float64), 1e-5
+    x = probe().requires_grad_()
+    v = RING.velocity(x, *at(t))
+    divergence = sum(
+        torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(2)
+    )
+    later, earlier = (RING.log_density(x, *at(t + s)[:2]) for s in (h, -h))
+    transport = (v * RING.score(x, *at(t)[:2])).sum(1)
+    residual = (later - earlier) / (2 * h) + divergence + transport
+    assert residual.abs().max() < 1e-7
+    assert transport.abs().max() > 0.1
+
+
+def test_posterior_means_agree_with_monte_carlo() -> None:
+    """E[x | x_t] by weighing draws of x with p(x_t | x) = N(a x, b^2)."""
+    a, b, x_t = 0.6, 0.5, probe(4)
+    x = RING.sample(200_000, seed=5)[0].double()
+    weights = (-torch.cdist(x_t, a * x).square() / (2 * b**2)).softmax(1)
+    torch.testing.assert_close(RING.posterior_data(x_t, a, b), weights @ x, rtol=0, atol=0.02)
+    noise = weights @ ((x_t.unsqueeze(1) - a * x) / b).transpose(0, 1).reshape(-1, 8)
+    expected = torch.stack([noise[i, 2 * i : 2 * i + 2] for i in range(4)])
+    torch.testing.assert_close(RING.posterior_noise(x_t, a, b), expected, rtol=0, atol=0.02)
+
+
+def test_velocity_takes_one_time_per_example() -> None:
+    at, x, t = coefficients(Linear()), probe(), torch.linspace(0, 1, 6).double()
+    each = [RING.velocity(x[i : i + 1], *at(t[i : i + 1])) for i in range(6)]
+    torch.testing.assert_close(RING.velocity(x, *at(t)), torch.cat(each))
+    # at pure noise x_t = eps the data is unknown: its posterior mean is its mean, here 0
+    torch.testing.assert_close(each[-1][0], x[-1])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_flow_map_of_one_gaussian_is_closed(path: Linear | Trig) -> None:
+    mixture, at, x = Gaussian(std=0.5).mixture(), coefficients(path), probe()
+    t, u = path.t_max, 0.1
+    ends = [tuple(float(c) for c in at(torch.tensor(s).double())[:2]) for s in (t, u)]
+    closed = gaussian_flow_map(x, 0.5, *ends)
+    torch.testing.assert_close(mixture.flow_map(x, t, u, at), closed, rtol=1e-8, atol=1e-9)
+    if isinstance(path, Trig):  # noise as wide as the data: nothing moves
+        torch.testing.assert_close(closed, x)
+    else:
+        torch.testing.assert_close(closed, x * math.sqrt(0.9**2 * 0.25 + 0.01))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_flow_map_of_a_mixture_keeps_quantiles(path: Linear | Trig) -> None:
+    """On the line trajectories cannot cross, so F_t(x_t) = F_u(x_u)."""
+    at, x = coefficients(path), probe(8, D=1)
+    t = torch.linspace(0.5, 1, 8).double() * path.t_max
+
+    def quantile(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        a, b, *_ = (c.unsqueeze(1) for c in at(t))
+        z = (x - a * UNEVEN.means.T) / (a**2 * UNEVEN.std**2 + b**2).sqrt()
+        return torch.special.ndtr(z) @ UNEVEN.weights
+
+    x_u = UNEVEN.flow_map(x, t, 0.05, at)
+    torch.testing.assert_close(
+        quantile(x_u, torch.full((8,), 0.05).double()), quantile(x, t), rtol=0, atol=1e-8
+    )
+    assert (x_u - x).abs().max() > 0.3
+
+
+def test_gaussians_are_drawn_from_their_mixture() -> None:
+    data = Gaussians(modes=4, radius=2.0, std=0.25, samples=20_000).load()
+    x, y = data.train.x, data.train.y
+    assert y is not None
+    assert (data.shape, data.num_classes, data.is_image) == ((2,), 4, False)
+    assert x.dtype == torch.float32
+    means = torch.stack([x[y == k].mean(0) for k in range(4)])
+    expected = torch.tensor([[2.0, 0], [0, 2], [-2, 0], [0, -2]])
+    torch.testing.assert_close(means, expected, rtol=0, atol=0.02)
+    residual = x - expected[y]
+    assert residual.std().item() == pytest.approx(0.25, rel=0.02)
+    assert (y.bincount() / 20_000 - 0.25).abs().max() < 0.02
+    same_size = Gaussians(samples=64, test_samples=64).load()
+    assert not torch.equal(same_size.train.x, same_size.test.x)
+    assert data.train.sha256 == Gaussians(4, 2.0, 0.25, 20_000).load().train.sha256
+
+
+def test_gaussian_has_no_classes() -> None:
+    data = Gaussian(std=2.0, dimensions=3).load()
+    assert (data.shape, data.num_classes, data.train.y) == ((3,), 0, None)
+    assert data.train.x.std().item() == pytest.approx(2.0, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Gaussians(modes=0), lambda: Gaussians(std=0.0), lambda: Gaussian(std=-1.0)]
+)
+def test_toys_refuse(make: Callable[[], object]) -> None:
+    with pytest.raises(UserError, match="must be"):
+        make()
+
+
+def test_names() -> None:
+    assert {"digits", "mnist", "fashion_mnist", "gaussians", "gaussian"} <= set(DATA.names())

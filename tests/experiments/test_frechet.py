@@ -1,0 +1,301 @@
+"""The Frechet distance against closed forms, SciPy's square root, and its invariances."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fewstep.errors import UserError
+from fewstep.experiments.data import DATA
+from fewstep.experiments.frechet import (
+    FrechetWarning,
+    GaussianStats,
+    frechet_distance,
+    frechet_distance_features,
+)
+
+Array = NDArray[np.float64]
+
+
+def gaussian(mu: Array | list[float], sigma: Array, n: int | None = 10**6) -> GaussianStats:
+    return GaussianStats(n, np.asarray(mu, dtype=float), np.asarray(sigma, dtype=float), "e", "p")
+
+
+def fit(x: object) -> GaussianStats:
+    return GaussianStats.from_features(x, "e", "p")  # type: ignore[arg-type]
+
+
+def rotation(d: int, seed: int = 0) -> Array:
+    return np.linalg.qr(np.random.default_rng(seed).standard_normal((d, d)))[0]
+
+
+def psd(d: int, seed: int, rank: int | None = None) -> Array:
+    A = np.random.default_rng(seed).standard_normal((d, rank or d + 3))
+    return A @ A.T
+
+
+# ---------------------------------------------------------------- closed forms
+
+
+def test_one_dimension() -> None:
+    # (3 - 1)^2 + (sqrt 9 - sqrt 4)^2
+    a, b = gaussian([3.0], np.array([[9.0]])), gaussian([1.0], np.array([[4.0]]))
+    assert frechet_distance(a, b) == pytest.approx(5.0, rel=1e-14)
+
+
+def test_commuting_covariances_in_any_basis() -> None:
+    a, b = np.array([1.0, 4.0, 0.25, 9.0]), np.array([16.0, 1.0, 0.25, 0.0])
+    expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    assert expected == 19.0
+    zero = np.zeros(4)
+    for Q in (np.eye(4), rotation(4)):
+        value = frechet_distance(gaussian(zero, (Q * a) @ Q.T), gaussian(zero, (Q * b) @ Q.T))
+        assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_shifted_mean_costs_its_square_exactly() -> None:
+    S = psd(5, 1)
+    shift = np.array([0.5, -1.0, 2.0, 0.0, 0.25])
+    value = frechet_distance(gaussian(np.zeros(5), S), gaussian(shift, S))
+    assert value == pytest.approx((shift**2).sum(), rel=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_agrees_with_the_matrix_square_root(seed: int) -> None:
+    S, T = psd(12, seed), psd(12, seed + 100)
+    mu = np.linspace(-1, 1, 12)
+    root = scipy.linalg.sqrtm(S @ T).real
+    expected = (mu**2).sum() + np.trace(S + T - 2 * root)
+    value = frechet_distance(gaussian(np.zeros(12), S), gaussian(mu, T))
+    assert value == pytest.approx(expected, rel=1e-10)
+
+
+# ---------------------------------------------------------------- invariances and hard cases
+
+
+@pytest.mark.parametrize(("n", "d"), [(500, 16), (40, 64), (2, 5)])
+def test_distance_of_a_set_to_itself_is_zero(n: int, d: int) -> None:
+    x = np.random.default_rng(n).standard_normal((n, d)) * np.logspace(0, -6, d) + 1000
+    stats = fit(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FrechetWarning)
+        assert frechet_distance(stats, stats) <= 1e-12 * np.trace(stats.sigma)
+        assert frechet_distance_features(x, x) <= 1e-12 * np.trace(stats.sigma)
+
+
+def test_ill_conditioned() -> None:
+    """Condition 1e12 with another scale: d^2 = sum (2 - 1)^2 lambda, kept to the last digits."""
+    values, Q = np.logspace(0, -12, 48), rotation(48)
+    S = (Q * values) @ Q.T
+    zero = np.zeros(48)
+    value = frechet_distance(gaussian(zero, S), gaussian(zero, 4 * S))
+    assert value == pytest.approx(values.sum(), rel=1e-12)
+    reverse = frechet_distance(gaussian(zero, S), gaussian(zero, (Q * values[::-1]) @ Q.T))
+    exact = ((np.sqrt(values) - np.sqrt(values[::-1])) ** 2).sum()
+    assert reverse == pytest.approx(exact, rel=1e-9)
+
+
+def test_rank_deficient() -> None:
+    """Disjoint supports share nothing: d^2 = tr S + tr T."""
+    Q = rotation(6)
+    S, T = Q[:, :2] @ Q[:, :2].T, 3 * Q[:, 2:5] @ Q[:, 2:5].T
+    value = frechet_distance(gaussian(np.zeros(6), S), gaussian(np.zeros(6), T))
+    assert value == pytest.approx(2 + 9, rel=1e-7)  # a null space is known to 1e-8 from S alone
+
+
+def test_fewer_samples_than_dimensions() -> None:
+    """The route over features agrees with the covariances', and is exact where those are not."""
+    g = np.random.default_rng(0)
+    x, y = g.standard_normal((10, 40)), 2 * g.standard_normal((15, 40)) + 1
+    with pytest.warns(FrechetWarning, match=r"1[05] samples in 40"):
+        over_stats = frechet_distance(fit(x), fit(y))
+    with pytest.warns(FrechetWarning):
+        over_features = frechet_distance_features(x, y)
+    assert over_features == pytest.approx(over_stats, rel=1e-6)
+    C, D = x - x.mean(0), y - y.mean(0)
+    nuclear = np.linalg.svd(C @ D.T, compute_uv=False).sum() / np.sqrt(9 * 14)
+    traces = (C**2).sum() / 9 + (D**2).sum() / 14
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + traces - 2 * nuclear
+    assert over_features == pytest.approx(expected, rel=1e-13)
+
+
+def test_routes_agree_with_many_samples() -> None:
+    g = np.random.default_rng(1)
+    x, y = g.standard_normal((300, 8)), g.standard_normal((200, 8)) @ psd(8, 2)
+    value = frechet_distance(fit(x), fit(y))
+    assert frechet_distance_features(x, y) == pytest.approx(value, rel=1e-11)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 8), st.integers(0, 10**6), st.floats(0.01, 100))
+def test_symmetry_rotation_and_scale(d: int, seed: int, scale: float) -> None:
+    g = np.random.default_rng(seed)
+    mu, nu = g.standard_normal((2, d))
+    S, T = psd(d, seed), psd(d, seed + 1)
+    value = frechet_distance(gaussian(mu, S), gaussian(nu, T))
+    assert frechet_distance(gaussian(nu, T), gaussian(mu, S)) == pytest.approx(value, rel=1e-9)
+    M = scale * rotation(d, seed)  # d is a distance: it scales like the features, d^2 like squares
+    moved = frechet_distance(gaussian(M @ mu, M @ S @ M.T), gaussian(M @ nu, M @ T @ M.T))
+    assert moved == pytest.approx(scale**2 * value, rel=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 10**6))
+def test_triangle_inequality(d: int, seed: int) -> None:
+    g = np.random.default_rng(seed)
+    a, b, c = (gaussian(g.standard_normal(d), psd(d, seed + i)) for i in range(3))
+    ab, bc, ac = (np.sqrt(frechet_distance(*p)) for p in ((a, b), (b, c), (a, c)))
+    assert ac <= ab + bc + 1e-6
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_statistics_are_numpys() -> None:
+    x = np.random.default_rng(0).standard_normal((50, 4)) + 10
+    stats = fit(x)
+    np.testing.assert_allclose(stats.mu, x.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(stats.sigma, np.cov(x, rowvar=False), rtol=1e-12)
+    assert (stats.n, stats.dimension) == (50, 4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(0, 10**6))
+def test_batches_merge_to_the_whole(sizes: list[int], seed: int) -> None:
+    x = np.random.default_rng(seed).standard_normal((sum(sizes), 3)) * 0.1 + 1000
+    batches = np.split(x, np.cumsum(sizes)[:-1])
+    whole, merged = fit(x), GaussianStats.from_batches(batches, "e", "p")
+    assert merged.n == len(x)
+    np.testing.assert_allclose(merged.mu, whole.mu, rtol=1e-14)
+    np.testing.assert_allclose(merged.sigma, whole.sigma, rtol=1e-8, atol=1e-12)
+
+
+def test_float32_features_are_summed_in_float64() -> None:
+    """A far mean and a small spread: float32 sums would lose the covariance."""
+    x = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)) + 3000
+    assert x.dtype == torch.float32
+    stats = fit(x)
+    np.testing.assert_allclose(stats.sigma, np.cov(x.double().numpy(), rowvar=False), rtol=1e-9)
+    assert frechet_distance(stats, fit(x.double())) < 1e-12
+    np.testing.assert_array_equal(fit(x.double() / 3).sigma, fit(x.double().numpy() / 3).sigma)
+    assert fit(x.bfloat16()).sigma.dtype == np.float64
+
+
+def test_a_refused_set() -> None:
+    x = np.zeros((4, 2))
+    with pytest.raises(UserError, match="not finite in 2 of 4"):
+        fit(np.array([[0, np.nan], [0, 0], [np.inf, 1], [1, 1]]))
+    with pytest.raises(UserError, match=r"shape \(4,\)"):
+        fit(x[:, 0])
+    with pytest.raises(UserError, match=r"shape \(0, 2\)"):
+        fit(x[:0])
+    with pytest.raises(UserError, match="at least 2 samples on each side, got 1"):
+        frechet_distance(fit(x[:1]), fit(x))
+    with pytest.raises(UserError, match="got 1"):
+        frechet_distance_features(x, x[:1])
+    with pytest.raises(UserError, match="dimension: 2 and 1"):
+        frechet_distance_features(x, x[:, :1])
+    with pytest.raises(UserError, match="no batch"):
+        GaussianStats.from_batches([], "e", "p")
+    with pytest.raises(UserError, match="do not fit"):
+        gaussian([0.0, 0.0], np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("extractor", "preprocess", "d", "says"),
+    [
+        ("inception", "uint8", 2, "extractor: 'cnn' and 'inception'"),
+        ("cnn", "float", 2, "preprocess: 'uint8' and 'float'"),
+        ("cnn", "uint8", 3, "dimension: 2 and 3"),
+    ],
+)
+def test_unlike_statistics_are_never_compared(
+    extractor: str, preprocess: str, d: int, says: str
+) -> None:
+    a = GaussianStats(9, np.zeros(2), np.eye(2), "cnn", "uint8")
+    b = GaussianStats(9, np.zeros(d), np.eye(d), extractor, preprocess)
+    with pytest.raises(UserError, match=says):
+        frechet_distance(a, b)
+    with pytest.raises(UserError, match=says):
+        a.merge(b)
+
+
+def test_warns_up_to_as_many_samples_as_dimensions() -> None:
+    enough = gaussian(np.zeros(3), np.eye(3), n=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frechet_distance(enough, enough)
+    with pytest.warns(FrechetWarning, match="3 samples in 3"):
+        frechet_distance(enough, gaussian(np.zeros(3), np.eye(3), n=3))
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_npz_round_trip(tmp_path: Path) -> None:
+    stats = GaussianStats(77, np.array([1.0, 2]), psd(2, 0), "cnn@abc", "clip-round-uint8")
+    stats.write(tmp_path / "stats.npz")
+    read = GaussianStats.read(tmp_path / "stats.npz")
+    assert (read.n, read.extractor, read.preprocess) == (77, "cnn@abc", "clip-round-uint8")
+    np.testing.assert_array_equal(read.mu, stats.mu)
+    np.testing.assert_array_equal(read.sigma, stats.sigma)
+    with pytest.raises(UserError, match="of extractor 'cnn@abc', expected 'inception'"):
+        GaussianStats.read(tmp_path / "stats.npz", extractor="inception")
+
+
+def test_foreign_npz(tmp_path: Path) -> None:
+    path = tmp_path / "fid.npz"
+    np.savez(path, mu=np.zeros(2, np.float32), sigma=np.eye(2, dtype=np.float32))
+    with pytest.raises(UserError, match="does not tell its extractor"):
+        GaussianStats.read(path)
+    read = GaussianStats.read(path, "inception", "uint8")
+    assert (read.n, read.mu.dtype, read.extractor) == (None, np.float64, "inception")
+    other = GaussianStats(5, np.ones(2), np.eye(2), "inception", "uint8")
+    assert frechet_distance(read, other) == pytest.approx(2.0)
+    with pytest.raises(UserError, match="unknown number"):
+        read.merge(other)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04torn"])
+def test_what_is_no_npz_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.npz is not an npz"):
+        GaussianStats.read(path)
+    with pytest.raises(UserError, match="no statistics at"):
+        GaussianStats.read(tmp_path / "absent.npz")
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))  # a bare array
+    with pytest.raises(UserError, match=r"bad\.npz is not an npz"):
+        GaussianStats.read(path)
+    np.savez(path, arr_0=np.zeros(3))
+    with pytest.raises(UserError, match=r"lacks \['mu', 'sigma'\].*arr_0"):
+        GaussianStats.read(path)
+
+
+# ---------------------------------------------------------------- on images
+
+
+def test_more_noise_is_farther_on_digits() -> None:
+    data = DATA["digits"].load()
+    real = data.test.x.flatten(1).numpy().astype(float)
+    reference = fit(data.train.x.flatten(1))
+    g = np.random.default_rng(0)
+    noise = g.standard_normal(real.shape)
+    distances = [
+        frechet_distance(reference, fit((real + level * noise).clip(0, 255).round()))
+        for level in (0, 8, 16, 32, 64, 128)
+    ]
+    assert all(b > 1.05 * a for a, b in pairwise(distances)), distances
+    assert data.test.y is not None
+    dropped = frechet_distance(reference, fit(real[(data.test.y != 1).numpy()]))
+    assert dropped > 1.05 * distances[0]

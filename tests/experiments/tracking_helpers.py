@@ -1,0 +1,123 @@
+"""Fabricated run directories, and a reading of everything MLflow holds of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, write_json
+from fewstep.experiments.tracking import SyncReport
+
+STARTED, FINISHED = "2026-01-02T03:04:05+00:00", "2026-01-02T03:05:45+00:00"  # 100 s
+SYNC = """
+import sys
+from pathlib import Path
+from fewstep.experiments.rundir import SweepDirectory
+from fewstep.experiments.tracking import sync
+report = sync([SweepDirectory(Path(sys.argv[2]))], Path(sys.argv[1]))
+print(report.created, report.updated, report.unchanged)
+"""
+METRIC = {"name": "FD", "extractor": "cnn", "label": "FD-digits-cnn@597", "id": "0123456789ab"}
+
+
+def make_sweep(root: Path, name: str, keys: list[str]) -> SweepDirectory:
+    """A planned sweep: each run has its spec.json and nothing else."""
+    plan = [{"key": key, "seed": 0, "choices": {"objective": "scm"}} for key in keys]
+    about = {"name": name, "description": f"About {name}.", "axes": ["objective"], "runs": plan}
+    write_json(root / name / "sweep.json", about)
+    for key in keys:
+        config = {
+            "objective": {"name": "scm", "solver": "euler"},
+            "backbone": {"name": "dit", "width": 64},
+            "data": {"name": "digits", "note": "n" * 900},
+            "training": {"steps": 40, "lr": 1e-3, "betas": [0.9, 0.999], "clip": None},
+            "seed": 0,
+        }
+        spec = {"version": 1, "key": key, "title": "sCM", "config": config, "created": STARTED}
+        write_json(root / name / key / "spec.json", spec)
+    return SweepDirectory(root / name)
+
+
+def train(run: RunDirectory, steps: range, more: Json | None = None) -> None:
+    """Append lines of training, as a running trial does."""
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    with run.metrics_file.open("a", encoding="utf-8") as file:
+        for step in steps:
+            line = {"step": step, "loss": 1 / (1 + step), "lr": 1e-3, "images_seen": 128 * step}
+            line |= {"grad_norm": 0.5, "seconds": 0.25 * step} | (more or {})
+            file.write(json.dumps(line) + "\n")
+
+
+def evaluate(run: RunDirectory, nfe: int, value: float, **setting: Any) -> None:
+    cell = {"steps": nfe, "times": None, "sampler": {"solver": "euler"}, "weights": "ema"}
+    cell |= {"guidance": 1.0, "sample_set": 0} | setting
+    stem = f"{nfe}-" + "-".join(str(cell[k]) for k in ("weights", "guidance", "sample_set"))
+    told = {"cell": cell, "metric": METRIC, "value": value, "floor": 10.5, "nfe": nfe}
+    write_json(run.cell_file(stem), told | {"seconds": 1.0, "images_per_second": 597.0})
+
+
+def finish(run: RunDirectory, source: str = "aaaa") -> None:
+    provenance = {"commit": "c0ffee", "dirty": False, "host": "node1", "started": STARTED}
+    provenance |= {"finished": FINISHED, "objective_source": source, "backbone_source": "bbbb"}
+    result = {"key": run.key, "steps": 40, "steps_per_second": 4.0, "peak_memory_bytes": 10**9}
+    run.remove("failure")
+    run.write("result", result | {"loss": 0.1, "provenance": provenance})
+
+
+def fail(run: RunDirectory, kind: str = "nan") -> None:
+    failure = {"key": run.key, "class": kind, "message": "loss is NaN", "finished": FINISHED}
+    run.write("failure", failure)
+
+
+def complete(run: RunDirectory, steps: int = 40) -> None:
+    train(run, range(steps))
+    for nfe in (1, 2, 4):
+        evaluate(run, nfe, 100.0 / nfe)
+    finish(run)
+
+
+def recorded(client: Any, sweep: str) -> dict[str, dict[str, Any]]:
+    """All MLflow holds of a sweep: run key ("" for the parent) -> run, and metric -> points.
+
+    Fails where a key has two runs.
+    """
+    experiment = client.get_experiment_by_name(f"fewstep/{sweep}")
+    told: dict[str, dict[str, Any]] = {}
+    for run in client.search_runs([experiment.experiment_id], max_results=1000):
+        key = run.data.tags.get("fewstep.key", "")
+        assert key not in told, f"two runs of {key!r}"
+        points = {
+            name: sorted(
+                (m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)
+            )
+            for name in run.data.metrics
+        }
+        told[key] = {"run": run, "points": points, "tags": run.data.tags, "info": run.info}
+    return told
+
+
+def start(root: Path, sweep: SweepDirectory, cwd: Path) -> subprocess.Popen[bytes]:
+    """A process that syncs, and prints its counts."""
+    command = [sys.executable, "-c", SYNC, str(root), str(sweep.path)]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def counts(report: SyncReport) -> tuple[int, int, int, int]:
+    return report.created, report.updated, report.unchanged, report.waiting
+
+
+@pytest.fixture(autouse=True)
+def clean_cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every sync leaves its working directory (and the environment's URI) alone."""
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield
+    assert list(cwd.iterdir()) == []
