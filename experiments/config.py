@@ -150,7 +150,7 @@ def compose(overrides: Iterable[Override]) -> RunConfig:
     choices: dict[str, str] = {}
     assignments: list[tuple[str, Any]] = []
     for override in overrides:
-        key, value = parse(override) if isinstance(override, str) else override
+        key, value = pair(override)
         if key not in GROUPS:
             assignments.append((key, value))
         elif isinstance(value, str):
@@ -178,7 +178,7 @@ def amend(config: RunConfig, overrides: Iterable[Override]) -> RunConfig:
     amended = OmegaConf.merge(copy.deepcopy(_composed(chosen)), config.values)
     assert isinstance(amended, DictConfig)
     for override in overrides:
-        key, value = parse(override) if isinstance(override, str) else override
+        key, value = pair(override)
         before = _resolved(amended).key
         _assign(amended, key, value)
         if _resolved(amended).key != before:
@@ -194,6 +194,11 @@ def _resolved(config: DictConfig) -> RunConfig:
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     return RunConfig({str(k): v for k, v in values.items()})
+
+
+def pair(override: Override) -> tuple[str, Any]:
+    """An override as (key, value), whichever way it was written."""
+    return parse(override) if isinstance(override, str) else override
 
 
 def parse(override: str) -> tuple[str, Any]:

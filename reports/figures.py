@@ -114,7 +114,7 @@ def _line(axes: Any, summary: Summary, method: str, bottom: float, **look: Any) 
         face = color if cell.complete else "white"
         axes.plot([nfe], [cell.mean], marker=look["marker"], color=color, mfc=face, zorder=4)
         for value in cell.values.values():
-            axes.plot([nfe], [value], ".", ms=4, color=color, alpha=0.6, mew=0, zorder=5)
+            axes.plot([nfe], [value], ".", ms=5, color=color, mec="white", mew=0.5, zorder=5)
     lost = max(cell.n_failed for _, cell in cells)
     note = [f"({lost} of {cells[0][1].n_expected} failed)"] if lost else []
     axes.plot([], [], label="\n".join([*wrapped(method), *note]), **look)

@@ -27,7 +27,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from fewstep.errors import UserError, check_range, unknown
-from fewstep.experiments.config import Override, RunConfig, compose, parse
+from fewstep.experiments.config import Override, RunConfig, compose, pair
 
 FIELDS = ("name", "description", "base", "axes", "seeds")
 PRESETS = files("fewstep.sweeps.presets")
@@ -52,7 +52,7 @@ class Sweep:
     seeds: tuple[int, ...]
     overrides: tuple[tuple[str, Any], ...] = ()
 
-    def with_overrides(self, overrides: Iterable[str]) -> Sweep:
+    def with_overrides(self, overrides: Iterable[Override]) -> Sweep:
         """The sweep with settings from the command line, which win over the file's.
 
         On an axis they choose among its values: ``objective=[a,b]``. ``seeds=5`` or
@@ -60,7 +60,7 @@ class Sweep:
         """
         sweep = self
         for override in overrides:
-            key, value = parse(override)
+            key, value = pair(override)
             if key == "seeds":
                 sweep = replace(sweep, seeds=_seeds(value))
             elif key == "name":

@@ -202,6 +202,18 @@ def report(
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale, where several are there.")
     ] = None,
+    sample_set: Annotated[
+        int | None, typer.Option(help="Sample set, where several are there.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Label or id of the metric, where several are there.")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Sampler, where one method has several.")
+    ] = None,
+    times: Annotated[
+        str | None, typer.Option(help="Times, where one number of steps has several.")
+    ] = None,
     overrides: Overrides = None,
     runs: Runs = None,
 ) -> None:
@@ -211,8 +223,16 @@ def report(
     """
     from fewstep.cli import many
 
+    filters = {
+        "weights": weights,
+        "guidance": guidance,
+        "sample_set": sample_set,
+        "metric": metric,
+        "sampler": sampler,
+        "times": times,
+    }
     root = only_root(overrides, runs)
-    many.report(many.find_sweep(sweep, root), output, weights=weights, guidance=guidance)
+    many.report(many.find_sweep(sweep, root), output, filters)
 
 
 @app.command(name="list")

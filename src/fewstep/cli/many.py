@@ -131,24 +131,23 @@ def _sync(sweeps: Sequence[SweepDirectory], root: Path, uri: str | None) -> None
 
 
 def report(
-    directory: SweepDirectory,
-    output: Path | None,
-    weights: str | None = None,
-    guidance: float | None = None,
+    directory: SweepDirectory, output: Path | None, filters: dict[str, Any] | None = None
 ) -> None:
-    """``fewstep report``: print the table, write the files, name them."""
+    """``fewstep report``: print the table, write the files, name them.
+
+    ``filters`` choose among cells, as in ``analysis.summarise``; None is no choice.
+    """
     from fewstep.analysis import load, load_samples, summarise
     from fewstep.reports import terminal
     from fewstep.reports.report import write_report
 
-    filters: Any = {"weights": weights, "guidance": guidance}
-    filters = {name: value for name, value in filters.items() if value is not None}
+    chosen: Any = {name: value for name, value in (filters or {}).items() if value is not None}
     frame = load(directory)
-    out.print(terminal.table(summarise(frame, **filters)))
-    samples = load_samples(directory, frame, **filters)
+    out.print(terminal.table(summarise(frame, **chosen)))
+    samples = load_samples(directory, frame, **chosen)
     target = output or directory.report
     try:
-        files = write_report(frame, samples, target, **filters)
+        files = write_report(frame, samples, target, **chosen)
     except OSError as error:
         raise UserError(f"cannot write the report to {target} ({error.strerror})") from None
     out.print("report:", style="bold")
