@@ -1,0 +1,35 @@
+# make demo   sets up and runs the main job on real data, and shows the table
+# make test   sets up and passes the tests
+# Everything happens in .venv, which the targets build themselves.
+
+PYTHON ?= python3
+BIN := .venv/bin
+JOBS ?= 2
+
+.PHONY: demo test check format clean
+
+demo: .venv/ready
+	$(BIN)/fewstep sweep digits
+
+test: check
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch comes first and pinned: any looser requirement may fetch gigabytes of CUDA libraries
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info src/*.egg-info
