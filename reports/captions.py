@@ -92,7 +92,7 @@ def _marks(summary: Summary, c: Conditions) -> list[str]:
         lines.append(tie + ".")
     if summary.floor is not None:
         lines.append(
-            f"Floor: {c.metric_name} of {c.samples:,} held-out real samples, the best to hope for."
+            f"Floor: {c.metric_name} of {c.samples:,} held-out real samples, by the same measure."
         )
     return lines
 
