@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write ``checkpoint`` into ``folder`` and remove all but the newest two."""
+    """Write ``checkpoint`` into ``folder`` and remove all but it and the one before it."""
     final = folder / f"step-{checkpoint.step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}"
     for leftover in folder.glob(".step-*"):  # of a process that was killed while writing
@@ -54,8 +54,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(final)
     temporary.rename(final)
     _sync(folder)
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
+    known = sorted(folder.glob("step-*"))
+    kept = [path for path in known if path.name <= final.name][-KEPT:]
+    for path in known:  # later ones are damaged, else training would have gone on from them
+        if path not in kept:
+            shutil.rmtree(path)
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
@@ -63,7 +66,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             log.warning("checkpoint %s is damaged (%s): going back to the one before", path, error)
     return None
 

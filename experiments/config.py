@@ -68,7 +68,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for group, registry in GROUPS.items():
             build(registry, self.values[group])
-        _ = self.training, self.evaluation
+        _ = self.training, self.evaluation, sweep_name(self.values["sweep"])
         check_choice(
             "evaluation.extractor", self.evaluation.extractor, ["auto", *EXTRACTORS.names()]
         )
@@ -112,6 +112,21 @@ class RunConfig:
         values["data"].pop("root", None)
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def sweep_name(value: Any) -> str:
+    """``value`` as the name of a folder under the run root.
+
+    Raises:
+        UserError: a name that could lead elsewhere, or hide.
+    """
+    name = str(value)
+    if not name[:1].isalnum() or not all(c.isalnum() or c in "-_." for c in name):
+        raise UserError(
+            f"a sweep's name may hold letters, digits, '-', '_' and '.', and begins with "
+            f"a letter or digit, got {name!r}"
+        )
+    return name
 
 
 def build(registry: Registry[Any], values: dict[str, Any]) -> Any:
@@ -191,7 +206,10 @@ def amend(config: RunConfig, overrides: Iterable[Override]) -> RunConfig:
 
 
 def _resolved(config: DictConfig) -> RunConfig:
-    values = OmegaConf.to_container(config, resolve=True)
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:  # an interpolation to nowhere, or "???"
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(values, dict)
     return RunConfig({str(k): v for k, v in values.items()})
 
@@ -218,6 +236,8 @@ def parse(override: str) -> tuple[str, Any]:
             f"override {override!r} gives several values where one is meant; "
             f"a list is written [a,b], and axes of values belong in a sweep's YAML"
         )
+    if not parsed.key_or_group:
+        raise UserError(f"override {override!r} is not of the form key=value")
     return parsed.key_or_group, parsed.value()
 
 
@@ -231,10 +251,14 @@ def _assign(config: DictConfig, key: str, value: Any) -> None:
         inside = [k for k in known if k.startswith(key.rsplit(".", 1)[0] + ".")]
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"unknown setting {key!r}{hint} (choices: {', '.join(inside or known)})")
+    if OmegaConf.is_list(OmegaConf.select(config, key)) and not isinstance(value, list | tuple):
+        raise UserError(f"{key} takes a list, written [a,b], got {value!r}")
     try:
         OmegaConf.update(config, key, value, merge=False)
     except OmegaConfBaseException as error:
-        raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
+        line = str(error).splitlines()[0]
+        got = "" if str(value) in line else f", got {value!r}"
+        raise UserError(f"{key}: {line}{got}") from None
 
 
 def flat_keys(config: DictConfig) -> list[str]:
@@ -254,19 +278,18 @@ def flat_keys(config: DictConfig) -> list[str]:
 @cache
 def _composed(chosen: Sequence[tuple[str, str]]) -> DictConfig:
     """Hydra's composition for one choice of groups; tens of milliseconds, hence the cache."""
-    _store_schemas()
+    _store_schemas(chosen)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("fewstep.experiments.conf", version_base="1.3"):
         return hydra.compose("run", [f"{group}={name}" for group, name in chosen])
 
 
-@cache
-def _store_schemas() -> None:
+def _store_schemas(chosen: Sequence[tuple[str, str]]) -> None:
+    """Tell Hydra of the entries in use; one may have been registered a moment ago."""
     store = ConfigStore.instance()
     store.store(name="root", node=Root)
-    for group, registry in GROUPS.items():
-        for name in registry.names():
-            store.store(group=group, name=name, node=_schema(name, registry[name]))
+    for group, name in chosen:
+        store.store(group=group, name=name, node=_schema(name, GROUPS[group][name]))
 
 
 def _schema(name: str, entry: Any) -> Any:

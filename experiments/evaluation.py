@@ -166,7 +166,9 @@ def evaluate(
     todo = {name: c for name, c in names.items() if not directory.cell_file(name).exists()}
     device = choose_device(config.training.device)
     networks = {
-        weights: load_network(config, dataset, directory.checkpoints, weights).to(device)
+        weights: load_network(
+            config, dataset, directory.checkpoints, weights, config.training.steps
+        ).to(device)
         for weights in sorted({cell.weights for cell in todo.values()})
     }
     begun = time.perf_counter()
@@ -186,6 +188,7 @@ def evaluate(
             "nfe": drawn.nfe,
             "seconds": seconds,
             "images_per_second": metric.samples / seconds,
+            "batch_size": settings.batch_size,  # samplers that draw fresh noise draw it per batch
             "device": str(device),
         }
         write_json(directory.cell_file(name), record)

@@ -42,6 +42,10 @@ class Features:
 class Extractor(Protocol):
     """A frozen dataclass of settings that makes ``Features`` for a data set."""
 
+    def check(self, dataset: Dataset) -> None:
+        """Raise ``UserError`` where ``dataset`` is nothing for this extractor."""
+        ...
+
     def prepare(self, dataset: Dataset, cache: Path) -> Features: ...
 
 
@@ -52,6 +56,9 @@ EXTRACTORS: Registry[Extractor] = Registry("extractor", "fewstep.extractors")
 @dataclass(frozen=True)
 class Raw:
     """The values themselves: pixels scaled to [-1, 1], or the vector."""
+
+    def check(self, dataset: Dataset) -> None:
+        pass
 
     def prepare(self, dataset: Dataset, cache: Path) -> Features:
         def extract(x: Tensor) -> np.ndarray:
@@ -83,12 +90,15 @@ class CNN:
         for name in ("width", "features", "steps", "batch_size"):
             check_range(f"extractor.{name}", getattr(self, name), 1)
 
-    def prepare(self, dataset: Dataset, cache: Path) -> Features:
+    def check(self, dataset: Dataset) -> None:
         if not dataset.is_image or not dataset.num_classes:
             raise UserError(
                 f"extractor cnn needs labelled images; {dataset.name} has shape {dataset.shape} "
                 f"and {dataset.num_classes} classes (choices here: raw)"
             )
+
+    def prepare(self, dataset: Dataset, cache: Path) -> Features:
+        self.check(dataset)
         network = Classifier(dataset.shape, dataset.num_classes, self.width, self.features)
         settings = json.dumps(asdict(self), sort_keys=True) + dataset.train.sha256
         name = f"{dataset.name}-cnn-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"

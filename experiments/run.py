@@ -103,7 +103,7 @@ def read_spec(directory: RunDirectory) -> RunConfig | None:
 
 
 def load_config(directory: RunDirectory) -> RunConfig:
-    """The run's configuration, with the cells last asked for.
+    """The run's configuration as it was made.
 
     Raises:
         UserError: no run there, or a directory from another configuration.
@@ -111,7 +111,12 @@ def load_config(directory: RunDirectory) -> RunConfig:
     config = read_spec(directory)
     if config is None:
         raise UserError(f"no run in {directory.path}: it has no spec.json")
-    request = directory.request()
+    return config
+
+
+def requested(directory: RunDirectory) -> RunConfig:
+    """The run's configuration with the cells, and the sampler, asked for last."""
+    config, request = load_config(directory), directory.request()
     if request is None:
         return config
     objective = {**config.values["objective"], **request["sampler"]}
@@ -133,10 +138,10 @@ def run(
         Busy: another process has it.
         UserError: the directory holds no run, or one of another configuration.
     """
-    config = load_config(directory)
+    config = requested(directory)
     lock = FileLock(directory.lock)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # status looks at it too, for a moment
     except Timeout:
         raise Busy(f"another process is at work on {directory.path}") from None
     try:
@@ -146,7 +151,7 @@ def run(
     except Exception as error:
         record = failure_record(directory.key, error)
         directory.write("failure", record)
-        log.exception("run %s failed", directory.key)
+        log.info("run %s failed\n%s", directory.key, record["traceback"])
         raise RunFailed(record) from error
     finally:
         lock.release()
@@ -159,11 +164,11 @@ def _run(
     on_progress: OnProgress,
 ) -> Json:
     started, begun = now(), time.perf_counter()
+    directory.remove("failure")  # of an earlier attempt
     dataset = config.data.load()
     result = directory.result()
     trainer = None
     if result is None:
-        directory.remove("failure")
         trainer = Trainer(config, dataset, directory)
         trainer.train(stop, lambda done, total, rate: on_progress("train", done, total, rate))
     evaluation_begun = time.perf_counter()
@@ -244,5 +249,6 @@ __all__ = [
     "directory_of",
     "load_config",
     "prepare",
+    "requested",
     "run",
 ]

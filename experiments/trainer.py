@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -225,8 +226,10 @@ class Trainer:
         """Forget what was logged after the checkpoint: those steps are about to be run again."""
         kept = [row for row in self.directory.metrics() if row["step"] <= self.step]
         if kept or self.directory.metrics_file.exists():
-            text = "".join(json.dumps(row) + "\n" for row in kept)
-            self.directory.metrics_file.write_text(text)
+            file = self.directory.metrics_file
+            temporary = file.with_name(f".{file.name}.{os.getpid()}")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            os.replace(temporary, file)  # in one go: it may be killed here too
 
     # ---- checkpoints ---------------------------------------------------------------------------
 
@@ -278,15 +281,22 @@ def load_weights(module: nn.Module, found: Checkpoint, prefix: str) -> None:
     )
 
 
-def load_network(config: RunConfig, dataset: Dataset, folder: Path, weights: str) -> nn.Module:
-    """The trained network of a run, ``ema`` or ``raw``, in eval mode on the CPU.
+def load_network(
+    config: RunConfig, dataset: Dataset, folder: Path, weights: str, step: int | None = None
+) -> nn.Module:
+    """The newest network of a run, ``ema`` or ``raw``, in eval mode on the CPU.
 
     Raises:
-        UserError: the run has no whole checkpoint yet.
+        UserError: the run has no whole checkpoint yet, or its newest is not of ``step``.
     """
     found = checkpoint.load_latest(folder)
     if found is None:
         raise UserError(f"no checkpoint in {folder}: train the run first")
+    if step not in (None, found.step):
+        raise UserError(
+            f"the newest whole checkpoint in {folder} is of step {found.step}, expected {step}: "
+            f"remove the run's result.json, and it is trained from there again"
+        )
     network = build_network(config, dataset)
     load_weights(network, found, "ema" if weights == "ema" else "net")
     return network.requires_grad_(False).eval()

@@ -21,7 +21,7 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED, BUSY = 0, 1, 2, 75, 76
 
 
 class StopFlag:
-    """True once a signal came, or the parent died where one was named."""
+    """True once a signal came (a second Ctrl-C does not wait), or the named parent died."""
 
     def __init__(self, parent: int | None = None) -> None:
         self.parent = parent
@@ -31,6 +31,8 @@ class StopFlag:
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.signalled = True
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
 
     def __call__(self) -> bool:
         return self.signalled or (self.parent is not None and os.getppid() != self.parent)

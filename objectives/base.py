@@ -144,13 +144,31 @@ def full(t: float, like: Tensor) -> Tensor:
 
 
 def jvp(
-    f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+    f: Callable[..., Tensor],
+    primals: tuple[Tensor, ...],
+    tangents: tuple[Tensor, ...],
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``f(*primals)`` and its derivative along ``tangents``, in one dual-number pass.
 
     The value may be back-propagated: one pass serves both the loss and its tangent. Fused
     attention kernels have no forward-mode derivative in torch 2.13, hence the MATH backend.
+
+    ``compiled`` says that the network in ``f`` is (``is_compiled``). Then the whole pass has to be:
+    within an eager one, torch quietly runs a compiled network uncompiled (pytorch issue 128711).
     """
+    derivative = torch.compile(_jvp) if compiled else _jvp
     with sdpa_kernel(SDPBackend.MATH):
-        value, tangent = torch.func.jvp(f, primals, tangents)  # type: ignore[misc]
+        return derivative(f, primals, tangents)
+
+
+def _jvp(
+    f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    value, tangent = torch.func.jvp(f, primals, tangents)  # type: ignore[misc]
     return value, tangent.detach()
+
+
+def is_compiled(net: Net) -> bool:
+    """Whether ``net`` is what torch.compile makes of a module."""
+    return hasattr(net, "_orig_mod")

@@ -29,6 +29,7 @@ from fewstep.objectives.base import (
     Net,
     Nets,
     Progress,
+    is_compiled,
     jvp,
     randn,
 )
@@ -100,6 +101,7 @@ class SCM:
             lambda x, t: net(x, t, y=y),
             (x_t / sd, t),
             (cos * sin * dx_t / sd, t.cos() * t.sin()),
+            is_compiled(net),
         )
         r = min(1.0, progress.step / self.tangent_warmup) if self.tangent_warmup else 1.0
         g = -(cos**2) * (sd * F.detach() - dx_t) - r * (cos * sin * x_t + sd * J)

@@ -27,7 +27,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from fewstep.errors import UserError, check_range, unknown
-from fewstep.experiments.config import Override, RunConfig, compose, pair
+from fewstep.experiments.config import Override, RunConfig, compose, pair, sweep_name
 
 FIELDS = ("name", "description", "base", "axes", "seeds")
 PRESETS = files("fewstep.sweeps.presets")
@@ -64,7 +64,7 @@ class Sweep:
             if key == "seeds":
                 sweep = replace(sweep, seeds=_seeds(value))
             elif key == "name":
-                sweep = replace(sweep, name=_name(value))
+                sweep = replace(sweep, name=sweep_name(value))
             elif key in sweep.axes:
                 chosen = _chosen(key, sweep.axes[key], value)
                 sweep = replace(sweep, axes={**sweep.axes, key: chosen})
@@ -124,7 +124,7 @@ def load(name: str) -> Sweep:
         path = Path(name)
         if not path.is_file():
             raise UserError(f"no sweep file at {path.resolve()}")
-        return _read(path.read_text(encoding="utf-8"), str(path), path.stem)
+        return _read(path.read_text(encoding="utf-8", errors="replace"), str(path), path.stem)
     if name not in names():
         raise UserError(f"{unknown('sweep', name, names())}, or the path of a .yaml file")
     return _read((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"), name, name)
@@ -145,7 +145,7 @@ def _read(text: str, source: str, stem: str) -> Sweep:
     if not isinstance(axes, dict) or not isinstance(base, dict):
         raise UserError(f"sweep {source}: base and axes must be mappings")
     return Sweep(
-        name=_name(content.get("name", stem)),
+        name=sweep_name(content.get("name", stem)),
         description=str(content.get("description", "")).strip(),
         base=tuple(base.items()),
         axes={str(axis): _choices(source, str(axis), values) for axis, values in axes.items()},
@@ -166,6 +166,13 @@ def _choices(source: str, axis: str, values: Any) -> tuple[Choice, ...]:
         if told is None:
             told = ",".join(f"{k}={v}" for k, v in settings.items())
         choices.append(Choice(str(told), tuple(settings.items())))
+    labels = [choice.label for choice in choices]
+    for label in labels:
+        if labels.count(label) > 1:  # two methods under one name would be averaged as one
+            raise UserError(
+                f"sweep {source}: two values of axis {axis} are both called {label!r}; "
+                f"tell them apart with label: NAME"
+            )
     return tuple(choices)
 
 
@@ -185,13 +192,6 @@ def _seeds(value: Any) -> tuple[int, ...]:
     if isinstance(value, list) and value and all(isinstance(v, int) for v in value):
         return tuple(dict.fromkeys(value))
     raise UserError(f"seeds must be a number of seeds or a list of them, got {value!r}")
-
-
-def _name(value: Any) -> str:
-    name = str(value)
-    if not name or name.startswith((".", "_")) or not all(c.isalnum() or c in "-_." for c in name):
-        raise UserError(f"a sweep's name may hold letters, digits, '-', '_' and '.', got {name!r}")
-    return name
 
 
 def _line(error: Exception) -> str:

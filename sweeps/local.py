@@ -15,6 +15,7 @@ import torch
 from fewstep.experiments import worker
 from fewstep.experiments.provenance import now
 from fewstep.experiments.rundir import Json, RunDirectory
+from fewstep.sweeps.status import is_busy
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
@@ -24,7 +25,10 @@ MEMORY_PER_RUN = 2 * 2**30
 
 @dataclass(frozen=True)
 class Event:
-    """``kind``: started | done | failed | interrupted | busy | tick (nothing new, time passed)."""
+    """``kind``: started | done | failed | interrupted | busy | tick (nothing new, time passed).
+
+    Busy: another process has the run; it is looked at again until that one lets go of it.
+    """
 
     kind: str
     run: RunDirectory | None = None
@@ -83,36 +87,52 @@ class LocalLauncher:
         self.workers = workers
 
     def launch(self, runs: Sequence[RunDirectory], on_event: OnEvent) -> Outcome:
-        """Run all of them. On KeyboardInterrupt or SIGTERM they save and stop, resumable."""
+        """Run all of them. On Ctrl-C or SIGTERM they save and stop, resumable; a second kills."""
         waiting = list(runs)
         free = slots(len(runs), self.workers)
         working: list[Worker] = []
+        busy: list[RunDirectory] = []
         outcome = Outcome()
+        signals: list[int] = []  # heard, and not heeded yet
         stopping: float | None = None
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+        def on_signal(number: int, frame: object) -> None:  # an exception could lose a worker
+            signals.append(number)
+
+        previous = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             while working or (waiting and stopping is None):
-                try:
-                    while waiting and free and stopping is None:
-                        working.append(self._start(waiting.pop(0), free.pop()))
-                        on_event(Event("started", working[-1].run), [w.run for w in working])
-                    time.sleep(POLL_SECONDS)
-                    for w in [w for w in working if w.process.poll() is not None]:
-                        working.remove(w)
-                        free.append(w.slot)
-                        event = self._end(w, outcome, stopping is not None)
-                        on_event(event, [w.run for w in working])
-                    on_event(Event("tick"), [w.run for w in working])
-                    if stopping is not None and time.monotonic() - stopping > GRACE_SECONDS:
-                        raise KeyboardInterrupt
-                except KeyboardInterrupt:
+                for run in waiting[:] if stopping is None else []:
+                    if not free or signals:
+                        break
+                    if not is_busy(run):
+                        waiting.remove(run)
+                        working.append(self._start(run, free.pop()))
+                        on_event(Event("started", run), [w.run for w in working])
+                    elif run not in busy:
+                        busy.append(run)
+                        on_event(Event("busy", run), [w.run for w in working])
+                time.sleep(POLL_SECONDS)
+                for w in [w for w in working if w.process.poll() is not None]:
+                    working.remove(w)
+                    free.append(w.slot)
+                    if w.process.returncode == worker.BUSY:  # another was quicker
+                        waiting.append(w.run)
+                        continue
+                    event = self._end(w, outcome, stopping is not None)
+                    on_event(event, [w.run for w in working])
+                on_event(Event("tick"), [w.run for w in working])
+                late = stopping is not None and time.monotonic() - stopping > GRACE_SECONDS
+                if signals or late:
                     # the first asks the runs to save and leave, the second does not ask
                     number = signal.SIGTERM if stopping is None else signal.SIGKILL
                     for w in working:
                         w.process.send_signal(number)
                     stopping = stopping or time.monotonic()
+                    signals.clear()
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
             for w in working:  # only after an error of our own
                 w.process.terminate()
         outcome.interrupted += [run.key for run in waiting]
@@ -148,9 +168,6 @@ class LocalLauncher:
         if code == worker.INTERRUPTED or (stopping and code < 0):
             outcome.interrupted.append(w.run.key)
             return Event("interrupted", w.run)
-        if code == worker.BUSY:
-            outcome.interrupted.append(w.run.key)
-            return Event("busy", w.run)
         if w.run.failure() is None:  # it had no chance to say so itself
             w.run.write("failure", died(w.run, code))
         outcome.failed.append(w.run.key)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fewstep.errors import UserError
 from fewstep.experiments.evaluation import cells_lacking
+from fewstep.experiments.preflight import check
 from fewstep.experiments.provenance import source_hash
 from fewstep.experiments.run import directory_of, prepare, read_spec
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, write_json
@@ -83,7 +84,8 @@ def plan(sweep: Sweep) -> Plan:
     """Look at every member of the sweep; writes nothing.
 
     Raises:
-        UserError: a bad setting in any of them, or a directory of another configuration.
+        UserError: a bad setting in any of them, data that is not there or does not fit, or a
+            directory of another configuration.
     """
     runs = []
     for member in sweep.members():
@@ -93,6 +95,7 @@ def plan(sweep: Sweep) -> Plan:
         runs.append(Planned(member, directory, _state(member, directory)))
     if not runs:
         raise UserError(f"sweep {sweep.name} has no runs")
+    check(run.member.config for run in runs if run.to_do)
     return Plan(sweep, tuple(runs))
 
 

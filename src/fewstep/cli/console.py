@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,10 @@ from rich.progress import (
 
 LINE_SECONDS = 10.0
 
-out = Console(soft_wrap=True, highlight=False)
+PIPE_COLUMNS = 200  # a pipe or a log has no width: tables are not folded to 80 columns there
+
+_told = sys.stdout.isatty() or "COLUMNS" in os.environ
+out = Console(soft_wrap=True, highlight=False, width=None if _told else PIPE_COLUMNS)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -44,7 +49,7 @@ class Meter:
         text = f"{rate:.1f} {self.unit if phase == 'train' else 'cells'}/s, {left} left"
         if self.bar is not None:
             if phase not in self.tasks:
-                self.tasks[phase] = self.bar.add_task(f"{self.label} {phase}", total=total)
+                self.tasks[phase] = self.bar.add_task(f"{self.label} {phase}", text=text)
             self.bar.update(self.tasks[phase], completed=done, total=total, text=text)
         elif time.monotonic() - self.told >= LINE_SECONDS or done == total:
             self.told = time.monotonic()

@@ -36,7 +36,8 @@ class SweepView:
         shares = {run.key: self._share(run) for run in working}
         speed = sum(rate for _, rate, _ in shares.values())
         done = self.finished + sum(share for share, _, _ in shares.values())
-        text = f"{speed:.0f} steps/s, {self._left(done)} left"
+        text = f"{speed:.0f} steps/s, " if speed else ""
+        text += f"{self._left(done)} left" if working else ""
         if self.bar is not None and self.whole is not None:
             self.bar.update(self.whole, completed=done + self.cached, text=text, runs=self._runs())
             for key, (share, rate, phase) in shares.items():
@@ -47,7 +48,7 @@ class SweepView:
                 self.bar.update(self.tasks[key], completed=share, text=told)
         elif time.monotonic() - self.told > LINE_SECONDS:
             self.told = time.monotonic()
-            out.print(f"{self._runs()}, {text}")
+            out.print(f"{self._runs()}, {text}".removesuffix(", "))
 
     def _told(self, kind: str, run: RunDirectory) -> None:
         if kind in ("done", "failed"):
@@ -56,6 +57,9 @@ class SweepView:
         if kind == "started":
             if self.bar is None:
                 out.print(f"started {self.labels[run.key]} ({run.key})")
+            return
+        if kind == "busy":
+            out.print(f"waiting for {self.labels[run.key]} ({run.key}): another process has it")
             return
         if self.bar is not None and run.key in self.tasks:
             self.bar.remove_task(self.tasks.pop(run.key))

@@ -17,6 +17,7 @@ from fewstep.experiments.rundir import SweepDirectory, find_sweeps
 def sweep(name: str, overrides: Sequence[Any], *, plan_only: bool, workers: int | None) -> int:
     """``fewstep sweep``; returns the exit code."""
     from fewstep.cli.live import sweep_view
+    from fewstep.experiments.trainer import choose_device
     from fewstep.sweeps import definition
     from fewstep.sweeps.local import LocalLauncher
     from fewstep.sweeps.plan import plan
@@ -29,8 +30,10 @@ def sweep(name: str, overrides: Sequence[Any], *, plan_only: bool, workers: int 
     if plan_only:
         _show_plan(made)
         return 0
-    made.write()
     waiting = [run for run in made.runs if run.to_do]
+    for run in waiting:
+        choose_device(run.member.config.training.device)
+    made.write()
     interrupted: list[str] = []
     failed: list[str] = []
     if waiting:
@@ -85,7 +88,7 @@ def status(name: str | None, root: Path) -> None:
 def _show_runs(runs: Sequence[Any]) -> None:
     colours = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("key", "run", "seed", "state", "step", "steps/s", "FD at steps", "note"):
+    for column in ("key", "run", "seed", "state", "step", "steps/s", "FD at steps"):
         table.add_column(column, justify="right" if column in ("seed", "step") else "left")
     for run in runs:
         choices = " ".join(run.choices.values()) or run.title
@@ -97,9 +100,11 @@ def _show_runs(runs: Sequence[Any]) -> None:
             f"{run.step}/{run.steps}",
             "" if run.rate is None else f"{run.rate:.1f}",
             "  ".join(f"{steps}: {value:.1f}" for steps, value in run.values.items()),
-            Text(run.note),
         )
     out.print(table)
+    for run in runs:
+        if run.note:
+            out.print(f"{run.key} {run.note}", markup=False)
 
 
 def sync(name: str | None, root: Path, overrides: Sequence[str]) -> None:

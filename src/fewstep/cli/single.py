@@ -13,6 +13,7 @@ from fewstep.cli.console import err, meter, out
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.config import amend, compose
 from fewstep.experiments.evaluation import Cell, draw
+from fewstep.experiments.preflight import check
 from fewstep.experiments.run import Busy, Interrupted, RunFailed, load_config, prepare, run
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.experiments.settings import WEIGHTS
@@ -26,7 +27,7 @@ def train(overrides: Sequence[Any]) -> int:
     """``fewstep train``; returns the exit code."""
     config = compose(overrides)
     choose_device(config.training.device)
-    config.backbone  # noqa: B018  (a bad pairing of data and backbone is told by the run itself)
+    check([config])
     directory = prepare(config)
     if directory.result() is not None:
         out.print(f"{directory.path} is trained already; nothing is repeated")
@@ -43,6 +44,7 @@ def evaluate(name: str, root: Path, overrides: Sequence[str]) -> int:
         )
     config = amend(config, [("runs", str(directory.path.parent.parent))])
     config = amend(config, [("sweep", directory.sweep)])
+    check([config])
     prepare(config)
     return _run(directory, config.objective.title)
 

@@ -1,0 +1,41 @@
+"""What can be told before a run writes anything: its data is there, and the settings fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from fewstep.errors import UserError
+from fewstep.experiments.config import RunConfig
+from fewstep.experiments.data import Dataset, DataSource
+from fewstep.experiments.evaluation import cells
+from fewstep.experiments.extractors import EXTRACTORS
+
+
+def check(configs: Iterable[RunConfig]) -> None:
+    """Load each data set once, and hold the settings of every run against it.
+
+    Raises:
+        UserError: data that is missing or damaged, or a backbone, a time schedule, a guidance
+            scale or an extractor that does not fit it.
+    """
+    loaded: dict[DataSource, Dataset] = {}
+    for config in configs:
+        if config.data not in loaded:
+            loaded[config.data] = config.data.load()
+        _check(config, loaded[config.data])
+
+
+def _check(config: RunConfig, dataset: Dataset) -> None:
+    try:
+        with torch.device("meta"):  # shapes alone: free of cost, however large the network
+            config.backbone.build(dataset.shape, dataset.num_classes, config.objective.uses_jump)
+    except NotImplementedError:  # a network that needs real numbers to be built: the run will tell
+        pass
+    for cell in cells(config.evaluation):
+        config.objective.path.times(cell.steps if cell.times is None else cell.times)
+        if cell.guidance != 1 and not dataset.num_classes:
+            raise UserError(f"evaluation.guidance {cell.guidance:g}: {dataset.name} has no labels")
+    if config.evaluation.extractor != "auto":
+        EXTRACTORS[config.evaluation.extractor].check(dataset)

@@ -1,0 +1,50 @@
+"""--help, --version and list."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.commands import succeed
+
+from fewstep import __version__
+from fewstep.backbones import BACKBONES
+from fewstep.cli.main import main
+from fewstep.experiments.data import DATA
+from fewstep.experiments.extractors import EXTRACTORS
+from fewstep.objectives import OBJECTIVES
+from fewstep.sweeps import definition
+
+COMMANDS = ("train", "sweep", "status", "evaluate", "sample", "sync", "report", "list")
+NAMES = {
+    "objectives": OBJECTIVES.names(),
+    "backbones": BACKBONES.names(),
+    "data": DATA.names(),
+    "extractors": EXTRACTORS.names(),
+    "sweeps": definition.names(),
+}
+
+
+def told(monkeypatch, capsys, *words: str) -> str:
+    monkeypatch.setattr("sys.argv", ["fewstep", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example(monkeypatch, capsys, command):
+    text = told(monkeypatch, capsys, command, "--help")
+    assert f"Example: fewstep {command}" in " ".join(text.split())
+
+
+def test_all_commands_are_told(tmp_path):
+    text = succeed("--help", cwd=tmp_path)
+    assert all(f" {command} " in text for command in COMMANDS)
+    assert "\x1b" not in text
+    assert succeed("--version", cwd=tmp_path) == f"fewstep {__version__}\n"
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_list_names_everything(monkeypatch, capsys, kind):
+    lines = told(monkeypatch, capsys, "list", kind).splitlines()
+    assert [line.split()[0] for line in lines[1:] if not line.startswith(" ")] == NAMES[kind]

@@ -1,0 +1,95 @@
+"""A whole small sweep through the real command line: run, record, report, and again."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+from helpers.commands import TINY_DIT, succeed, tree
+
+SWEEP = """
+name: small
+description: two objectives, two seeds
+base:
+  training.steps: 8
+  evaluation.steps: [1, 2]
+  evaluation.extractor: raw
+axes:
+  objective: [flow_matching, shortcut]
+seeds: 2
+"""
+COMMAND = ("sweep", "small.yaml", *TINY_DIT)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a finished sweep, and what it said."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "small.yaml").write_text(SWEEP)
+    planned = succeed(*COMMAND, "--plan", cwd=folder)
+    assert planned.startswith("sweep small: 4 runs (4 new, 0 interrupted, 0 failed, 0 cells")
+    assert planned.endswith("run directories: runs/small\nnothing was started\n")
+    assert len(re.findall(r"^[0-9a-f]{12}  new    objective=", planned, re.M)) == 4
+    assert [p.name for p in folder.iterdir()] == ["small.yaml"]
+    return folder, succeed(*COMMAND, cwd=folder)
+
+
+def test_tells_progress_table_files_and_the_way_to_mlflow(done):
+    folder, said = done
+    assert "\x1b" not in said
+    assert len(re.findall(r"^started objective=", said, re.M)) == 4
+    assert len(re.findall(r"^done objective=", said, re.M)) == 4
+    assert "Flow matching" in said
+    assert "Shortcut" in said
+    named = re.findall(r"^  (runs/small/report/.*)$", said, re.M)
+    names = {Path(name).name for name in named}
+    assert {"table.md", "table.csv", "table.tex", "fd_vs_nfe.png", "fd_vs_nfe.pdf"} <= names
+    assert any(name.startswith("samples") or "grid" in name for name in names)
+    assert all((folder / name).stat().st_size for name in named)
+    assert "MLflow at sqlite:///" in said
+    assert re.search(r"to look at it:\n  .*mlflow.* ui --backend-store-uri ", said)
+    (database,) = (folder / "runs").rglob("*.db")
+    with sqlite3.connect(database) as connection:
+        (count,) = connection.execute("SELECT COUNT(*) FROM runs").fetchone()
+        metrics = {row[0] for row in connection.execute("SELECT DISTINCT key FROM metrics")}
+    assert count == 5  # a parent and four children
+    assert "loss" in metrics
+    assert {"fd_nfe_1", "fd_nfe_2"} <= metrics
+
+
+def test_again_retrains_nothing(done):
+    folder, _ = done
+    runs = {p.parent: tree(p.parent) for p in folder.glob("runs/small/*/spec.json")}
+    assert len(runs) == 4
+    said = succeed(*COMMAND, cwd=folder)
+    assert said.startswith("sweep small: 4 runs (0 new, 0 interrupted, 0 failed, 0 cells, 0 stale,")
+    assert "4 cached)" in said
+    assert "started" not in said
+    assert "0 created, 0 updated, " in said
+    assert {run: tree(run) for run in runs} == runs
+
+
+def test_status_sync_and_report_of_it(done, tmp_path):
+    folder, _ = done
+    lines = succeed("status", cwd=folder).splitlines()
+    assert lines[0].split() == ["sweep", "runs", "done", "running", "interrupted", "failed", "new"]
+    assert lines[1].split() == ["small", "4", "4", "0", "0", "0", "0"]
+    rows = succeed("status", "small", cwd=folder).splitlines()[1:]
+    assert [row.split()[1:5] for row in rows] == [
+        ["flow_matching", "0", "done", "8/8"],
+        ["flow_matching", "1", "done", "8/8"],
+        ["shortcut", "0", "done", "8/8"],
+        ["shortcut", "1", "done", "8/8"],
+    ]
+    assert all(re.search(r" 1: [\d.]+  2: [\d.]+$", row.rstrip()) for row in rows)
+
+    before = tree(folder / "runs/small")
+    said = succeed("report", "small", "--out", tmp_path / "paper", cwd=folder)
+    assert "Flow matching" in said
+    assert (tmp_path / "paper/table.tex").stat().st_size
+    assert tree(folder / "runs/small") == before
+    elsewhere = f"tracking.uri=sqlite:///{tmp_path}/other.db"
+    assert "4 created, 0 updated" in succeed("sync", "small", elsewhere, cwd=folder)
+    assert (tmp_path / "other.db").stat().st_size

@@ -1,0 +1,86 @@
+"""The real command line: ``python -P -m fewstep ...`` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+TIMEOUT_SECONDS = 180.0
+
+# a network and a data set on which thousands of steps take seconds
+TINY = (
+    "data=gaussians",
+    "backbone.width=16",
+    "backbone.depth=1",
+    "training.batch_size=16",
+    "training.validate_every=0",
+)
+TINY_DIT = (
+    "data=digits",
+    "backbone.width=16",
+    "backbone.depth=1",
+    "backbone.heads=2",
+    "training.batch_size=16",
+)
+
+
+def environment() -> dict[str, str]:
+    """This process' environment, less what would change where things go or how they look."""
+    changing = ("FEWSTEP_DATA", "MLFLOW_TRACKING_URI", "COLUMNS", "FORCE_COLOR", "PYTHONPATH")
+    return {k: v for k, v in os.environ.items() if k not in changing} | {"OMP_NUM_THREADS": "1"}
+
+
+def start(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    """The command, started; its output comes with ``communicate``."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "fewstep", *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Its end, awaited for at most ``TIMEOUT_SECONDS``."""
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"no end after {TIMEOUT_SECONDS} s:\n{out}\n{err}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def fewstep(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command, run to its end."""
+    return finish(start(*arguments, cwd=cwd))
+
+
+def succeed(*arguments: object, cwd: Path) -> str:
+    """The command's stdout; fails the test, with all it said, unless it exits with 0."""
+    done = fewstep(*arguments, cwd=cwd)
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    """Return once ``condition()`` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.02)
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:
+    """Every file under ``folder`` with its time of change and content."""
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None)
+        for p in sorted(folder.rglob("*"))
+    }

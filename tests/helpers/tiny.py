@@ -1,0 +1,80 @@
+"""Runs small enough to be trained in a test, and entries registered for one test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.config_store import ConfigStore
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fewstep.experiments import config as configuration
+from fewstep.experiments.config import Override, RunConfig, compose
+from fewstep.experiments.rundir import RunDirectory
+from fewstep.experiments.trainer import Trainer
+
+TINY: list[Override] = [
+    "data=digits",
+    "backbone.width=16",
+    "backbone.depth=1",
+    "backbone.heads=2",
+    "training.batch_size=16",
+    "training.steps=6",
+    "evaluation.steps=[]",
+    "evaluation.extractor=raw",
+]
+
+
+def tiny(root: Path, *overrides: Override) -> RunConfig:
+    """A small run on the digits under the run root ``root``."""
+    return compose([*TINY, ("runs", str(root)), *overrides])
+
+
+def trainer(config: RunConfig) -> Trainer:
+    """The trainer of ``config``, with a directory of its own that is not a prepared run."""
+    directory = RunDirectory(Path(config.values["runs"]) / "loose" / config.key)
+    directory.path.mkdir(parents=True, exist_ok=True)
+    return Trainer(config, config.data.load(), directory)
+
+
+def train(config: RunConfig) -> Trainer:
+    made = trainer(config)
+    made.train(lambda: False, lambda done, total, rate: None)
+    return made
+
+
+def flat(module: torch.nn.Module) -> Tensor:
+    """All parameters in one vector, copied."""
+    return torch.cat([p.detach().flatten() for p in module.parameters()]).clone()
+
+
+def last_tensors(directory: RunDirectory) -> dict[str, Tensor]:
+    """The tensors of the newest checkpoint."""
+    return load_file(sorted(directory.checkpoints.glob("step-*"))[-1] / "tensors.safetensors")
+
+
+def checkpoint_steps(directory: RunDirectory) -> list[int]:
+    return sorted(int(p.name.split("-")[1]) for p in directory.checkpoints.glob("step-*"))
+
+
+def times_changed(folder: Path) -> dict[str, int]:
+    """When each file below ``folder`` was written, in nanoseconds."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in files}
+
+
+@contextmanager
+def registered(group: str, name: str, entry: Any) -> Iterator[None]:
+    """``entry`` in the registry of ``group`` as long as the context lasts."""
+    registry = configuration.GROUPS[group]
+    registry.add(name, entry)
+    try:
+        yield
+    finally:
+        del registry._entries[name]
+        ConfigStore.instance().repo.get(group, {}).pop(f"{name}.yaml", None)
+        configuration._composed.cache_clear()

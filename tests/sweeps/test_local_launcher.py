@@ -1,0 +1,184 @@
+"""The local launcher with real processes: failures, kills, Ctrl-C, a dead driver, two drivers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+from filelock import FileLock
+from helpers.commands import TINY, fewstep, finish, start, succeed, tree, wait_for
+
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory
+from fewstep.sweeps.local import cores, slots
+
+BASE = "base: {evaluation.steps: [], tracking.enabled: false, training.log_every: 100}\n"
+OVERRIDES = (*TINY, "--workers", 2)
+
+
+def runs(folder: Path) -> dict[str, RunDirectory]:
+    """The members of ``runs/mine`` by the label of their case."""
+    sweep = SweepDirectory(folder / "runs/mine")
+    plan = sweep.plan()
+    assert plan is not None
+    return {m["choices"]["case"]: RunDirectory(sweep.path / m["key"]) for m in plan["runs"]}
+
+
+def begun(folder: Path) -> list[int]:
+    """Process ids of the runs that are training now."""
+    if not (folder / "runs/mine/sweep.json").exists():
+        return []
+    told = [run.progress() for run in runs(folder).values() if run.status() == "running"]
+    return [p["pid"] for p in told if p and p["done"] and psutil.pid_exists(p["pid"])]
+
+
+def told_in_status(folder: Path) -> list[str]:
+    """The state of each run, as ``fewstep status`` shows it."""
+    lines = succeed("status", "mine", cwd=folder).splitlines()
+    states = ("done", "running", "interrupted", "failed", "new")
+    return [word for line in lines[1:] for word in line.split()[1:] if word in states]
+
+
+def test_nan_and_killed_runs_leave_the_others_alone(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        BASE + "axes:\n  case:\n"
+        "  - {label: bad, training.lr: 1e30}\n"
+        "  - {label: victim, training.steps: 1500, training.checkpoint_every: 100}\n"
+        "  - {label: first, training.steps: 20}\n"
+        "  - {label: second, training.steps: 30}\n"
+    )
+    driver = start("sweep", "mine.yaml", *OVERRIDES, cwd=tmp_path)
+    wait_for(lambda: (tmp_path / "runs/mine/sweep.json").exists(), "the plan")
+    found = runs(tmp_path)
+    victim = found["victim"]
+    wait_for(lambda: list(victim.checkpoints.glob("step-*")), "a checkpoint")
+    os.kill(victim.progress()["pid"], signal.SIGKILL)
+    done = finish(driver)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+    assert {name: run.status() for name, run in found.items()} == {
+        "bad": "failed",
+        "victim": "failed",
+        "first": "done",
+        "second": "done",
+    }
+    bad, killed = found["bad"].failure(), victim.failure()
+    assert (bad["class"], bad["step"]) == ("nan", 2)
+    assert "NotFinite" in bad["traceback"]
+    assert killed["class"] == "killed"
+    assert killed["message"].startswith("killed by SIGKILL")
+    assert f"failed case=bad seed=0 ({found['bad'].key}): nan: " in done.stdout
+    assert f"failed case=victim seed=0 ({victim.key}): killed: " in done.stdout
+    assert sorted(told_in_status(tmp_path)) == ["done", "done", "failed", "failed"]
+    table = (tmp_path / "runs/mine/report/runs.csv").read_text()
+    assert "failed" in table
+
+    before = {name: tree(found[name].path) for name in ("first", "second")}
+    first_step = json.loads(victim.metrics_file.read_text().splitlines()[0])
+    again = fewstep("sweep", "mine.yaml", *OVERRIDES, cwd=tmp_path)
+    assert again.returncode == 1
+    assert "2 failed, 0 cells, 0 stale, 2 cached" in again.stdout
+    assert {name: tree(found[name].path) for name in before} == before
+    assert victim.status() == "done"
+    assert victim.failure() is None
+    steps = [row["step"] for row in victim.metrics()]
+    assert steps == list(range(100, 1501, 100))
+    # the first line is the killed process' own: the second went on from a checkpoint
+    assert json.loads(victim.metrics_file.read_text().splitlines()[0]) == first_step
+    assert found["bad"].failure()["finished"] >= bad["finished"]
+    assert "started case=bad" in again.stdout
+
+
+@pytest.fixture
+def long_sweep(tmp_path: Path) -> Path:
+    (tmp_path / "mine.yaml").write_text(
+        BASE + "axes:\n  case:\n"
+        "  - {label: a, training.steps: 1000}\n"
+        "  - {label: b, training.steps: 1001}\n"
+        "  - {label: c, training.steps: 10}\n"
+    )
+    return tmp_path
+
+
+def workers_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The driver's processes, those that have only just started included."""
+    return psutil.Process(driver.pid).children(recursive=True)
+
+
+def test_interrupted_sweeps_leave_no_process_and_go_on(long_sweep):
+    # the driver is killed: its workers notice, save and leave
+    driver = start("sweep", "mine.yaml", *OVERRIDES, cwd=long_sweep)
+    wait_for(lambda: begun(long_sweep), "a run at work")
+    workers = workers_of(driver)
+    assert workers
+    driver.kill()
+    finish(driver)
+    wait_for(lambda: not any(w.is_running() for w in workers), "the orphans to leave")
+    states = told_in_status(long_sweep)
+    assert "interrupted" in states
+    assert not {"running", "failed", "done"} & set(states)
+
+    # Ctrl-C: the runs save and leave, the driver says how to go on
+    driver = start("sweep", "mine.yaml", *OVERRIDES, cwd=long_sweep)
+    wait_for(lambda: begun(long_sweep), "a run at work again")
+    workers = workers_of(driver)
+    driver.send_signal(signal.SIGINT)
+    done = finish(driver)
+    assert done.returncode == 130, done.stdout + done.stderr
+    assert done.stderr == "3 runs are not finished; the same command continues them\n"
+    assert not any(w.is_running() for w in workers)
+    states = told_in_status(long_sweep)
+    assert "interrupted" in states
+    assert not {"running", "failed", "done"} & set(states)
+    assert not (long_sweep / "runs/mine/report").exists()
+    left = [r for r in runs(long_sweep).values() if r.status() == "running"]
+    assert all(list(run.checkpoints.glob("step-*")) for run in left)
+
+    succeed("sweep", "mine.yaml", *OVERRIDES, cwd=long_sweep)
+    assert told_in_status(long_sweep) == ["done", "done", "done"]
+    for name, last in (("a", []), ("b", [1001])):
+        steps = [row["step"] for row in runs(long_sweep)[name].metrics()]
+        assert steps == [*range(100, 1001, 100), *last]
+
+
+def test_two_drivers_share_a_sweep(long_sweep):
+    first = start("sweep", "mine.yaml", *OVERRIDES, cwd=long_sweep)
+    wait_for(lambda: begun(long_sweep), "a run at work")
+    second = fewstep("sweep", "mine.yaml", *OVERRIDES, cwd=long_sweep)
+    ended = finish(first)
+    assert (ended.returncode, second.returncode) == (0, 0), ended.stderr + second.stderr
+    for run in runs(long_sweep).values():
+        assert run.status() == "done"
+        assert run.failure() is None
+        steps = [row["step"] for row in run.metrics()]
+        assert steps == sorted(set(steps))
+        assert "failed" not in run.log.read_text()
+
+
+def test_a_run_that_another_process_has_is_waited_for(long_sweep):
+    succeed("sweep", "mine.yaml", *OVERRIDES, "case=c", cwd=long_sweep)
+    done = runs(long_sweep)["c"]
+    (done.path / "result.json").unlink()
+    with FileLock(done.lock):  # as a worker of another driver holds it
+        driver = start("sweep", "mine.yaml", *OVERRIDES, "case=c", cwd=long_sweep)
+        assert driver.stdout is not None
+        told = [driver.stdout.readline() for _ in range(2)]
+        assert told[1] == f"waiting for case=c seed=0 ({done.key}): another process has it\n"
+        assert told_in_status(long_sweep) == ["running"]
+        assert not done.failure()
+    ended = finish(driver)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(f"started case=c seed=0 ({done.key})\ndone case=c")
+    assert done.status() == "done"
+
+
+def test_cores_are_divided_among_the_workers():
+    assert [slot.threads for slot in slots(8, 1)] == [cores()]
+    assert [slot.threads for slot in slots(8, cores())] == [1] * cores()
+    assert len(slots(1, 4)) == 1  # not more workers than runs
+    assert all(slot.threads == 1 for slot in slots(64, 2 * cores()))
