@@ -27,7 +27,7 @@ from fewstep.experiments.data.toy import (
 )
 from fewstep.objectives.paths import Linear, Trig
 
-REAL = Path(os.environ.get("FEWSTEP_DATA", Path(__file__).parents[3] / "shared" / "data"))
+REAL = Path(os.environ.get("FEWSTEP_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 # ---------------------------------------------------------------- splits and the way to the model
