@@ -121,6 +121,8 @@ def sweep_name(value: Any) -> str:
         UserError: a name that could lead elsewhere, or hide.
     """
     name = str(value)
+    if name == "mlartifacts":  # beside the sweeps, MLflow's own folder
+        raise UserError("a sweep cannot be called 'mlartifacts': MLflow keeps its files there")
     if not name[:1].isalnum() or not all(c.isalnum() or c in "-_." for c in name):
         raise UserError(
             f"a sweep's name may hold letters, digits, '-', '_' and '.', and begins with "

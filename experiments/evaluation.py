@@ -28,6 +28,7 @@ from fewstep.experiments.trainer import choose_device, load_network
 from fewstep.objectives import Guided, Net, Objective, sampling_fields
 
 SAMPLES_KEPT = 64  # of each cell, for the sample grid
+BLOCK = 10_000  # samples held on the device at once; fixed, for fresh noise is drawn block by block
 
 OnCell = Callable[[int, int, float], None]
 """(cells done, of how many, cells a second)"""
@@ -87,6 +88,28 @@ class CountedNet:
         return self.net(x, t, d, y)
 
 
+class BatchedNet:
+    """A network asked for at most ``batch_size`` rows at a time.
+
+    The sampler above it sees all rows at once, so what it draws from its generator, and with it
+    the result, does not depend on the batch size.
+    """
+
+    def __init__(self, net: Net, batch_size: int) -> None:
+        self.net, self.batch_size = net, batch_size
+
+    def __call__(
+        self, x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        rows = torch.arange(len(x), device=x.device).tensor_split(-(-len(x) // self.batch_size))
+        return torch.cat(
+            [
+                self.net(x[i], t[i], None if d is None else d[i], None if y is None else y[i])
+                for i in rows
+            ]
+        )
+
+
 @dataclass(frozen=True)
 class Drawn:
     """``x``: raw data (N, ...); ``y``: (N,) or None; ``nfe``: network calls each sample cost."""
@@ -102,6 +125,8 @@ def draw(
 ) -> Drawn:
     """Sample ``net``; the noise and the labels depend on the seed and the sample set alone.
 
+    ``batch_size`` bounds what the network is asked at a time and changes no number but by rounding.
+
     Raises:
         FloatingPointError: samples that are not finite.
     """
@@ -113,9 +138,8 @@ def draw(
     if cell.guidance != 1 and labels is None:
         raise UserError(f"evaluation.guidance {cell.guidance}: {dataset.name} has no labels")
     parts, nfe = [], 0
-    chunks = torch.arange(samples).tensor_split(-(-samples // batch_size))
-    for i, index in enumerate(chunks):
-        counted = CountedNet(net)
+    for i, index in enumerate(torch.arange(samples).split(BLOCK)):
+        counted = CountedNet(BatchedNet(net, batch_size))
         guided = Guided(counted, cell.guidance, dataset.num_classes)
         x = config.objective.sample(
             counted if cell.guidance == 1 else guided,
@@ -188,7 +212,6 @@ def evaluate(
             "nfe": drawn.nfe,
             "seconds": seconds,
             "images_per_second": metric.samples / seconds,
-            "batch_size": settings.batch_size,  # samplers that draw fresh noise draw it per batch
             "device": str(device),
         }
         write_json(directory.cell_file(name), record)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import platform
 import subprocess
 import sys
@@ -24,12 +23,27 @@ def now() -> str:
 
 
 def source_hash(thing: object) -> str:
-    """12 hex digits of the hash of the file that defines a class: a changed method is seen."""
-    try:
-        text = Path(inspect.getfile(type(thing))).read_bytes()
-    except (OSError, TypeError):
-        return "unknown"
-    return hashlib.sha256(text).hexdigest()[:12]
+    """12 hex digits of the hash of the code behind an objective or a backbone.
+
+    The file that defines its class, and those of the same room that it takes anything from: paths
+    and samplers, embeddings. So a changed sign is seen wherever it stands.
+    """
+    digest = hashlib.sha256()
+    for module in sorted(_sources(type(thing).__module__, set())):
+        file = getattr(sys.modules[module], "__file__", None)
+        digest.update(Path(file).read_bytes() if file else b"")
+    return digest.hexdigest()[:12]
+
+
+def _sources(module: str, seen: set[str]) -> set[str]:
+    """``module`` and, transitively, the modules of our rooms that its names come from."""
+    seen.add(module)
+    for value in vars(sys.modules[module]).values():
+        origin = getattr(value, "__module__", None) or ""
+        ours = origin.startswith(("fewstep.objectives", "fewstep.backbones"))
+        if ours and origin not in seen and origin in sys.modules:
+            _sources(origin, seen)
+    return seen
 
 
 @cache

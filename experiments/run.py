@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import resource
+import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -44,7 +46,7 @@ def directory_of(config: RunConfig) -> RunDirectory:
 
 
 def prepare(config: RunConfig) -> RunDirectory:
-    """Make the run's directory: ``spec.json`` once, ``request.json`` when other cells are asked.
+    """Make the run's directory: ``spec.json`` once, ``request.json`` when something else is asked.
 
     Raises:
         UserError: the run root cannot be written, or the directory is of another configuration.
@@ -54,6 +56,11 @@ def prepare(config: RunConfig) -> RunDirectory:
     request = {
         "evaluation": config.values["evaluation"],
         "sampler": sampling_fields(config.objective),
+        "bookkeeping": {
+            f.name: getattr(config.training, f.name)
+            for f in fields(config.training)
+            if f.metadata.get("bookkeeping")
+        },
     }
     try:
         directory.path.mkdir(parents=True, exist_ok=True)
@@ -115,12 +122,14 @@ def load_config(directory: RunDirectory) -> RunConfig:
 
 
 def requested(directory: RunDirectory) -> RunConfig:
-    """The run's configuration with the cells, and the sampler, asked for last."""
+    """The run's configuration with the cells, sampler, device and logging asked for last."""
     config, request = load_config(directory), directory.request()
     if request is None:
         return config
     objective = {**config.values["objective"], **request["sampler"]}
-    return RunConfig({**config.values, "objective": objective, "evaluation": request["evaluation"]})
+    training = {**config.values["training"], **request.get("bookkeeping", {})}
+    asked = {"objective": objective, "evaluation": request["evaluation"], "training": training}
+    return RunConfig({**config.values, **asked})
 
 
 def run(
@@ -216,7 +225,8 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU where one is used, of the process otherwise."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def failure_record(key: str, error: BaseException) -> Json:

@@ -4,7 +4,7 @@
 
     runs/<sweep>/<key>/
         spec.json                 the whole resolved configuration, written once
-        request.json              the cells asked for last; they may grow after the training
+        request.json              what was asked last of what may change: cells, device, logging
         metrics.jsonl             one line per logged step
         checkpoints/              the last two checkpoints
         evaluations/<cell>.json   one evaluated cell each

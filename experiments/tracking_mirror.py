@@ -30,10 +30,16 @@ def find_experiment(client: Any, sweep: str, root: Path, uri: str) -> str:
     working directory); a server has its own place for them.
     """
     name = f"fewstep/{sweep}"
+    place = None if is_server(uri) else (root / "mlartifacts" / sweep).resolve().as_uri()
     if (found := client.get_experiment_by_name(name)) is None:
-        place = None if is_server(uri) else (root / "mlartifacts" / sweep).resolve().as_uri()
         tags = {"fewstep.sweep": sweep, "mlflow.experimentKind": "custom_model_development"}
         return str(client.create_experiment(name, artifact_location=place, tags=tags))
+    own = uri.endswith(f"{root.resolve()}/mlflow.db")
+    if own and place is not None and found.artifact_location != place:
+        raise UserError(
+            f"{uri} was made for another run root ({found.artifact_location}): this one was moved "
+            f"or copied; remove {root / 'mlflow.db'}, which only mirrors the runs, and sync again"
+        )
     if found.lifecycle_stage != "active":
         raise UserError(
             f"the MLflow experiment {name!r} is in the bin; bring it back with "

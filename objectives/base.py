@@ -69,7 +69,9 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A frozen dataclass; its fields are its hyperparameters, its defaults the paper's.
+    """A frozen dataclass; its fields are its hyperparameters.
+
+    The defaults are the paper's; where text and code disagree, the docstring says which.
 
     ``title`` is the name in tables; ``uses_jump`` says whether the network is asked with ``d``.
     """

@@ -8,7 +8,8 @@
     L = E exp(w(t)) / D |F - F^- - g|^2 - w(t)                                      (eq. 9)
 
 t = atan(e^tau / sigma_d), tau ~ N(P_mean, P_std^2); r warms up from 0 (velocity matching) to 1;
-w is learned. Their t is ours.
+w is learned. Their t is ours. Sampling starts at pi/2, where x_t is noise alone (they start at
+atan(80 / sigma_d), and put the second of two steps at t = 1.1; ``times`` are uniform unless given).
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ def _protocol(summary: Summary, c: Conditions) -> list[str]:
     budget = f"{_list([f'{s:,}' for s in c.train_steps])} training steps"
     budget += f" ({_list([f'{s:,}' for s in c.images_seen])} images)" if c.images_seen else ""
     if c.train_steps:
-        lines.append(f"{'Budgets differ: ' if len(c.train_steps) > 1 else ''}{budget}.")
+        differ = len(c.train_steps) > 1 or len(c.images_seen) > 1
+        lines.append(f"{'Budgets differ: ' if differ else ''}{budget}.")
     return [line for line in lines if line]
 
 
@@ -82,7 +83,7 @@ def _marks(summary: Summary, c: Conditions) -> list[str]:
     if any(cell.tie for cell in cells):
         tie = (
             "≈: not distinguished from the best (t-test on log ratios paired by seed, Holm over "
-            f"steps, p > {summary.alpha:g})"
+            f"the steps of each method, p > {summary.alpha:g})"
         )
         weak = sorted({cell.n for cell in cells if cell.underpowered})
         if weak:

@@ -30,15 +30,25 @@ from fewstep.errors import UserError, check_range, unknown
 from fewstep.experiments.config import Override, RunConfig, compose, pair, sweep_name
 
 FIELDS = ("name", "description", "base", "axes", "seeds")
+OWN = {
+    "seed": "write seeds: N, or seeds: [..], beside them",
+    "seeds": "write it beside them",
+    "sweep": "write name: beside them",
+    "runs": "the run root belongs to the command line, --runs DIR",
+}
 PRESETS = files("fewstep.sweeps.presets")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One value of an axis: how it is told, and the settings it stands for."""
+    """One value of an axis: how it is told, and the settings it stands for.
+
+    ``named``: the label was given in the file, and is to be the method's name.
+    """
 
     label: str
     settings: tuple[tuple[str, Any], ...]
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,10 @@ class Sweep:
             for seed in self.seeds:
                 own: list[Override] = [("sweep", self.name), ("seed", seed)]
                 config = compose([*self.base, *settings, *self.overrides, *own])
-                member = Member(config, choices, seed)
+                named = [c.label for a, c in zip(self.axes, combination, strict=True)
+                         if c.named and a == "objective"]  # fmt: skip
+                title = named[0] if named else config.objective.title
+                member = Member(config, choices, seed, title)
                 if config.key in found:
                     raise UserError(
                         f"sweep {self.name}: {member.label} and {found[config.key].label} "
@@ -102,6 +115,7 @@ class Member:
     config: RunConfig
     choices: Mapping[str, str]
     seed: int
+    title: str
 
     @property
     def label(self) -> str:
@@ -144,6 +158,12 @@ def _read(text: str, source: str, stem: str) -> Sweep:
     base = content.get("base") or {}
     if not isinstance(axes, dict) or not isinstance(base, dict):
         raise UserError(f"sweep {source}: base and axes must be mappings")
+    if not content:
+        raise UserError(f"sweep {source} is empty (fields: {', '.join(FIELDS)})")
+    given = set(base) | set(axes) | {k for v in axes.values() for c in v or () for k in _keys(c)}
+    for key, instead in OWN.items():
+        if key in given:
+            raise UserError(f"sweep {source}: {key!r} is not set in base or axes; {instead}")
     return Sweep(
         name=sweep_name(content.get("name", stem)),
         description=str(content.get("description", "")).strip(),
@@ -151,6 +171,10 @@ def _read(text: str, source: str, stem: str) -> Sweep:
         axes={str(axis): _choices(source, str(axis), values) for axis, values in axes.items()},
         seeds=_seeds(content.get("seeds", 1)),
     )
+
+
+def _keys(choice: Any) -> list[str]:
+    return list(choice) if isinstance(choice, dict) else []
 
 
 def _choices(source: str, axis: str, values: Any) -> tuple[Choice, ...]:
@@ -165,7 +189,7 @@ def _choices(source: str, axis: str, values: Any) -> tuple[Choice, ...]:
         told = value.get("label", value.get(axis))
         if told is None:
             told = ",".join(f"{k}={v}" for k, v in settings.items())
-        choices.append(Choice(str(told), tuple(settings.items())))
+        choices.append(Choice(str(told), tuple(settings.items()), "label" in value))
     labels = [choice.label for choice in choices]
     for label in labels:
         if labels.count(label) > 1:  # two methods under one name would be averaged as one

@@ -64,7 +64,7 @@ class Plan:
             {
                 "key": run.directory.key,
                 "seed": run.member.seed,
-                "title": run.member.config.objective.title,
+                "title": run.member.title,
                 "choices": dict(run.member.choices),
             }
             for run in self.runs

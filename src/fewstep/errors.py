@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -35,9 +36,11 @@ def check_range(
     *,
     open_low: bool = False,
 ) -> None:
-    """Raise unless ``low <= value <= high`` (``low < value`` where ``open_low``)."""
-    if (value > low or (value == low and not open_low)) and value <= high:
+    """Raise unless ``value`` is finite and within (``low < value`` where ``open_low``)."""
+    inside = (value > low or (value == low and not open_low)) and value <= high
+    if inside and math.isfinite(value):
         return
-    above = f"greater than {low:g}" if open_low else f"at least {low:g}"
+    above = "finite and " if math.isinf(value) else ""
+    above += f"greater than {low:g}" if open_low else f"at least {low:g}"
     below = "" if high == float("inf") else f" and at most {high:g}"
     raise UserError(f"{name} must be {above}{below}, got {value!r}")

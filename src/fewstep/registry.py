@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from fewstep.errors import unknown
+from fewstep.errors import UserError, unknown
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -31,6 +31,7 @@ class Registry(Generic[T]):
         self.group = group
         self._entries: dict[str, T] = {}
         self._loaded = False
+        self._left_out: dict[str, str] = {}
 
     def add(self, name: str, entry: T) -> None:
         """Register ``entry`` under ``name``; raises ``ValueError`` on a name already taken."""
@@ -55,6 +56,8 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         self._load()
         if name not in self._entries:
+            if name in self._left_out:
+                raise UserError(f"{self.kind} {name!r} cannot be loaded: {self._left_out[name]}")
             raise unknown(self.kind, name, self._entries)
         return self._entries[name]
 
@@ -71,4 +74,5 @@ class Registry(Generic[T]):
                 loaded: Any = point.load()
                 self.add(point.name, loaded() if isinstance(loaded, type) else loaded)
             except Exception as error:  # a third party's fault must not stop everyone else
+                self._left_out[point.name] = f"{type(error).__name__}: {error}"
                 log.warning("entry point %s of %s left out: %s", point.name, self.group, error)

@@ -135,10 +135,9 @@ def test_exactly_the_samples_asked_for(digits: Dataset, name: str, batch_size: i
     assert drawn.nfe == 1  # of each sample, not of all batches
 
 
-@pytest.mark.parametrize("name", ["flow_matching", "shortcut"])
-def test_the_batch_size_changes_nothing_for_a_sampler_without_noise(
-    digits: Dataset, name: str
-) -> None:
+@pytest.mark.parametrize("name", ALL)
+def test_the_batch_size_changes_no_sample(digits: Dataset, name: str) -> None:
+    """Not even where the sampler draws fresh noise on its way."""
     config = tiny(Path("unused"), ("objective", name))
     net = restless(config, digits)
     small, large = (draw(config, digits, net, Cell(3), 597, size) for size in (100, 1000))

@@ -333,3 +333,30 @@ def test_the_directory_is_named_by_root_sweep_and_key(tmp_path: Path) -> None:
     config = tiny(tmp_path, "sweep=here")
     assert directory_of(config).path == tmp_path / "here" / config.key
     assert not tmp_path.joinpath("here").exists()  # asking makes nothing
+
+
+def test_bookkeeping_asked_later_is_heeded_and_leaves_the_key(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "training.log_every=0", "training.validate_every=0")
+    directory = prepare(config)
+    again = tiny(tmp_path, "training.log_every=2", "training.validate_every=0")
+    assert prepare(again) == directory
+    assert requested(directory).training.log_every == 2
+    run(directory)
+    assert [row["step"] for row in directory.metrics()] == [2, 4, 6]
+
+
+def test_source_hash_sees_what_the_class_is_made_of() -> None:
+    from fewstep.backbones import BACKBONES
+    from fewstep.experiments import provenance
+    from fewstep.objectives import OBJECTIVES
+
+    made_of = provenance._sources(type(OBJECTIVES["flow_matching"]).__module__, set())
+    room = "fewstep.objectives"
+    assert {f"{room}.{m}" for m in ("flow_matching", "base", "paths", "samplers")} <= made_of
+    assert f"{room}.scm" not in made_of
+    assert "fewstep.backbones.embeddings" in provenance._sources(
+        type(BACKBONES["dit_digits"]).__module__, set()
+    )
+    assert provenance.source_hash(OBJECTIVES["scm"]) != provenance.source_hash(
+        OBJECTIVES["flow_matching"]
+    )

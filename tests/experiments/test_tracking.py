@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fewstep.errors import UserError
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
 from fewstep.experiments.tracking import sync, tracking_uri
 from fewstep.experiments.tracking_record import flatten, metric_name, variant
@@ -223,3 +225,16 @@ def test_names() -> None:
     assert variant({"sampler": {"solver": "heun"}}, own) == ""
     assert variant({"sampler": {"solver": "euler"}}, own) == "_euler"
     assert variant({"sampler": {}, "times": [1, 0.7, 0]}, {}) == "_times1-0.7-0"
+
+
+def test_a_copied_run_root_does_not_write_into_the_old_one(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    sweep = fake.make_sweep(old, "moved", ["aaaa00000001"])
+    fake.complete(sweep.runs()[0], 2)
+    sync([sweep], old)
+    shutil.copytree(old, new)
+    with pytest.raises(UserError, match="moved or copied"):
+        sync([SweepDirectory(new / "moved")], new)
+    shutil.copytree(old / "moved", tmp_path / "bare" / "moved")  # as told: without the database
+    report = sync([SweepDirectory(tmp_path / "bare" / "moved")], tmp_path / "bare")
+    assert fake.counts(report)[0] == 1

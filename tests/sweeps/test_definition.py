@@ -133,10 +133,15 @@ def test_bad_overrides(write, override, told):
         ("seeds: many", "seeds must be a number of seeds"),
         ("axes: {objective: [scm, scm]}", "two values of axis objective are both called 'scm'"),
         (
-            "axes: {objective: [{objective: scm, seed: 1}, {objective: scm, seed: 2}]}",
+            "axes: {objective: [{objective: scm, training.ema: 0}, {objective: scm}]}",
             "tell them apart with label: NAME",
         ),
         ("axes: {objective: [{label: a, objective: scm}, scm]}", "are the same run"),
+        ("{}", "is empty"),
+        ("base: {seed: 5}", "write seeds: N"),
+        ("axes: {seed: [1, 2]}", "write seeds: N"),
+        ("axes: {objective: [{objective: scm, sweep: other}]}", "write name: beside them"),
+        ("name: mlartifacts", "MLflow keeps its files there"),
         ("base: {backbone: dit_digit}", "did you mean 'dit_digits'"),
     ],
 )
@@ -162,3 +167,8 @@ def test_the_presets_are_whole():
         sweep = definition.load(name)
         assert sweep.description
         assert len(sweep.members()) > 1
+
+
+def test_a_label_on_the_objective_is_the_methods_name(write):
+    text = "axes: {objective: [scm, {objective: shortcut, label: half}]}"
+    assert [m.title for m in write(text).members()] == ["sCM", "half"]
