@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format mutants clean
 
 demo: .venv/ready
 	$(BIN)/fewstep sweep digits
@@ -19,6 +19,10 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# puts faults into the objectives, one by one, and shows that the tests find each (long)
+mutants: .venv/ready
+	$(BIN)/python tests/mutants/run.py --jobs $(JOBS)
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

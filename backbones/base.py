@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import nn
 
+from fewstep.errors import UserError, check_choice, check_range
 from fewstep.registry import Registry
 
 
@@ -25,3 +27,48 @@ class Backbone(Protocol):
 
 
 BACKBONES: Registry[Backbone] = Registry("backbone", "fewstep.backbones")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditioned:
+    """How a network takes its condition, and dropout: the settings that all backbones share.
+
+    Attributes:
+        time_frequency: scale of the time embedding; 1 leaves time unscaled. The highest frequency
+            if it is positional; the standard deviation of the frequencies, in periods, if fourier.
+        time_embedding: positional (sinusoids of falling frequency) | fourier (random frequencies,
+            Karras et al. 2024). The fourier one destabilises objectives that differentiate through
+            t, sCM above all, unless time_frequency is small: at 1 the root mean square of its
+            derivative is 2 pi, fifteen times that of the positional one.
+        time_features: number of sinusoids, even.
+        jump_embedding: log2 (of 1/d, 10 for d <= 2^-10, where the derivative with respect to d is
+            therefore 0) | linear (d itself, embedded as t is: smooth, at d = 0 too, as objectives
+            that differentiate through d need it).
+        modulation: adaln (Peebles & Xie 2023) | double (adaptive double normalisation, Lu & Song
+            2024); see ``Modulation``.
+        dropout: share of the hidden features of each block that is zeroed in training.
+    """
+
+    time_frequency: float = 1.0
+    time_embedding: str = "positional"
+    time_features: int = 128
+    jump_embedding: str = "log2"
+    modulation: str = "adaln"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("backbone.time_frequency", self.time_frequency, 0, open_low=True)
+        check_choice("backbone.time_embedding", self.time_embedding, ("positional", "fourier"))
+        check_range("backbone.time_features", self.time_features, 2)
+        if self.time_features % 2:
+            raise UserError(f"backbone.time_features must be even, got {self.time_features}")
+        check_choice("backbone.jump_embedding", self.jump_embedding, ("log2", "linear"))
+        check_choice("backbone.modulation", self.modulation, ("adaln", "double"))
+        check_range("backbone.dropout", self.dropout, 0, 0.99)
+
+
+def parameters_by_part(network: nn.Module) -> dict[str, int]:
+    """Number of parameters of each direct child of ``network``, by name."""
+    return {
+        name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()
+    }

@@ -1,8 +1,7 @@
 """DiT with adaLN-zero (Peebles & Xie 2023), for square images.
 
-Legend: B batch, N tokens, W width, H heads. Every block starts as the identity and the output as 0,
-because the modulations start at 0. Attention goes through torch's ``scaled_dot_product_attention``:
-whoever takes a tangent chooses the MATH backend around the call.
+Legend: B batch, N tokens, W width. Every block starts as the identity, because the gates start at
+0, and the output as 0.
 """
 
 from __future__ import annotations
@@ -14,21 +13,22 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from fewstep.backbones.attention import Attentive, attend
 from fewstep.backbones.base import BACKBONES
 from fewstep.backbones.embeddings import Condition
-from fewstep.errors import UserError, check_range
+from fewstep.backbones.layers import NORMS, Checkpointed, Modulation, normalise
+from fewstep.errors import UserError, check_choice, check_range
 
 
 @dataclass(frozen=True)
-class DiT:
-    """Settings of a diffusion transformer.
+class DiT(Attentive):
+    """Settings of a diffusion transformer, beside those of ``Attentive`` and ``Conditioned``.
 
     Attributes:
         width: W, features a token. depth: number of blocks. heads: attention heads.
         patch: side of a patch in pixels; the image's side must be a multiple of it.
         mlp_ratio: hidden width of the feed-forward layers over W.
-        time_frequency: highest frequency of the time embedding; 1 leaves time unscaled.
-        qk_norm: normalise queries and keys (RMS).
+        norm: layer | rms, how tokens are normalised.
     """
 
     width: int = 384
@@ -36,14 +36,14 @@ class DiT:
     heads: int = 6
     patch: int = 2
     mlp_ratio: float = 4.0
-    time_frequency: float = 1.0
-    qk_norm: bool = False
+    norm: str = "layer"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("width", "depth", "heads", "patch"):
             check_range(f"backbone.{name}", getattr(self, name), 1)
         check_range("backbone.mlp_ratio", self.mlp_ratio, 0, open_low=True)
-        check_range("backbone.time_frequency", self.time_frequency, 0, open_low=True)
+        check_choice("backbone.norm", self.norm, NORMS)
         if self.width % self.heads or self.width % 4:
             raise UserError(
                 f"backbone.width must be a multiple of backbone.heads and of 4, "
@@ -67,9 +67,13 @@ for _size, (_width, _depth, _heads) in SIZES.items():
         BACKBONES.add(f"dit_{_size}_{_patch}", DiT(_width, _depth, _heads, _patch))
 BACKBONES.add("dit_digits", DiT(width=64, depth=3, heads=4, patch=2))  # 8x8 images
 BACKBONES.add("dit_mnist", DiT(width=192, depth=6, heads=6, patch=4))  # 28x28 images
+# as in the code of the shortcut models (github.com/kvfrans/shortcut-models), which has these two
+for _size in ("b", "xl"):
+    _settings = DiT(*SIZES[_size], patch=2, time_features=256, attention_scale="per_dim")
+    BACKBONES.add(f"dit_{_size}_2_kvfrans", _settings)
 
 
-class DiTNetwork(nn.Module):
+class DiTNetwork(Checkpointed):
     """F(x, t, d, y) on x: (B, C, S, S)."""
 
     positions: Tensor
@@ -77,17 +81,16 @@ class DiTNetwork(nn.Module):
     def __init__(self, settings: DiT, shape: tuple[int, ...], num_classes: int, jump: bool) -> None:
         super().__init__()
         channels, side, _ = shape
-        self.patch = settings.patch
+        self.patch, self.norm = settings.patch, settings.norm
         width, pixels = settings.width, channels * settings.patch**2
-        self.condition = Condition(width, num_classes, jump, settings.time_frequency)
+        self.condition = Condition(settings, width, num_classes, jump)
         self.embed = nn.Linear(pixels, width)
         self.register_buffer("positions", grid(side // self.patch, width), persistent=False)
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.depth))
-        self.modulation = nn.Linear(width, 2 * width)
+        self.modulation = Modulation(width, width, ("shift", "scale"), settings.modulation)
         self.unembed = nn.Linear(width, pixels)
-        for layer in (self.modulation, self.unembed):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.unembed.weight)
+        nn.init.zeros_(self.unembed.bias)
         nn.init.xavier_uniform_(self.embed.weight)
         nn.init.zeros_(self.embed.bias)
 
@@ -97,9 +100,9 @@ class DiTNetwork(nn.Module):
         c = nnf.silu(self.condition(t, d, y))
         h_BNW = self.embed(patchify(x, self.patch)) + self.positions.to(x.dtype)
         for block in self.blocks:
-            h_BNW = block(h_BNW, c)
-        shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)
-        h_BNW = self.unembed(modulate(normalise(h_BNW), shift, scale))
+            h_BNW = self.run(block, h_BNW, c)
+        shift, factor = (part[:, None] for part in self.modulation(c))
+        h_BNW = self.unembed(torch.addcmul(shift, normalise(h_BNW, self.norm), factor))
         return unpatchify(h_BNW, self.patch, x.shape).to(x.dtype)
 
 
@@ -109,43 +112,29 @@ class Block(nn.Module):
     def __init__(self, settings: DiT) -> None:
         super().__init__()
         width, hidden = settings.width, int(settings.mlp_ratio * settings.width)
-        self.heads = settings.heads
-        self.qk_norm = settings.qk_norm
-        self.modulation = nn.Linear(width, 6 * width)
+        self.settings = settings
+        self.modulation = Modulation(
+            width, width, ("shift", "scale", "gate") * 2, settings.modulation
+        )
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(settings.dropout)
         for layer in (self.qkv, self.out, self.up, self.down):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
 
     def forward(self, h_BNW: Tensor, c: Tensor) -> Tensor:
-        a_shift, a_scale, a_gate, f_shift, f_scale, f_gate = self.modulation(c)[:, None].chunk(
-            6, dim=-1
+        settings = self.settings
+        a_shift, a_factor, a_gate, f_shift, f_factor, f_gate = (
+            part[:, None] for part in self.modulation(c)
         )
-        h_BNW = h_BNW + a_gate * self.attend(modulate(normalise(h_BNW), a_shift, a_scale))
-        ff = nnf.gelu(self.up(modulate(normalise(h_BNW), f_shift, f_scale)), approximate="tanh")
-        return h_BNW + f_gate * self.down(ff)
-
-    def attend(self, h_BNW: Tensor) -> Tensor:
-        B, N, W = h_BNW.shape
-        q, k, v = self.qkv(h_BNW).view(B, N, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)
-        if self.qk_norm:
-            q, k = nnf.rms_norm(q, q.shape[-1:]), nnf.rms_norm(k, k.shape[-1:])
-        mixed = nnf.scaled_dot_product_attention(q, k, v)
-        return self.out(mixed.transpose(1, 2).reshape(B, N, W))
-
-
-def normalise(h: Tensor) -> Tensor:
-    """LayerNorm without parameters: adaLN supplies them."""
-    return nnf.layer_norm(h, h.shape[-1:], eps=1e-6)
-
-
-def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, h, 1 + scale)
+        a = torch.addcmul(a_shift, normalise(h_BNW, settings.norm), a_factor)
+        h_BNW = h_BNW + a_gate * self.out(attend(self.qkv(a), settings.heads, settings))
+        f = torch.addcmul(f_shift, normalise(h_BNW, settings.norm), f_factor)
+        f = self.dropout(nnf.gelu(self.up(f), approximate="tanh"))
+        return h_BNW + f_gate * self.down(f)
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:

@@ -12,7 +12,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fewstep.backbones.base import Conditioned
+
 SMALLEST_JUMP = 2.0**-10
+FOURIER_SEED = 75  # of all networks: a run's seed does not choose its embedding
 
 
 class Sinusoid(nn.Module):
@@ -31,19 +34,46 @@ class Sinusoid(nn.Module):
         return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
+class Fourier(nn.Module):
+    """(B,) -> (B, features): sqrt(2) cos(2 pi (f t + p)) (Karras et al. 2024, eq. 75).
+
+    f ~ N(0, scale^2) and p ~ U(0, 1) are drawn once, on the CPU, by a generator of their own, and
+    never trained. They are in the checkpoint, because no torch promises its generator to the next.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, features: int, scale: float) -> None:
+        super().__init__()
+        g = torch.Generator("cpu").manual_seed(FOURIER_SEED)
+        f = torch.randn(features, generator=g, device="cpu") * scale
+        p = torch.rand(features, generator=g, device="cpu")
+        device = torch.get_default_device()
+        self.register_buffer("frequencies", (2 * math.pi * f).to(device))
+        self.register_buffer("phases", (2 * math.pi * p).to(device))
+
+    def forward(self, t: Tensor) -> Tensor:
+        phase = t[:, None] * self.frequencies.to(t.dtype) + self.phases.to(t.dtype)
+        return math.sqrt(2) * phase.cos()
+
+
 class Condition(nn.Module):
     """The sum of the embeddings of t, d and y: (B,), (B,) or None, (B,) or None -> (B, width).
 
     d is embedded by log2(1/d), as in the shortcut models' code, from 0 (the whole path) to 10
-    (2^-10 and below, 0 included).
+    (2^-10 and below, 0 included), or as t is (``jump_embedding=linear``).
     """
 
-    def __init__(
-        self, width: int, num_classes: int, jump: bool, time_frequency: float, features: int = 128
-    ) -> None:
+    def __init__(self, settings: Conditioned, width: int, num_classes: int, jump: bool) -> None:
         super().__init__()
-        self.time = nn.Sequential(Sinusoid(features, time_frequency), *_mlp(features, width))
-        self.jump = nn.Sequential(Sinusoid(features, 1.0), *_mlp(features, width)) if jump else None
+        features = settings.time_features
+        self.log2 = settings.jump_embedding == "log2"
+        self.time = nn.Sequential(_embedding(settings), *_mlp(features, width))
+        self.jump: nn.Module | None = None
+        if jump:
+            first = Sinusoid(features, 1.0) if self.log2 else _embedding(settings)
+            self.jump = nn.Sequential(first, *_mlp(features, width))
         # one class more than the data has: the label that stands for none
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
         if self.label is not None:
@@ -55,13 +85,18 @@ class Condition(nn.Module):
             if self.jump is not None:
                 if d is None:
                     raise ValueError("this network was built with a jump length, got d=None")
-                c = c + self.jump(-d.clamp(min=SMALLEST_JUMP).log2())
+                c = c + self.jump(-d.clamp(min=SMALLEST_JUMP).log2() if self.log2 else d)
             elif d is not None:
                 raise ValueError("this network was built without a jump length, got a d")
             if self.label is not None:
                 none = torch.full_like(t, self.label.num_embeddings - 1, dtype=torch.int64)
                 c = c + self.label(none if y is None else y)
         return c
+
+
+def _embedding(settings: Conditioned) -> nn.Module:
+    kind = Fourier if settings.time_embedding == "fourier" else Sinusoid
+    return kind(settings.time_features, settings.time_frequency)
 
 
 def _mlp(features: int, width: int) -> tuple[nn.Module, ...]:

@@ -7,48 +7,50 @@ from dataclasses import dataclass
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from fewstep.backbones.base import BACKBONES
+from fewstep.backbones.base import BACKBONES, Conditioned
 from fewstep.backbones.embeddings import Condition
-from fewstep.errors import UserError, check_range
+from fewstep.backbones.layers import NORMS, Checkpointed, Modulation, normalise
+from fewstep.errors import UserError, check_choice, check_range
 
 
 @BACKBONES.register("mlp")
 @dataclass(frozen=True)
-class MLP:
-    """Settings of a residual MLP.
+class MLP(Conditioned):
+    """Settings of a residual MLP, beside those of ``Conditioned``.
 
     Attributes:
         width: features of a hidden layer. depth: number of residual blocks.
-        time_frequency: highest frequency of the time embedding; 1 leaves time unscaled.
+        norm: layer | rms, how hidden features are normalised.
     """
 
     width: int = 256
     depth: int = 4
-    time_frequency: float = 1.0
+    norm: str = "layer"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range("backbone.width", self.width, 1)
         check_range("backbone.depth", self.depth, 1)
-        check_range("backbone.time_frequency", self.time_frequency, 0, open_low=True)
+        check_choice("backbone.norm", self.norm, NORMS)
 
     def build(self, shape: tuple[int, ...], num_classes: int, jump: bool) -> nn.Module:
         if len(shape) != 1:
             raise UserError(
                 f"backbone mlp needs vectors (D,), got data of shape {shape}; "
-                f"images need one of the dit_* backbones"
+                f"images need one of the dit_* or unet_* backbones"
             )
         return MLPNetwork(self, shape[0], num_classes, jump)
 
 
-class MLPNetwork(nn.Module):
+class MLPNetwork(Checkpointed):
     """F(x, t, d, y) on x: (B, D)."""
 
     def __init__(self, settings: MLP, dimension: int, num_classes: int, jump: bool) -> None:
         super().__init__()
         width = settings.width
-        self.condition = Condition(width, num_classes, jump, settings.time_frequency)
+        self.condition = Condition(settings, width, num_classes, jump)
         self.embed = nn.Linear(dimension, width)
-        self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(settings.depth))
+        self.blocks = nn.ModuleList(MLPBlock(settings) for _ in range(settings.depth))
         self.unembed = nn.Linear(width, dimension)
         nn.init.zeros_(self.unembed.weight)
         nn.init.zeros_(self.unembed.bias)
@@ -59,21 +61,22 @@ class MLPNetwork(nn.Module):
         c = nnf.silu(self.condition(t, d, y))
         h = self.embed(x)
         for block in self.blocks:
-            h = block(h, c)
+            h = self.run(block, h, c)
         return self.unembed(nnf.silu(h)).to(x.dtype)
 
 
 class MLPBlock(nn.Module):
-    """h + gate * W2 silu(W1 (norm(h) (1 + scale) + shift))."""
+    """h + gate * W2 silu(W1 (factor * norm(h) + shift))."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, settings: MLP) -> None:
         super().__init__()
-        self.modulation = nn.Linear(width, 3 * width)
+        width = settings.width
+        self.norm = settings.norm
+        self.modulation = Modulation(width, width, ("shift", "scale", "gate"), settings.modulation)
         self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        shift, scale, gate = self.modulation(c).chunk(3, dim=-1)
-        normal = nnf.layer_norm(h, h.shape[-1:])
-        return h + gate * self.down(nnf.silu(self.up(normal * (1 + scale) + shift)))
+        shift, factor, gate = self.modulation(c)
+        normal = normalise(h, self.norm, eps=1e-5)
+        return h + gate * self.down(self.dropout(nnf.silu(self.up(normal * factor + shift))))

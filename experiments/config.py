@@ -11,9 +11,12 @@ import copy
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache, cached_property, partial
+from importlib.resources import files
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import hydra
@@ -29,6 +32,7 @@ from fewstep.backbones import BACKBONES, Backbone
 from fewstep.errors import UserError, check_choice
 from fewstep.experiments.data import DATA, DataSource
 from fewstep.experiments.extractors import EXTRACTORS
+from fewstep.experiments.rundir import find_run
 from fewstep.experiments.settings import Evaluation, Tracking, Training
 from fewstep.objectives import OBJECTIVES, Objective, sampling_fields
 from fewstep.registry import Registry
@@ -39,7 +43,6 @@ GROUPS: dict[str, Registry[Any]] = {
     "backbone": BACKBONES,
     "data": DATA,
 }
-DEFAULTS = {"objective": "flow_matching", "data": "digits"}
 # where files are and who is told: nothing that could change a number
 NOT_IN_KEY = ("runs", "sweep", "tracking", "evaluation")
 
@@ -54,6 +57,7 @@ class Root:
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = field(default_factory=Tracking)
+    teacher: str | None = None
     seed: int = 0
     runs: str = "runs"
     sweep: str = "train"
@@ -110,6 +114,10 @@ class RunConfig:
             if f.metadata.get("sampling"):
                 values["objective"].pop(f.name, None)
         values["data"].pop("root", None)
+        if values.get("teacher") is None:
+            values.pop("teacher", None)
+        else:  # a run's directory is named by its key
+            values["teacher"] = Path(values["teacher"]).name
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
@@ -174,15 +182,43 @@ def compose(overrides: Iterable[Override]) -> RunConfig:
             choices[key] = value
         else:
             raise UserError(f"{key} takes the name of one {GROUPS[key].kind}, got {value!r}")
-    chosen = {**DEFAULTS, **choices}
-    if "backbone" not in chosen:
+    chosen = {**_defaults(), **choices}
+    if "backbone" not in choices:
         chosen["backbone"] = DATA[chosen["data"]].suggested_backbone
     for group, registry in GROUPS.items():
         _ = registry[chosen[group]]  # an unknown name is told here, in our words
     config = copy.deepcopy(_composed(tuple(sorted(chosen.items()))))
     for key, value in assignments:
         _assign(config, key, value)
+    if config.teacher is not None:
+        config.teacher = _teacher(str(config.teacher), Path(config.runs))
     return _resolved(config)
+
+
+@cache
+def _defaults() -> dict[str, str]:
+    """The groups' default choices, from conf/run.yaml."""
+    text = (files("fewstep.experiments.conf") / "run.yaml").read_text(encoding="utf-8")
+    listed = [entry for entry in OmegaConf.create(text).defaults if isinstance(entry, DictConfig)]
+    return {str(k): str(v) for entry in listed for k, v in entry.items()}
+
+
+def _teacher(teacher: str, root: Path) -> str:
+    """What a user names a teacher by, as an absolute run directory.
+
+    A path that ends in a key need not exist yet: a sweep names its runs before it makes them.
+
+    Raises:
+        UserError: neither a run, nor a place where one will be.
+    """
+    path = Path(teacher)
+    is_key = re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", path.name)
+    if is_key and "/" in teacher and not path.exists():
+        return str(path.absolute())
+    try:
+        return str(find_run(teacher, root).path)
+    except UserError as error:
+        raise UserError(f"teacher: {error}") from None
 
 
 def amend(config: RunConfig, overrides: Iterable[Override]) -> RunConfig:

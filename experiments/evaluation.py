@@ -25,7 +25,8 @@ from fewstep.experiments.rundir import Json, RunDirectory, write_json
 from fewstep.experiments.seeds import generator
 from fewstep.experiments.settings import Evaluation
 from fewstep.experiments.trainer import choose_device, load_network
-from fewstep.objectives import Guided, Net, Objective, sampling_fields
+from fewstep.objectives import Guided, Net, Objective
+from fewstep.objectives.guidance import EVERYWHERE
 
 SAMPLES_KEPT = 64  # of each cell, for the sample grid
 BLOCK = 10_000  # samples held on the device at once; fixed, for fresh noise is drawn block by block
@@ -43,19 +44,29 @@ class Cell:
     weights: str = "ema"
     guidance: float = 1.0
     sample_set: int = 0
+    guidance_interval: tuple[float, float] = EVERYWHERE
 
     def describe(self, objective: Objective) -> Json:
-        """The cell as its file tells it, the objective's sampler settings included."""
-        times = None if self.times is None else list(self.times)
-        return {**asdict(self), "times": times, "sampler": sampling_fields(objective)}
+        """The cell as its file tells it, the objective's sampler settings included.
+
+        A guidance interval is one of them where it restricts anything.
+        """
+        told = asdict(self)
+        told["times"] = None if self.times is None else list(self.times)
+        low, high = told.pop("guidance_interval")
+        sampler = objective.sampler_settings()
+        if self.guidance != 1 and (low, high) != EVERYWHERE:
+            sampler["guidance_interval"] = f"{low:g}-{high:g}"
+        return {**told, "sampler": sampler}
 
 
 def cells(evaluation: Evaluation) -> list[Cell]:
     """The product that the settings ask for."""
     schedules: list[tuple[int, tuple[float, ...] | None]] = [(k, None) for k in evaluation.steps]
     schedules += [(len(times) - 1, tuple(times)) for times in evaluation.times]
+    low, high = (float(share) for share in evaluation.guidance_interval)
     return [
-        Cell(steps, times, weights, float(guidance), sample_set)
+        Cell(steps, times, weights, float(guidance), sample_set, (low, high))
         for (steps, times), weights, guidance, sample_set in product(
             schedules, evaluation.weights, evaluation.guidance, range(evaluation.sample_sets)
         )
@@ -140,7 +151,7 @@ def draw(
     parts, nfe = [], 0
     for i, index in enumerate(torch.arange(samples).split(BLOCK)):
         counted = CountedNet(BatchedNet(net, batch_size))
-        guided = Guided(counted, cell.guidance, dataset.num_classes)
+        guided = Guided(counted, cell.guidance, config.objective.path, cell.guidance_interval)
         x = config.objective.sample(
             counted if cell.guidance == 1 else guided,
             noise[index].to(device),

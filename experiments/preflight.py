@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
@@ -11,19 +11,23 @@ from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, DataSource
 from fewstep.experiments.evaluation import cells
 from fewstep.experiments.extractors import EXTRACTORS
+from fewstep.experiments.teacher import check_teacher
 
 
-def check(configs: Iterable[RunConfig]) -> None:
+def check(configs: Iterable[RunConfig], to_come: Collection[str] = ()) -> None:
     """Load each data set once, and hold the settings of every run against it.
+
+    ``to_come``: keys of runs that will be done before, so that they may be teachers.
 
     Raises:
         UserError: data that is missing or damaged, or a backbone, a time schedule, a guidance
-            scale or an extractor that does not fit it.
+            scale, an extractor or a teacher that does not fit it.
     """
     loaded: dict[DataSource, Dataset] = {}
     for config in configs:
         if config.data not in loaded:
             loaded[config.data] = config.data.load()
+        check_teacher(config, to_come)
         _check(config, loaded[config.data])
 
 

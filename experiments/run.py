@@ -25,7 +25,7 @@ from fewstep.objectives import sampling_fields
 log = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, int, int, float], None]
-"""(phase "train" | "evaluate", done, of how many, a second)"""
+"""(phase "pairs" | "train" | "evaluate", done, of how many, a second)"""
 
 
 class RunFailed(Exception):
@@ -179,6 +179,7 @@ def _run(
     trainer = None
     if result is None:
         trainer = Trainer(config, dataset, directory)
+        trainer.prepare(stop, lambda done, total, rate: on_progress("pairs", done, total, rate))
         trainer.train(stop, lambda done, total, rate: on_progress("train", done, total, rate))
     evaluation_begun = time.perf_counter()
 

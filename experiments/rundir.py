@@ -9,6 +9,7 @@
         checkpoints/              the last two checkpoints
         evaluations/<cell>.json   one evaluated cell each
         samples/<cell>.npz        the first samples of that cell
+        diagnostics/              what ``fewstep diagnose`` found, and its figures
         progress.json             where a running run is (for status; may be stale)
         log.txt                   what the process printed
         failure.json              why the last attempt failed, if it did
@@ -91,6 +92,10 @@ class RunDirectory:
         return self.path / "samples"
 
     @property
+    def diagnostics(self) -> Path:
+        return self.path / "diagnostics"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.txt"
 
@@ -148,6 +153,10 @@ class RunDirectory:
     def cell_file(self, name: str) -> Path:
         return self.path / "evaluations" / f"{name}.json"
 
+    def diagnosed(self) -> Json | None:
+        """``diagnostics/diagnostics.json``."""
+        return read_json(self.diagnostics / "diagnostics.json")
+
     def write(self, name: str, value: Json) -> None:
         """Write ``<name>.json`` atomically."""
         write_json(self.path / f"{name}.json", value)
@@ -192,3 +201,24 @@ def find_sweeps(root: Path) -> list[SweepDirectory]:
     folders = sorted({p.parent.parent for p in root.glob("*/*/spec.json")})
     planned = {p.parent for p in root.glob("*/sweep.json")}
     return [SweepDirectory(p) for p in sorted(planned.union(folders))]
+
+
+def find_run(name: str, root: Path) -> RunDirectory:
+    """A run by its directory, or by the beginning of its key under ``root``.
+
+    Raises:
+        UserError: none, or several.
+    """
+    path = Path(name)
+    if (path / "spec.json").is_file():
+        return RunDirectory(path.resolve())
+    if "/" not in name and root.is_dir():
+        found = sorted(p.parent for p in root.glob(f"*/{name}*/spec.json"))
+        if len(found) == 1:
+            return RunDirectory(found[0].resolve())
+        if found:
+            told = ", ".join(str(p) for p in found)
+            raise UserError(f"run {name!r} is ambiguous (choices: {told})")
+    raise UserError(
+        f"no run {name!r}: neither a run directory, nor the beginning of a key under {root}/"
+    )

@@ -11,6 +11,7 @@ PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("constant", "cosine")
 WEIGHTS = ("ema", "raw")
 SPLITS = ("train", "test")
+INITS = ("auto", "random", "teacher")
 
 
 def bookkeeping(default: Any) -> Any:
@@ -31,7 +32,10 @@ class Training:
         ema: decay of the averaged weights, reached as (1 + step) / (10 + step) grows.
         label_dropout: share of labels replaced by "none" (needed for guidance).
         precision: float32 | bfloat16 (autocast; weights stay float32).
+        init: auto | random | teacher, the first weights. auto takes the teacher's where the
+            objective learns from one and its backbone and path are the student's.
         device: auto | cpu | cuda | cuda:0 | mps. compile: torch.compile the network.
+        activation_checkpointing: recompute activations in the backward pass, to save memory.
         log_every, validate_every, checkpoint_every: steps between; 0 for never.
     """
 
@@ -47,8 +51,10 @@ class Training:
     ema: float = 0.999
     label_dropout: float = 0.0
     precision: str = "float32"
+    init: str = "auto"
     device: str = bookkeeping("auto")
     compile: bool = bookkeeping(False)
+    activation_checkpointing: bool = bookkeeping(False)
     log_every: int = bookkeeping(50)
     validate_every: int = bookkeeping(250)
     checkpoint_every: int = bookkeeping(500)
@@ -70,6 +76,7 @@ class Training:
             check_range("training.clip", self.clip, 0, open_low=True)
         check_choice("training.precision", self.precision, PRECISIONS)
         check_choice("training.schedule", self.schedule, SCHEDULES)
+        check_choice("training.init", self.init, INITS)
 
 
 @dataclass
@@ -82,6 +89,8 @@ class Evaluation:
         steps: numbers of uniform sampling steps. times: irregular schedules, each falling from
             the path's t_max to 0.
         weights: ema | raw, one or both. guidance: scales of classifier-free guidance (1: none).
+        guidance_interval: [from, to], the shares of noise sigma / (alpha + sigma), 0 to 1, at which
+            guidance acts: the linear path's time, the same noise levels for every objective.
         sample_sets: independent sets of samples per cell.
         samples: N, or null for as many as the held-out split has.
         reference: train | test, the split samples are compared with; the other one is the floor.
@@ -93,6 +102,7 @@ class Evaluation:
     times: list[list[float]] = field(default_factory=list)
     weights: list[str] = field(default_factory=lambda: ["ema"])
     guidance: list[float] = field(default_factory=lambda: [1.0])
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
     sample_sets: int = 1
     samples: int | None = None
     reference: str = "train"
@@ -109,6 +119,12 @@ class Evaluation:
         if self.samples is not None:
             check_range("evaluation.samples", self.samples, 2)
         check_choice("evaluation.reference", self.reference, SPLITS)
+        interval = list(self.guidance_interval)
+        if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+            raise UserError(
+                f"evaluation.guidance_interval must be two rising shares of noise in [0, 1], "
+                f"got {interval}"
+            )
 
 
 @dataclass

@@ -137,6 +137,7 @@ def _sync_run(client: Any, run: RunDirectory, choices: Json, found: Any, parent:
     mirrors.log_dataset(client, mirror, spec.get("config", {}).get("data"))
     mirrors.set_status(client, mirror, record.status, record.ended)
     mirrors.drop_tags(client, mirror, kept=record.tags)
+    mirrors.log_folder(client, mirror, run.diagnostics)
     mirrors.log_record(client, mirror, record, state)
     return "updated" if found else "created"
 

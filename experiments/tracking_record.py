@@ -88,6 +88,7 @@ def fingerprint(run: RunDirectory, about: object) -> str:
     """
     names = ["spec.json", "metrics.jsonl", "result.json", "failure.json"]
     files = [run.path / name for name in names] + sorted(run.path.glob("evaluations/*.json"))
+    files += sorted(run.diagnostics.glob("*"))
     stats = [(f.name, s.st_size, s.st_mtime_ns) for f in files if (s := _stat(f))]
     state = json.dumps([FORMAT, run.status(), stats, about], sort_keys=True)
     return hashlib.sha256(state.encode()).hexdigest()[:16]
@@ -131,6 +132,7 @@ def read_record(
     for name, cell in run.cells().items():
         when = round(run.cell_file(name).stat().st_mtime * 1000)
         values += _cell_points(cell, config, when, labels)
+    values += _diagnostics_points(run)
     return Record(
         name=f"{_name(config, 'objective')}-s{config.get('seed', 0)}-{run.key[:6]}",
         status=_mlflow_status(status, failure),
@@ -162,6 +164,28 @@ def _cell_points(cell: Json, config: Json, when: int, labels: dict[str, str]) ->
         f"{name}_floor{suffix}": cell.get("floor"),
     }
     return [curve, *(_number(key, value, 0, when) for key, value in flat.items())]
+
+
+def _diagnostics_points(run: RunDirectory) -> list[Point | None]:
+    """``jump_error/0.25`` and the like by length, and the denoising error as a curve over t.
+
+    A curve's step must be an integer: it counts the times, the last of which is t_max.
+    """
+    found = run.diagnosed()
+    if found is None:
+        return []
+    when = round((run.diagnostics / "diagnostics.json").stat().st_mtime * 1000)
+    rms = found["denoising"]["rms"]
+    return [
+        *(
+            _number(f"jump_error/{jump['length']:g}", jump["rms"], 0, when)
+            for jump in found.get("jump_error", [])
+        ),
+        *(
+            _number(f"denoising_rms_vs_{len(rms)}ths_of_t_max", value, i, when)
+            for i, value in enumerate(rms, start=1)
+        ),
+    ]
 
 
 def variant(setting: Json, config: Json) -> str:

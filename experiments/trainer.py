@@ -24,10 +24,12 @@ from fewstep.experiments import checkpoint
 from fewstep.experiments.checkpoint import Checkpoint
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, Split, to_model
+from fewstep.experiments.pairs import Pairs, stored_pairs
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.experiments.seeds import Order, derive, generator
 from fewstep.experiments.settings import Training
-from fewstep.objectives import Batch, Nets, Objective, Progress
+from fewstep.experiments.teacher import load_teacher, spec_of, starts_alike, teacher_directory
+from fewstep.objectives import Batch, Net, Nets, Objective, Progress, Teacher
 
 VALIDATION_BATCHES = 4
 
@@ -85,7 +87,10 @@ class Trainer:
         self.objective: Objective = config.objective
         self.device = choose_device(self.training.device)
         self.net = build_network(config, dataset).to(self.device)
-        self.ema = copy.deepcopy(self.net).requires_grad_(False).eval()
+        self.teacher = self._teacher()
+        self.ema = frozen(self.net)
+        self.former: nn.Module | None = None
+        self.pairs: Pairs | None = None
         learned = self.objective.learned_parts()
         self.learned = None if learned is None else learned.to(self.device)
         self.named = dict(self.net.named_parameters(prefix="net"))
@@ -99,15 +104,58 @@ class Trainer:
             weight_decay=self.training.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        forward: Any = torch.compile(self.net) if self.training.compile else self.net
-        self.nets = Nets(online=forward, ema=self.ema, learned=self.learned)
+        if self.training.activation_checkpointing:
+            check_checkpointing(self.net, config)
+            self.net.checkpointing = True  # type: ignore[assignment]
+        self.forward: Any = torch.compile(self.net) if self.training.compile else self.net
         self.order = Order(config.seed, len(dataset.train), self.training.batch_size)
         self.step = 0
         self.seconds = 0.0
         self.last: dict[str, float] = {}
         self.first_bad = torch.tensor(0, device=self.device)  # step of the first NaN, 0 for none
 
+    def _teacher(self) -> Teacher | None:
+        """The teacher; its weights become the network's first ones where that is asked."""
+        loaded = load_teacher(self.config, self.dataset)
+        if loaded is None:
+            return None
+        teacher, network = loaded
+        network.to(self.device)
+        directory = teacher_directory(self.config)
+        assert directory is not None
+        alike = starts_alike(self.config, spec_of(directory))
+        if alike and self.training.init != "random":
+            # a jump embedding that the teacher lacks keeps its own first weights
+            self.net.load_state_dict(network.state_dict(), strict=False)
+        return teacher
+
+    def nets(self, online: Net) -> Nets:
+        """What a loss may ask, with ``online`` in the first place."""
+        return Nets(online, self.ema, self.teacher, self.learned, self.former)
+
     # ---- the loop ------------------------------------------------------------------------------
+
+    def prepare(self, stop: Callable[[], bool], on_block: OnStep) -> None:
+        """Draw the pairs of an objective that trains on them; nothing for the others.
+
+        Raises:
+            Interrupted: ``stop()`` became true; the pairs drawn so far are kept.
+        """
+        if not self.objective.needs_pairs:
+            return
+        assert self.teacher is not None
+        begun, count = time.perf_counter(), self.objective.pairs
+
+        def done(blocks: int, total: int) -> None:
+            on_block(blocks, total, blocks / (time.perf_counter() - begun))
+            if stop() and blocks < total:
+                raise Interrupted(f"stopped after {blocks} of {total} blocks of pairs")
+
+        folder, seed = self.directory.path / "pairs", self.config.seed
+        self.pairs = stored_pairs(
+            folder, self.objective, self.teacher, self.dataset, seed, count, self.device, done
+        )
+        self.order = Order(seed, count, self.training.batch_size)
 
     def train(self, stop: Callable[[], bool], on_step: OnStep) -> None:
         """Train to the last step.
@@ -138,10 +186,14 @@ class Trainer:
         training, step = self.training, self.step
         torch.manual_seed(derive(self.config.seed, "dropout", step))
         g = generator(self.config.seed, "train", step, device=self.device)
+        progress = Progress(step, training.steps)
+        if self.objective.freezes(progress):
+            self.former = frozen(self.net)
         batch = self._batch(self.dataset.train, self.order.batch(step))
-        batch = Batch(batch.x, self._drop_labels(batch.y, g))
+        dropped = self._drop_labels(batch.y, g)
+        batch = Batch(batch.x, dropped, batch.y, batch.eps)
         with self._autocast():
-            loss = self.objective.loss(self.nets, batch, Progress(step, training.steps), g)
+            loss = self.objective.loss(self.nets(self.forward), batch, progress, g)
         mean = loss.per_sample.float().mean()
         self.optimiser.zero_grad(set_to_none=True)
         mean.backward()
@@ -167,6 +219,10 @@ class Trainer:
             raise NotFinite(step)
 
     def _batch(self, split: Split, index: Tensor) -> Batch:
+        if self.pairs is not None:
+            x, eps, y = self.pairs.x[index], self.pairs.eps[index], self.pairs.y
+            y = None if y is None else y[index].to(self.device)
+            return Batch(x.to(self.device), y, y, eps.to(self.device))
         x = to_model(split.x[index]).to(self.device)
         return Batch(x, None if split.y is None else split.y[index].to(self.device))
 
@@ -185,18 +241,25 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """The objective's loss of the EMA weights on held-out data, always with the same draws."""
-        nets = Nets(online=self.ema, ema=self.ema, learned=self.learned)
-        size = min(self.training.batch_size, len(self.dataset.test))
-        order = Order(self.config.seed, len(self.dataset.test), size)
+        """The objective's loss of the EMA weights on held-out data, always with the same draws.
+
+        On the first of the pairs, where an objective trains on them: none are held out.
+        """
+        length = len(self.dataset.test if self.pairs is None else self.pairs.x)
+        size = min(self.training.batch_size, length)
+        order = Order(self.config.seed, length, size)
         total = 0.0
         for i in range(VALIDATION_BATCHES):
             g = generator(self.config.seed, "validation", i, device=self.device)
             batch = self._batch(self.dataset.test, order.batch(i))
             with self._autocast():
-                loss = self.objective.loss(nets, batch, Progress(self.step, self.training.steps), g)
+                loss = self.objective.loss(self.nets(self.ema), batch, self._progress(), g)
             total += float(loss.per_sample.float().mean())
         return total / VALIDATION_BATCHES
+
+    def _progress(self) -> Progress:
+        """Of the update last made."""
+        return Progress(max(0, self.step - 1), self.training.steps)
 
     # ---- records -------------------------------------------------------------------------------
 
@@ -238,6 +301,8 @@ class Trainer:
         tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
         if self.learned is not None:
             tensors |= {f"learned.{k}": v for k, v in self.learned.state_dict().items()}
+        if self.former is not None:
+            tensors |= {f"former.{k}": v for k, v in self.former.state_dict().items()}
         for name, parameter in self.named.items():
             for slot, value in self.optimiser.state[parameter].items():
                 tensors[f"optimiser.{slot}.{name}"] = value
@@ -257,6 +322,9 @@ class Trainer:
         load_weights(self.ema, found, "ema")
         if self.learned is not None:
             load_weights(self.learned, found, "learned")
+        if any(name.startswith("former.") for name in found.tensors):
+            self.former = frozen(self.net)
+            load_weights(self.former, found, "former")
         for name, parameter in self.named.items():
             self.optimiser.state[parameter] = {
                 slot: self._placed(slot, found.tensors[f"optimiser.{slot}.{name}"], parameter)
@@ -271,6 +339,22 @@ class Trainer:
         # AdamW counts steps in a tensor: on the CPU, unless it is the fused one of a GPU
         fused_elsewhere = self.device.type == "cuda"
         return value.to(parameter.device) if slot != "step" or fused_elsewhere else value
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    """A copy that takes no gradients."""
+    copied = copy.deepcopy(network).requires_grad_(False).eval()
+    copied.checkpointing = False  # type: ignore[assignment]
+    return copied
+
+
+def check_checkpointing(network: nn.Module, config: RunConfig) -> None:
+    """Refuse to checkpoint activations in a network that cannot."""
+    if not hasattr(network, "checkpointing"):
+        name = config.values["backbone"]["name"]
+        raise UserError(
+            f"training.activation_checkpointing: backbone {name!r} has no ``checkpointing``"
+        )
 
 
 def load_weights(module: nn.Module, found: Checkpoint, prefix: str) -> None:

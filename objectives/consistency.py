@@ -10,7 +10,6 @@ the training. Source: Frans et al. 2024, appendix, and their code; their t is ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,18 +23,19 @@ from fewstep.objectives.base import (
     Loss,
     Net,
     Nets,
+    Objective,
     Progress,
     mean_square,
     randint,
     randn,
 )
+from fewstep.objectives.gaussian import GaussianFlow
 from fewstep.objectives.paths import Linear, expand
-from fewstep.objectives.samplers import jump_and_renoise
 
 
 @OBJECTIVES.register("consistency")
 @dataclass(frozen=True)
-class Consistency:
+class Consistency(Objective):
     """Discrete-time consistency training on the linear path.
 
     Attributes:
@@ -47,7 +47,8 @@ class Consistency:
     target: str = "ema"
 
     title: ClassVar[str] = "Consistency"
-    uses_jump: ClassVar[bool] = False
+    shares_noise: ClassVar[bool] = True
+    reach: ClassVar = "data"
     path: ClassVar[Linear] = Linear()
 
     def __post_init__(self) -> None:
@@ -67,19 +68,16 @@ class Consistency:
         eps = randn(x, g)
         x_t, x_s = self.path.mix(x, eps, t), self.path.mix(x, eps, s)
         with torch.no_grad():
-            behind = nets.ema if self.target == "ema" else nets.online
-            target = (x_t - self.denoise(behind, x_s, s, y)) / expand(t, x)
+            f_s = self.denoise(nets.behind(self.target), x_s, s, y)
+            target = (x_t - f_s) / expand(t, x)
         return Loss(mean_square(nets.online(x_t, t, y=y) - target), t)
 
-    @staticmethod
-    def denoise(net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    def denoise(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """f(x_t, t), the jump to data."""
         return x_t - expand(t, x_t) * net(x_t, t, y=y)
 
-    def sample(
-        self, net: Net, noise: Tensor, y: Tensor | None, times: Sequence[float], g: Generator
-    ) -> Tensor:
-        return jump_and_renoise(lambda x, t: self.denoise(net, x, t, y), self.path, noise, times, g)
+    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
+        return lambda x, t, d=None, y=None: flow.average_velocity(x, t, t)
 
-    def learned_parts(self) -> None:
-        return None
+    def step_cost(self) -> float:
+        return 4 / 3

@@ -1,7 +1,7 @@
 """Flow matching (Lipman et al. 2023; Liu et al. 2023), the naive baseline of few-step methods.
 
     x_t = (1 - t) x + t eps,    v = dx_t/dt = eps - x
-    L   = E |F(x_t, t) - v|^2,  t ~ U(0, 1)
+    L   = E |F(x_t, t) - v|^2,  t ~ U(0, 1), or logit(t) ~ N(mean, std^2) (Esser et al. 2024)
     sampling: dx/dt = F(x, t) from t = 1 to t = 0
 
 Those papers and SiT let their time run the other way or call noise x_0: their t is our 1 - t.
@@ -15,51 +15,81 @@ from typing import ClassVar
 
 from torch import Generator, Tensor
 
-from fewstep.errors import check_choice
+from fewstep.errors import check_choice, check_range
 from fewstep.objectives.base import (
     OBJECTIVES,
     Batch,
     Loss,
     Net,
     Nets,
+    Objective,
     Progress,
     mean_square,
-    rand,
     randn,
     sampling_field,
 )
-from fewstep.objectives.paths import Linear
+from fewstep.objectives.gaussian import GaussianFlow
+from fewstep.objectives.paths import Linear, expand
 from fewstep.objectives.samplers import SOLVERS, integrate
+from fewstep.objectives.times import LINEAR_TIMES, linear_times
 
 
 @OBJECTIVES.register("flow_matching")
 @dataclass(frozen=True)
-class FlowMatching:
+class FlowMatching(Objective):
     """Regress the velocity of the linear path.
 
     Attributes:
-        solver: euler | heun | midpoint; the last two cost two network calls a step.
+        times: uniform | logit_normal, the distribution of t in training.
+        t_mean, t_std: mean and standard deviation of logit(t), for logit_normal.
+        solver: euler | heun | midpoint | adaptive. Heun and midpoint cost two network calls a
+            step; adaptive (SciPy's RK45) as many as it needs, whatever the number of steps.
+        tolerance: adaptive's absolute and relative tolerance.
     """
 
+    times: str = "uniform"
+    t_mean: float = 0.0
+    t_std: float = 1.0
     solver: str = sampling_field("euler")
+    tolerance: float = sampling_field(1e-4)
 
     title: ClassVar[str] = "Flow matching"
-    uses_jump: ClassVar[bool] = False
     path: ClassVar[Linear] = Linear()
 
     def __post_init__(self) -> None:
+        check_choice("objective.times", self.times, LINEAR_TIMES)
+        check_range("objective.t_std", self.t_std, 0, open_low=True)
         check_choice("objective.solver", self.solver, SOLVERS)
+        check_range("objective.tolerance", self.tolerance, 0, open_low=True)
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y = batch.x, batch.y
-        t, eps = rand(x, g), randn(x, g)
+        t, eps = linear_times(x, g, self.times, self.t_mean, self.t_std), randn(x, g)
         F = nets.online(self.path.mix(x, eps, t), t, y=y)
         return Loss(mean_square(F - self.path.velocity(x, eps, t)), t)
+
+    def velocity(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        return net(x_t, t, y=y)
+
+    def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
+        return x_t + expand(u - t, x_t) * net(x_t, t, y=y)
 
     def sample(
         self, net: Net, noise: Tensor, y: Tensor | None, times: Sequence[float], g: Generator
     ) -> Tensor:
-        return integrate(lambda x, t: net(x, t, y=y), noise, times, self.solver)
+        def field(x: Tensor, t: Tensor) -> Tensor:
+            return net(x, t, y=y)
 
-    def learned_parts(self) -> None:
-        return None
+        return integrate(field, noise, times, self.solver, self.tolerance)
+
+    def sampler_settings(self) -> dict[str, object]:
+        told = super().sampler_settings()
+        if self.solver != "adaptive":
+            del told["tolerance"]  # which no other solver has
+        return told
+
+    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
+        return lambda x, t, d=None, y=None: flow.velocity(x, t)
+
+    def step_cost(self) -> float:
+        return 1.0

@@ -1,6 +1,8 @@
 """Classifier-free guidance (Ho & Salimans 2022): a network wrapped into a network.
 
 F_w(x, t, d, y) = F(x, t, d, none) + w (F(x, t, d, y) - F(x, t, d, none))
+
+In an interval of noise levels only, if one is given (Kynkaanniemi et al. 2024): outside, w = 1.
 """
 
 from __future__ import annotations
@@ -11,23 +13,47 @@ import torch
 from torch import Tensor
 
 from fewstep.objectives.base import Net
+from fewstep.objectives.paths import Path, expand
+
+EVERYWHERE = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Guided:
-    """``net`` with guidance ``scale`` w; ``null_class`` is the label that stands for none.
+    """``net`` with guidance ``scale`` w.
 
-    Costs two network calls; w = 1 is the network itself.
+    ``interval`` is in shares of noise (``Path.noise_share``), the linear path's time, so that it
+    means the same for every objective; ``path`` says what the times mean. Costs two network
+    calls where it acts, one where no row's time is inside.
     """
 
     net: Net
     scale: float
-    null_class: int
+    path: Path | None = None
+    interval: tuple[float, float] = EVERYWHERE
 
     def __call__(
         self, x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
         if y is None:
             raise ValueError("guidance needs class labels, got y=None")
-        unconditional = self.net(x, t, d, torch.full_like(y, self.null_class))
-        return unconditional + self.scale * (self.net(x, t, d, y) - unconditional)
+        conditional = self.net(x, t, d, y)
+        inside = self._inside(t)
+        if self.scale == 1 or (inside is not None and not bool(inside.any())):
+            return conditional
+        unconditional = self.net(x, t, d, None)
+        guided = unconditional + self.scale * (conditional - unconditional)
+        return guided if inside is None else torch.where(expand(inside, x), guided, conditional)
+
+    def _inside(self, t: Tensor) -> Tensor | None:
+        """(B,) whether guidance acts there; None for everywhere."""
+        if self.interval == EVERYWHERE:
+            return None
+        assert self.path is not None, "an interval needs the path that its times are on"
+        share = self.path.noise_share(t)
+        return (share >= self.interval[0]) & (share <= self.interval[1])
+
+
+def guided(net: Net, scale: float, y: Tensor | None) -> Net:
+    """``net`` with guidance, or itself where there is none to give: w = 1 or no labels."""
+    return net if scale == 1 or y is None else Guided(net, scale)

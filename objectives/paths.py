@@ -8,6 +8,8 @@ path        alpha       sigma    t in       source
 ==========  ==========  =======  =========  ===========================================
 
 TrigFlow's noise has the standard deviation of the data, ``sigma_d``, so that x_t has it at every t.
+The paths are scalings of one another (``bridge``): where the share of noise is the same, so are x
+and eps.
 """
 
 from __future__ import annotations
@@ -64,6 +66,30 @@ class Path(ABC):
         t = expand(t, x)
         return self.d_alpha(t) * x + self.d_sigma(t) * self.noise_std * eps
 
+    def start(self, noise: Tensor) -> Tensor:
+        """x_t at ``t_max``, noise alone, from standard normal noise."""
+        return self.noise_std * noise
+
+    def data_and_noise(self, x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The x and eps (B, ...) with this mixture and velocity: ``mix``, ``velocity`` solved.
+
+        For v = E[dx_t/dt | x_t] they are E[x | x_t] and E[eps | x_t].
+        """
+        t = expand(t, x_t)
+        a, da = self.alpha(t), self.d_alpha(t)
+        b, db = self.sigma(t) * self.noise_std, self.d_sigma(t) * self.noise_std
+        determinant = a * db - b * da
+        return (db * x_t - b * v) / determinant, (a * v - da * x_t) / determinant
+
+    @abstractmethod
+    def time_of(self, signal: Tensor, noise: Tensor) -> Tensor:
+        """(B,) the t with alpha : sigma noise_std = ``signal`` : ``noise``, neither negative."""
+
+    def noise_share(self, t: Tensor) -> Tensor:
+        """sigma noise_std / (alpha + sigma noise_std): t itself on the linear path, 0 to 1."""
+        noise = self.sigma(t) * self.noise_std
+        return noise / (self.alpha(t) + noise)
+
     def log_snr(self, t: Tensor) -> Tensor:
         """log of the signal-to-noise ratio (alpha / (sigma noise_std))^2.
 
@@ -82,7 +108,12 @@ class Path(ABC):
             return [self.t_max * (1 - i / steps) for i in range(steps)] + [0.0]
         times = [float(t) for t in steps]
         falls = all(a > b for a, b in pairwise(times))
-        if len(times) < 2 or not falls or times[-1] != 0 or not math.isclose(times[0], self.t_max):
+        if (
+            len(times) < 2
+            or not falls
+            or times[-1] != 0
+            or not math.isclose(times[0], self.t_max, rel_tol=1e-3)
+        ):
             raise UserError(
                 f"times must fall strictly from t_max = {self.t_max:.6g} to 0, got {times}"
             )
@@ -91,21 +122,29 @@ class Path(ABC):
 
 @dataclass(frozen=True)
 class Linear(Path):
-    """x_t = (1 - t) x + t eps."""
+    """x_t = (1 - t) x + t eps; with ``sigma_min``, that much noise is left at t = 0.
 
+    x_t = (1 - t) x + (t + (1 - t) sigma_min) eps, as in Lipman et al. 2023, eq. 22.
+    """
+
+    sigma_min: float = 0.0
     t_max: ClassVar[float] = 1.0
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t
 
     def sigma(self, t: Tensor) -> Tensor:
-        return t
+        return t + self.sigma_min * (1 - t)
 
     def d_alpha(self, t: Tensor) -> Tensor:
         return -torch.ones_like(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+        return (1 - self.sigma_min) * torch.ones_like(t)
+
+    def time_of(self, signal: Tensor, noise: Tensor) -> Tensor:
+        noise = noise - self.sigma_min * signal
+        return noise / (signal + noise)
 
 
 @dataclass(frozen=True)
@@ -131,20 +170,16 @@ class Trig(Path):
     def d_sigma(self, t: Tensor) -> Tensor:
         return t.cos()
 
+    def time_of(self, signal: Tensor, noise: Tensor) -> Tensor:
+        return torch.atan2(noise, self.sigma_d * signal)
 
-def linear_to_trig(x_t: Tensor, t: Tensor, sigma_d: float) -> tuple[Tensor, Tensor]:
-    """The bridge from ``Linear`` to ``Trig(sigma_d)``: the same x and eps at the same log_snr.
 
-    tan(theta) sigma_d = t / (1 - t), and both mixtures are the same up to a scale.
-    Returns x_theta (B, ...) and theta (B,).
+def bridge(x_t: Tensor, t: Tensor, source: Path, target: Path) -> tuple[Tensor, Tensor]:
+    """The mixture of the same x and eps on another path, at the same signal-to-noise ratio.
+
+    Returns it, (B, ...), and its time there, (B,).
     """
-    theta = torch.atan2(t, sigma_d * (1 - t))
-    scale = sigma_d / ((sigma_d * (1 - t)) ** 2 + t**2).sqrt()
-    return x_t * expand(scale, x_t), theta
-
-
-def trig_to_linear(x_t: Tensor, theta: Tensor, sigma_d: float) -> tuple[Tensor, Tensor]:
-    """The inverse of ``linear_to_trig``."""
-    noise = sigma_d * theta.sin()
-    total = theta.cos() + noise
-    return x_t / expand(total, x_t), noise / total
+    signal, noise = source.alpha(t), source.sigma(t) * source.noise_std
+    u = target.time_of(signal, noise)
+    there = target.alpha(u) + target.sigma(u) * target.noise_std
+    return x_t * expand(there / (signal + noise), x_t), u

@@ -1,53 +1,62 @@
-"""sCM, continuous-time consistency training in TrigFlow (Lu & Song 2024, algorithm 1).
+"""sCM, continuous-time consistency models in TrigFlow (Lu & Song 2024, algorithm 1).
 
-    x_t = cos(t) x + sin(t) z,  z ~ N(0, sigma_d^2),   dx_t/dt = cos(t) z - sin(t) x
+    x_t = cos(t) x + sin(t) z,  z ~ N(0, sigma_d^2)
     f(x_t, t) = cos(t) x_t - sin(t) sigma_d F(x_t / sigma_d, t)                     (eq. 6)
+    dx_t/dt = cos(t) z - sin(t) x               training from data, sCT
+            = sigma_d F_teacher(x_t/sigma_d, t)   distillation, sCD: the teacher's velocity
     g = cos(t) df^-/dt = -cos^2(t) (sigma_d F^- - dx_t/dt)
                          - r cos(t) sin(t) (x_t + sigma_d dF^-/dt)                  (eq. 8)
     g <- g / (|g| + c)
     L = E exp(w(t)) / D |F - F^- - g|^2 - w(t)                                      (eq. 9)
 
 t = atan(e^tau / sigma_d), tau ~ N(P_mean, P_std^2); r warms up from 0 (velocity matching) to 1;
-w is learned. Their t is ours. Sampling starts at pi/2, where x_t is noise alone (they start at
-atan(80 / sigma_d), and put the second of two steps at t = 1.1; ``times`` are uniform unless given).
+w is learned. |g| is the L2 norm over all D dimensions in the paper; several codes take the RMS
+instead, with which c = 0.1 means something else (``tangent_size``). Their t is ours. Sampling
+starts at pi/2, where x_t is noise alone (they start at atan(80 / sigma_d) = 1.5645, and put the
+second of two steps at t = 1.1: ``evaluation.times=[[1.5708,1.1,0]]``).
+
+The paper's network has a positional time embedding and adaptive double normalisation; both are
+settings of the backbone (``time_embedding=positional``, ``modulation=double``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
-from fewstep.errors import check_range
+from fewstep.errors import check_choice, check_range
 from fewstep.objectives.base import (
     OBJECTIVES,
     Batch,
     Loss,
     Net,
     Nets,
+    Objective,
     Progress,
-    is_compiled,
-    jvp,
     randn,
 )
+from fewstep.objectives.gaussian import GaussianFlow
+from fewstep.objectives.guidance import guided
 from fewstep.objectives.paths import Trig, expand
-from fewstep.objectives.samplers import jump_and_renoise
+from fewstep.objectives.tangent import jvp
+from fewstep.objectives.times import trig_times
 
 
 @OBJECTIVES.register("scm")
 @dataclass(frozen=True)
-class SCM:
+class SCM(Objective):
     """Continuous-time consistency training (sCT).
 
     Attributes:
         sigma_d: standard deviation of the data, and of the noise.
         p_mean, p_std: mean and standard deviation of tau, the log of the noise level.
         tangent_warmup: steps over which r goes from 0 to 1.
-        tangent_norm: c of the normalisation, beside the L2 norm of the whole tangent.
+        tangent_norm: c of the normalisation, beside the size of the whole tangent.
+        tangent_size: l2 | rms, that size: the norm over all dimensions, or it over sqrt(D).
     """
 
     sigma_d: float = 0.5
@@ -55,14 +64,16 @@ class SCM:
     p_std: float = 1.4
     tangent_warmup: int = 10_000
     tangent_norm: float = 0.1
+    tangent_size: str = "l2"
 
     title: ClassVar[str] = "sCM"
-    uses_jump: ClassVar[bool] = False
+    reach: ClassVar = "data"
 
     def __post_init__(self) -> None:
         for name in ("sigma_d", "p_std", "tangent_norm"):
             check_range(f"objective.{name}", getattr(self, name), 0, open_low=True)
         check_range("objective.tangent_warmup", self.tangent_warmup, 0)
+        check_choice("objective.tangent_size", self.tangent_size, ("l2", "rms"))
 
     @property
     def path(self) -> Trig:
@@ -70,17 +81,24 @@ class SCM:
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y = batch.x, batch.y
-        noise_level = torch.exp(self.p_mean + self.p_std * randn(x.flatten(1)[:, 0], g))
-        t, eps = torch.atan(noise_level / self.sigma_d), randn(x, g)
+        t = trig_times(x, g, self.path, self.p_mean, self.p_std)
+        eps = randn(x, g)
         x_t = self.path.mix(x, eps, t)
-        F, tangent = self.tangent(nets.online, x_t, self.path.velocity(x, eps, t), t, y, progress)
+        dx_t = self.drift(nets, batch, x_t, eps, t)
+        F, tangent = self.tangent(nets.online, x_t, dx_t, t, y, progress)
 
-        norm = tangent.flatten(1).norm(dim=1)
-        step = tangent / expand(norm + self.tangent_norm, x)
         D = x[0].numel()
+        size = tangent.flatten(1).norm(dim=1)
+        if self.tangent_size == "rms":
+            size = size / math.sqrt(D)
+        step = tangent / expand(size + self.tangent_norm, x)
         w = torch.zeros_like(t) if nets.learned is None else nets.learned(t)
         error = (F - F.detach() - step).square().flatten(1).sum(1)
-        return Loss(w.exp() / D * error - w, t, {"tangent_norm": norm.mean()})
+        return Loss(w.exp() / D * error - w, t, {"tangent_norm": size.mean()})
+
+    def drift(self, nets: Nets, batch: Batch, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """dx_t/dt along which f is to be constant."""
+        return self.path.velocity(batch.x, eps, t)
 
     def tangent(
         self,
@@ -99,10 +117,10 @@ class SCM:
         sd = self.sigma_d
         cos, sin = expand(t.cos(), x_t), expand(t.sin(), x_t)
         F, J = jvp(
+            net,
             lambda x, t: net(x, t, y=y),
             (x_t / sd, t),
             (cos * sin * dx_t / sd, t.cos() * t.sin()),
-            is_compiled(net),
         )
         r = min(1.0, progress.step / self.tangent_warmup) if self.tangent_warmup else 1.0
         g = -(cos**2) * (sd * F.detach() - dx_t) - r * (cos * sin * x_t + sd * J)
@@ -113,14 +131,52 @@ class SCM:
         cos, sin = expand(t.cos(), x_t), expand(t.sin(), x_t)
         return cos * x_t - sin * self.sigma_d * net(x_t / self.sigma_d, t, y=y)
 
-    def sample(
-        self, net: Net, noise: Tensor, y: Tensor | None, times: Sequence[float], g: Generator
-    ) -> Tensor:
-        start = self.sigma_d * noise  # x_t at t = pi/2, where the data's share is 0
-        return jump_and_renoise(lambda x, t: self.denoise(net, x, t, y), self.path, start, times, g)
-
     def learned_parts(self) -> nn.Module:
         return LogWeight()
+
+    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
+        return trig_ideal(flow, self.sigma_d)
+
+    def step_cost(self) -> float:
+        return 5 / 3
+
+
+@OBJECTIVES.register("scd")
+@dataclass(frozen=True)
+class SCD(SCM):
+    """Continuous-time consistency distillation (sCD) of a teacher's flow.
+
+    Attributes:
+        teacher_guidance: guidance scale of the teacher; 1 for none.
+    """
+
+    teacher_guidance: float = 1.0
+
+    title: ClassVar[str] = "sCD"
+    needs_teacher: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("objective.teacher_guidance", self.teacher_guidance, 0)
+
+    def drift(self, nets: Nets, batch: Batch, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        assert nets.teacher is not None
+        with torch.no_grad():
+            return guided(nets.teacher, self.teacher_guidance, batch.y)(x_t, t, y=batch.y)
+
+    def step_cost(self) -> float:
+        return (6 if self.teacher_guidance == 1 else 7) / 3
+
+
+def trig_ideal(flow: GaussianFlow, sigma_d: float) -> Net:
+    """F of f = cos(t) x_t - sin(t) sigma_d F(x_t / sigma_d, t) where f is the flow map to data."""
+
+    def F(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        x_t, safe = sigma_d * x, t.clamp(min=1e-12)  # F at t = 0 is multiplied by sin(0)
+        data = flow.map(x_t, safe, torch.zeros_like(t))
+        return (expand(safe.cos(), x_t) * x_t - data) / (expand(safe.sin(), x_t) * sigma_d)
+
+    return F
 
 
 class LogWeight(nn.Module):

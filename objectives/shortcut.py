@@ -9,16 +9,30 @@ The lengths are 1, 1/2, ..., 2/M with M = ``finest``, and t is a multiple of d, 
 1/d steps. A jump of 1/M, the smallest, is asked for as d = 0: flow matching trains it.
 Their t is our 1 - t. (The paper prints s(x', t, d) in the second half; it must be t + d.)
 
-The authors' code differs from the text, which is followed here: 1/8 of the rows, targets by the
-EMA, clipped to +-4, flow rows at t in {0, 1/M, ...} and asked for as d = 1/M.
+The authors' code differs from the text. ``shortcut`` and ``shortcut_paper`` follow the text,
+``shortcut_kvfrans`` the code (github.com/kvfrans/shortcut-models, targets_shortcut.py), switch by
+switch:
+
+======================  ==================  ==========================================
+switch                  text                code
+======================  ==================  ==========================================
+``bootstrap_share``     1/4                 1/8
+``lengths``             in_turn             grouped: equal shares, the rest to d = 1
+``dt_bias``             False               False (a flag: half of the rows to d = 1/2, 1)
+``flow_times``          continuous          grid: t in {1/M, 2/M, ..., 1}
+``finest_as``           zero                own: 1/M is asked for as d = 1/M
+``clip``                None                4, of x' and of the target
+``bootstrap_guidance``  1 (none)            1.5, on the rows with d = 2/M (a flag, off for CelebA)
+``sigma_min``           0                   1e-5
+======================  ==================  ==========================================
+
+Both take targets from the EMA and never drop the labels of bootstrap rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -31,92 +45,165 @@ from fewstep.objectives.base import (
     Loss,
     Net,
     Nets,
+    Objective,
     Progress,
-    full,
     mean_square,
     rand,
     randint,
     randn,
 )
+from fewstep.objectives.gaussian import GaussianFlow
 from fewstep.objectives.paths import Linear, expand
 
 
 @OBJECTIVES.register("shortcut")
 @dataclass(frozen=True)
-class Shortcut:
+class Shortcut(Objective):
     """Flow matching plus self-consistency of jumps.
 
     Attributes:
         bootstrap_share: share of the batch's rows that train self-consistency.
         finest: M, a power of two; sampling with M steps is flow matching.
         target: ema | online, the network that makes the two half jumps.
-        clip: bound on |x'| and on |target|, or None (the authors' code: 4).
+        lengths: in_turn | grouped, how the bootstrap rows share the lengths.
+        dt_bias: with grouped lengths, give 1/4 + 1/4 of the bootstrap rows to d = 1/2 and d = 1.
+        flow_times: continuous | grid, where flow matching is trained.
+        finest_as: zero | own, how the network is asked for jumps of 1/M and for flow matching.
+        clip: bound on |x'| and on |target|, or None.
+        bootstrap_guidance: guidance scale of both half jumps where d = 2/M; 1 for none.
+        sigma_min: noise left in the data.
     """
 
     bootstrap_share: float = 0.25
     finest: int = 128
     target: str = "ema"
+    lengths: str = "in_turn"
+    dt_bias: bool = False
+    flow_times: str = "continuous"
+    finest_as: str = "zero"
     clip: float | None = None
+    bootstrap_guidance: float = 1.0
+    sigma_min: float = 0.0
 
     title: ClassVar[str] = "Shortcut"
     uses_jump: ClassVar[bool] = True
-    path: ClassVar[Linear] = Linear()
+    reach: ClassVar = "any"
 
     def __post_init__(self) -> None:
         check_range("objective.bootstrap_share", self.bootstrap_share, 0, 1)
         check_choice("objective.target", self.target, ("ema", "online"))
+        check_choice("objective.lengths", self.lengths, ("in_turn", "grouped"))
+        check_choice("objective.flow_times", self.flow_times, ("continuous", "grid"))
+        check_choice("objective.finest_as", self.finest_as, ("zero", "own"))
+        check_range("objective.bootstrap_guidance", self.bootstrap_guidance, 0)
+        check_range("objective.sigma_min", self.sigma_min, 0, 0.1)
         if self.finest < 2 or self.finest & (self.finest - 1):
             raise UserError(f"objective.finest must be a power of two >= 2, got {self.finest}")
         if self.clip is not None:
             check_range("objective.clip", self.clip, 0, open_low=True)
+        if self.dt_bias and self.lengths != "grouped":
+            raise UserError(
+                f"objective.dt_bias needs objective.lengths=grouped, got {self.lengths}"
+            )
+
+    @property
+    def path(self) -> Linear:
+        return Linear(self.sigma_min)
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y = batch.x, batch.y
         t, eps = rand(x, g), randn(x, g)
+        if self.flow_times == "grid":
+            t = 1 - (t * self.finest).floor() / self.finest
+        parts = self._parts(len(x), x.device)  # the first rows train jumps
+        n = len(parts)
         d = torch.zeros_like(t)
-        n = math.ceil(self.bootstrap_share * len(x))  # the first n rows train jumps
-        levels = self.finest.bit_length() - 1  # d = 2^-k, k = 0, ..., levels - 1
-        parts = 2 ** (torch.arange(n, device=x.device) % levels)  # 1/d, row by row in turn
         d[:n] = 1 / parts
         t[:n] = randint(1, parts + 1, g) * d[:n]
 
         x_t = self.path.mix(x, eps, t)
         target = self.path.velocity(x, eps, t)
         if n:
-            labels = None if y is None else y[:n]
-            target[:n] = self._two_halves(nets, x_t[:n], t[:n], d[:n], labels)
-        per_sample = mean_square(nets.online(x_t, t, d, y) - target)
+            kept = None if batch.classes is None else batch.classes[:n]
+            target[:n] = self._two_halves(nets.behind(self.target), x_t[:n], t[:n], d[:n], kept)
+            y = None if y is None or kept is None else torch.cat([kept, y[n:]])
+        per_sample = mean_square(nets.online(x_t, t, self._asked(d), y) - target)
         logs = {"loss_flow": per_sample[n:].detach().mean()} if n < len(x) else {}
         if n:
             logs["loss_bootstrap"] = per_sample[:n].detach().mean()
-        return Loss(per_sample, t, logs)
+        return Loss(per_sample, t, logs, d)
+
+    def _parts(self, rows: int, device: torch.device) -> Tensor:
+        """1/d of each bootstrap row: powers of two from 1 to M/2."""
+        levels = self.finest.bit_length() - 1  # d = 2^-k, k = 0, ..., levels - 1
+        if self.lengths == "in_turn":
+            n = math.ceil(self.bootstrap_share * rows)
+            return 2 ** (torch.arange(n, device=device) % levels)
+        n = int(self.bootstrap_share * rows)
+        finest_first = torch.arange(levels - 1, -1, -1, device=device)
+        if self.dt_bias:
+            each, quarter = n // 2 // levels, n // 4
+            k = finest_first[:-2].repeat_interleave(each)
+            k = torch.cat([k, torch.ones(quarter, dtype=k.dtype, device=device)])
+        else:
+            k = finest_first.repeat_interleave(n // levels)
+        return 2 ** torch.cat([k, k.new_zeros(n - len(k))])
 
     @torch.no_grad()
-    def _two_halves(
-        self, nets: Nets, x_t: Tensor, t: Tensor, d: Tensor, y: Tensor | None
-    ) -> Tensor:
-        F = nets.ema if self.target == "ema" else nets.online
+    def _two_halves(self, F: Net, x_t: Tensor, t: Tensor, d: Tensor, y: Tensor | None) -> Tensor:
         half = d / 2
-        asked = self._asked(half)
-        s1 = F(x_t, t, asked, y)
-        s2 = F(self._clipped(x_t - expand(half, x_t) * s1), t - half, asked, y)
+        s1 = self._half_jump(F, x_t, t, half, y)
+        s2 = self._half_jump(F, self._clipped(x_t - expand(half, x_t) * s1), t - half, half, y)
         return self._clipped((s1 + s2) / 2)
 
+    def _half_jump(self, F: Net, x: Tensor, t: Tensor, half: Tensor, y: Tensor | None) -> Tensor:
+        asked = self._asked(half)
+        s = F(x, t, asked, y)
+        rows = half <= 1 / self.finest
+        if self.bootstrap_guidance == 1 or y is None or not bool(rows.any()):
+            return s
+        none = F(x[rows], t[rows], asked[rows], None)
+        s = s.clone()
+        s[rows] = none + self.bootstrap_guidance * (s[rows] - none)
+        return s
+
     def _asked(self, d: Tensor) -> Tensor:
-        """The jump length as the network is asked for it: the smallest is flow matching's 0."""
-        return torch.where(d <= 1 / self.finest, torch.zeros_like(d), d)
+        """The jump length as the network is asked for it: the smallest is flow matching's."""
+        flow = 0.0 if self.finest_as == "zero" else 1 / self.finest
+        return torch.where(d <= 1 / self.finest, torch.full_like(d, flow), d)
 
     def _clipped(self, x: Tensor) -> Tensor:
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
-    def sample(
-        self, net: Net, noise: Tensor, y: Tensor | None, times: Sequence[float], g: Generator
-    ) -> Tensor:
-        x = noise
-        for t, u in pairwise(times):
-            d = full(t - u, x)
-            x = x - (t - u) * net(x, full(t, x), self._asked(d), y)
-        return x
+    def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
+        d = t - u
+        return x_t - expand(d, x_t) * net(x_t, t, self._asked(d), y)
 
-    def learned_parts(self) -> None:
-        return None
+    def velocity(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        return net(x_t, t, self._asked(torch.zeros_like(t)), y)
+
+    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
+        def F(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+            assert d is not None
+            flowing = d == self._asked(torch.zeros_like(d))
+            return flow.average_velocity(x, t, torch.where(flowing, torch.zeros_like(d), d))
+
+        return F
+
+    def step_cost(self) -> float:
+        return (3 + 2 * self.bootstrap_share) / 3
+
+
+OBJECTIVES.add("shortcut_paper", Shortcut())
+OBJECTIVES.add(
+    "shortcut_kvfrans",
+    Shortcut(
+        bootstrap_share=1 / 8,
+        lengths="grouped",
+        flow_times="grid",
+        finest_as="own",
+        clip=4.0,
+        bootstrap_guidance=1.5,
+        sigma_min=1e-5,
+    ),
+)

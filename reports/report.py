@@ -57,13 +57,14 @@ def write_report(
         content["samples.png"] = figures.render(shown, "png")
         content["samples.pdf"] = figures.render(shown, "pdf")
     out.mkdir(parents=True, exist_ok=True)
-    written = {name: _write(out / name, body) for name, body in content.items()}
+    written = {name: write_file(out / name, body) for name, body in content.items()}
     for name in set(FILES) - written.keys():  # of an earlier report, and no longer true
         (out / name).unlink(missing_ok=True)
     return written
 
 
-def _write(path: Path, content: str | bytes) -> Path:
+def write_file(path: Path, content: str | bytes) -> Path:
+    """Write ``content`` and rename it into place."""
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

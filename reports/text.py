@@ -105,6 +105,13 @@ def number(value: float, spread: float = math.nan) -> str:
     return f"{value:.{min(decimals, 6)}f}"
 
 
+def fraction(length: float) -> str:
+    """``0.125`` -> ``1/8``."""
+    if not 0 < length < 1 or not math.isclose(1 / length, round(1 / length), rel_tol=1e-9):
+        return f"{length:g}"
+    return f"1/{round(1 / length)}"
+
+
 def mean_and_spread(cell: Cell) -> tuple[str, str]:
     """``("12.3", "1.1")`` with the same decimals; the spread is empty for one seed."""
     mean = number(cell.mean, cell.half_width)

@@ -11,12 +11,16 @@
       objective:
         - flow_matching               # a value of the axis
         - {objective: shortcut, objective.bootstrap_share: 0.5}   # or several settings at once
+        - {objective: scd, teacher: flow_matching}   # learns from that value's run of its seed
     seeds: 3                          # 0, 1, 2; or a list
+
+A ``teacher`` that is the label of another value of the same axis is the run that differs in that
+value alone; anything else names a run, as on the command line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import product
@@ -28,6 +32,7 @@ from omegaconf import OmegaConf
 
 from fewstep.errors import UserError, check_range, unknown
 from fewstep.experiments.config import Override, RunConfig, compose, pair, sweep_name
+from fewstep.experiments.run import directory_of
 
 FIELDS = ("name", "description", "base", "axes", "seeds")
 OWN = {
@@ -61,6 +66,7 @@ class Sweep:
     axes: Mapping[str, tuple[Choice, ...]]
     seeds: tuple[int, ...]
     overrides: tuple[tuple[str, Any], ...] = ()
+    whole_axes: Mapping[str, tuple[Choice, ...]] | None = None  # where a command line chose
 
     def with_overrides(self, overrides: Iterable[Override]) -> Sweep:
         """The sweep with settings from the command line, which win over the file's.
@@ -77,7 +83,8 @@ class Sweep:
                 sweep = replace(sweep, name=sweep_name(value))
             elif key in sweep.axes:
                 chosen = _chosen(key, sweep.axes[key], value)
-                sweep = replace(sweep, axes={**sweep.axes, key: chosen})
+                axes = {**sweep.axes, key: chosen}
+                sweep = replace(sweep, axes=axes, whole_axes=sweep.whole_axes or sweep.axes)
             else:
                 sweep = replace(sweep, overrides=(*sweep.overrides, (key, value)))
         return sweep
@@ -91,10 +98,8 @@ class Sweep:
         found: dict[str, Member] = {}
         for combination in product(*self.axes.values()):
             choices = dict(zip(self.axes, (c.label for c in combination), strict=True))
-            settings = [pair for choice in combination for pair in choice.settings]
             for seed in self.seeds:
-                own: list[Override] = [("sweep", self.name), ("seed", seed)]
-                config = compose([*self.base, *settings, *self.overrides, *own])
+                config = self._config(combination, seed)
                 named = [c.label for a, c in zip(self.axes, combination, strict=True)
                          if c.named and a == "objective"]  # fmt: skip
                 title = named[0] if named else config.objective.title
@@ -106,6 +111,25 @@ class Sweep:
                     )
                 found[config.key] = member
         return list(found.values())
+
+    def _config(self, combination: Sequence[Choice], seed: int, depth: int = 0) -> RunConfig:
+        """The run of one choice per axis, its teacher found among the others."""
+        if depth > sum(len(choices) for choices in self.axes.values()):
+            labels = ", ".join(choice.label for choice in combination)
+            raise UserError(f"sweep {self.name}: the teachers of {labels} go round in a circle")
+        axes = list((self.whole_axes or self.axes).values())
+        settings: list[Override] = []
+        for i, choice in enumerate(combination):
+            for key, value in choice.settings:
+                sibling = [c for c in axes[i] if key == "teacher" and c.label == value]
+                if sibling:
+                    others = [*combination[:i], sibling[0], *combination[i + 1 :]]
+                    teacher = directory_of(self._config(others, seed, depth + 1))
+                    settings.append((key, str(teacher.path.absolute())))
+                else:
+                    settings.append((key, value))
+        own: list[Override] = [("sweep", self.name), ("seed", seed)]
+        return compose([*self.base, *settings, *self.overrides, *own])
 
 
 @dataclass(frozen=True)

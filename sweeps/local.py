@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -105,6 +106,8 @@ class LocalLauncher:
                 for run in waiting[:] if stopping is None else []:
                     if not free or signals:
                         break
+                    if teacher_of(run) in {r.key for r in [*waiting, *(w.run for w in working)]}:
+                        continue  # its turn comes when the teacher is done, or has failed
                     if not is_busy(run):
                         waiting.remove(run)
                         working.append(self._start(run, free.pop()))
@@ -172,6 +175,12 @@ class LocalLauncher:
             w.run.write("failure", died(w.run, code))
         outcome.failed.append(w.run.key)
         return Event("failed", w.run)
+
+
+def teacher_of(run: RunDirectory) -> str | None:
+    """The key of the run's teacher."""
+    teacher = ((run.spec() or {}).get("config") or {}).get("teacher")
+    return None if teacher is None else Path(teacher).name
 
 
 def died(run: RunDirectory, code: int) -> Json:

@@ -95,7 +95,8 @@ def plan(sweep: Sweep) -> Plan:
         runs.append(Planned(member, directory, _state(member, directory)))
     if not runs:
         raise UserError(f"sweep {sweep.name} has no runs")
-    check(run.member.config for run in runs if run.to_do)
+    to_do = [run for run in runs if run.to_do]
+    check((run.member.config for run in to_do), {run.directory.key for run in to_do})
     return Plan(sweep, tuple(runs))
 
 

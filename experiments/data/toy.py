@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -96,6 +96,20 @@ class GaussianMixture:
         assert solution.success, solution.message
         return torch.from_numpy(solution.y[:, -1].copy()).view_as(start)
 
+    def mode_flow_map(
+        self, x_t: Tensor, y: Tensor, t: Tensor, u: Tensor, at: Coefficients
+    ) -> Tensor:
+        """As ``flow_map``, of the flow of mode ``y`` (B,) alone, for (B,) times; closed form.
+
+        Mode k of x_t is N(a m_k, v): x_u = a_u m_k + (x_t - a_t m_k) sqrt(v_u / v_t).
+        """
+        x_t, t, u = (tensor.detach().double().cpu() for tensor in (x_t, t, u))
+        means = self.means[y.cpu()].double()
+        (a_t, b_t, *_), (a_u, b_u, *_) = at(t), at(u)
+        v_t = _column(a_t, x_t) ** 2 * self.std**2 + _column(b_t, x_t) ** 2
+        v_u = _column(a_u, x_t) ** 2 * self.std**2 + _column(b_u, x_t) ** 2
+        return _column(a_u, x_t) * means + (x_t - _column(a_t, x_t) * means) * (v_u / v_t).sqrt()
+
     def _modes(self, x_t: Tensor, a: Coefficient, b: Coefficient) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k - |x_t - a m_k|^2 / 2v (B, K), x_t - a m_k (B, K, D), v (B or 1, 1)."""
         a, b = _column(a, x_t), _column(b, x_t)
@@ -111,6 +125,13 @@ class GaussianMixture:
         log_joint, residuals, v = self._modes(x_t, a, b)
         r = log_joint.softmax(1)
         return r @ self.means.to(x_t), (r.unsqueeze(2) * residuals).sum(1), v
+
+
+@runtime_checkable
+class HasMixture(Protocol):
+    """A data source that knows its distribution in closed form; labels are the modes."""
+
+    def mixture(self) -> GaussianMixture: ...
 
 
 def gaussian_flow_map(
@@ -150,7 +171,11 @@ def _dataset(name: str, mixture: GaussianMixture, train: int, test: int, classes
 @DATA.register("gaussians")
 @dataclass(frozen=True)
 class Gaussians:
-    """``modes`` equal Gaussians of width ``std`` on a ring in the plane; labels are the modes."""
+    """``modes`` equal Gaussians of width ``std`` on a ring in the plane.
+
+    With ``labels`` each example is labelled by its mode, which leaves a network one Gaussian at a
+    time; without, the flow of the whole mixture is to be learned.
+    """
 
     suggested_backbone: ClassVar[str] = "mlp"
 
@@ -159,6 +184,7 @@ class Gaussians:
     std: float = 0.1
     samples: int = 8192
     test_samples: int = 2048
+    labels: bool = True
 
     def __post_init__(self) -> None:
         check_range("gaussians.modes", self.modes, 1)
@@ -174,7 +200,8 @@ class Gaussians:
         return GaussianMixture(means, self.std, weights)
 
     def load(self) -> Dataset:
-        return _dataset("gaussians", self.mixture(), self.samples, self.test_samples, self.modes)
+        classes = self.modes if self.labels else 0
+        return _dataset("gaussians", self.mixture(), self.samples, self.test_samples, classes)
 
 
 @DATA.register("gaussian")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -165,37 +166,56 @@ def test_bad_input_is_told_in_one_line(overrides: list[str], told: list[str]) ->
 # --------------------------------------------------------------------------------- the key
 
 
-def other(name: str, value: Any) -> Any:
-    """Another value that the setting accepts too."""
-    words = {
-        "constant": "cosine",
-        "float32": "bfloat16",
-        "ema": "online",
-        "euler": "heun",
-        "auto": "cpu",
-    }
-    if value is None:
-        return 1.0
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, str):
-        return "/elsewhere" if name == "root" else words[value]
-    if isinstance(value, list | tuple):
-        return [v / 2 for v in value]
-    return value * 2 or 1 if isinstance(value, int) else value / 2 or 0.25
+# settings that may only change along with another one
+BOUND = {"dt_bias", "mixing", "p"}
+
+
+def others(base: list[Any], key: str, value: Any) -> Iterator[RunConfig]:
+    """Configurations that differ from ``base`` in the setting ``key`` alone, which is ``value``."""
+    if key.endswith(".root"):
+        candidates: list[Any] = ["/elsewhere"]
+    elif isinstance(value, bool):
+        candidates = [not value]
+    elif isinstance(value, str):  # what a refusal names as choices
+        with pytest.raises(UserError) as caught:
+            compose([*base, (key, "no such choice")])
+        candidates = str(caught.value).split("choices: ")[1].rstrip(")").split(", ")
+    elif isinstance(value, list | tuple):
+        candidates = [[v / 2 for v in value], [v * 2 for v in value]]
+    elif isinstance(value, int):
+        candidates = [value * 2, value + 1, value - 1]
+    else:
+        candidates = [0.5, 1.0, 0.25, 2.0, 4.0, 0.003]
+    for candidate in candidates:
+        try:
+            config = compose([*base, (key, candidate)])
+        except UserError:
+            continue
+        if config.values != compose(base).values:
+            yield config
 
 
 @pytest.mark.parametrize("f", fields(Training), ids=lambda f: f.name)
 def test_training_settings_are_in_the_key_unless_they_keep_books(f: Any) -> None:
     default = compose([])
-    changed = compose([(f"training.{f.name}", other(f.name, getattr(Training(), f.name)))])
+    if f.name == "device":
+        changed = compose(["training.device=cpu"])
+    else:
+        changed = next(others([], f"training.{f.name}", getattr(Training(), f.name)))
     assert changed.training != default.training
     assert (changed.key == default.key) == bool(f.metadata.get("bookkeeping"))
 
 
 def test_bookkeeping_is_what_it_was_decided_to_be() -> None:
     books = {f.name for f in fields(Training) if f.metadata.get("bookkeeping")}
-    assert books == {"device", "compile", "log_every", "validate_every", "checkpoint_every"}
+    assert books == {
+        "device",
+        "compile",
+        "activation_checkpointing",
+        "log_every",
+        "validate_every",
+        "checkpoint_every",
+    }
 
 
 @pytest.mark.parametrize(("group", "name"), ENTRIES)
@@ -205,8 +225,10 @@ def test_group_settings_are_in_the_key_unless_only_the_sampler_reads_them(
     default = compose([f"{group}={name}"])
     for f in fields(GROUPS[group][name]):  # type: ignore[arg-type]
         value = default.values[group][f.name]
-        changed = compose([f"{group}={name}", (f"{group}.{f.name}", other(f.name, value))])
-        assert changed.values != default.values
+        changed = next(others([f"{group}={name}"], f"{group}.{f.name}", value), None)
+        if changed is None:
+            assert f.name in BOUND
+            continue
         expected = f.name == "root" or bool(f.metadata.get("sampling"))
         assert (changed.key == default.key) == expected, f.name
 
@@ -222,6 +244,7 @@ def test_group_settings_are_in_the_key_unless_only_the_sampler_reads_them(
         "evaluation.times=[[1,0]]",
         "evaluation.weights=[raw]",
         "evaluation.guidance=[2]",
+        "evaluation.guidance_interval=[0.2,0.8]",
         "evaluation.sample_sets=2",
         "evaluation.samples=100",
         "evaluation.reference=test",
@@ -267,7 +290,7 @@ def test_amend_changes_cells_and_sampler_of_the_same_run() -> None:
     )
     assert amended.key == config.key
     assert amended.evaluation.steps == [3]
-    assert amended.objective == FlowMatching("heun")
+    assert amended.objective == FlowMatching(solver="heun")
     assert amended.values["runs"] == "/there"
     assert amended.training.lr == 0.5
     assert amended.training.log_every == 1

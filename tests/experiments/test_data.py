@@ -22,6 +22,7 @@ from fewstep.experiments.data.toy import (
     Gaussian,
     GaussianMixture,
     Gaussians,
+    HasMixture,
     coefficients,
     gaussian_flow_map,
 )
@@ -355,6 +356,28 @@ def test_flow_map_of_a_mixture_keeps_quantiles(path: Linear | Trig) -> None:
         quantile(x_u, torch.full((8,), 0.05).double()), quantile(x, t), rtol=0, atol=1e-8
     )
     assert (x_u - x).abs().max() > 0.3
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_flow_map_of_a_mode_is_that_of_a_mixture_of_one(path: Linear | Trig) -> None:
+    at, x, y = coefficients(path), probe(), torch.tensor([0, 1, 2, 3, 4, 0])
+    t = path.t_max * torch.linspace(0.4, 1, 6).double()
+    u = path.t_max * torch.linspace(0, 0.3, 6).double()
+    closed = RING.mode_flow_map(x, y, t, u, at)
+    for i in range(6):
+        alone = GaussianMixture(RING.means[y[i : i + 1]], RING.std, torch.ones(1).double())
+        solved = alone.flow_map(x[i : i + 1], t[i : i + 1], u[i : i + 1], at)
+        torch.testing.assert_close(closed[i : i + 1], solved, rtol=1e-8, atol=1e-9)
+    assert (closed - x).abs().max() > 0.3
+
+
+def test_gaussians_without_labels_are_the_same_points() -> None:
+    with_labels, without = Gaussians().load(), Gaussians(labels=False).load()
+    assert (without.num_classes, without.train.y, without.test.y) == (0, None, None)
+    assert torch.equal(without.train.x, with_labels.train.x)
+    assert torch.equal(without.test.x, with_labels.test.x)
+    assert isinstance(Gaussians(), HasMixture)
+    assert not isinstance(DATA["digits"], HasMixture)
 
 
 def test_gaussians_are_drawn_from_their_mixture() -> None:

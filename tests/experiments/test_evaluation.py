@@ -167,10 +167,20 @@ def test_solvers_of_second_order_cost_two_calls(digits: Dataset, solver: str) ->
 def test_guidance_asks_with_and_without_labels(digits: Dataset) -> None:
     net = Recorder()
     draw(tiny(Path("unused")), digits, net, Cell(1, guidance=2.0), 20, 20)
-    labels = [y for y in net.y if y is not None]
-    assert len(labels) == 2
-    assert any(bool((y == 10).all()) for y in labels)
-    assert any(bool((y < 10).all()) for y in labels)
+    assert sorted(y is None for y in net.y) == [False, True]
+    assert all(bool((y < 10).all()) for y in net.y if y is not None)
+
+
+def test_guidance_acts_in_its_interval_and_its_calls_are_counted(digits: Dataset) -> None:
+    cell = Cell(4, guidance=2.0, guidance_interval=(0.3, 0.8))  # of the times 1, 3/4, 1/2, 1/4
+    drawn = draw(tiny(Path("unused")), digits, net := Recorder(), cell, 20, 20)
+    assert drawn.nfe == 6
+    assert [y is None for y in net.y] == [False, False, True, False, True, False]
+    objective = tiny(Path("unused")).objective
+    assert cell.describe(objective)["sampler"] == {
+        "solver": "euler",
+        "guidance_interval": "0.3-0.8",
+    }
 
 
 def test_guidance_of_data_without_labels(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny import checkpoint_steps, last_tensors, tiny
+from helpers.tiny import checkpoint_steps, last_tensors, taught, tiny
 
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.experiments.worker import INTERRUPTED
-from fewstep.objectives import OBJECTIVES
+from fewstep.objectives import OBJECTIVES, Progress
 
 STEPS = 150
 EVERY = 10
@@ -50,7 +50,8 @@ def start(directory: RunDirectory) -> subprocess.Popen[bytes]:
 @pytest.fixture
 def directories(tmp_path: Path, request: pytest.FixtureRequest) -> list[RunDirectory]:
     """The same run twice, under two run roots."""
-    configs = [tiny(tmp_path / root, ("objective", request.param), *SETTINGS) for root in "ab"]
+    objective = taught(tmp_path, request.param)
+    configs = [tiny(tmp_path / root, *objective, *SETTINGS) for root in "ab"]
     assert configs[0].key == configs[1].key
     return [prepare(config) for config in configs]
 
@@ -84,7 +85,19 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-@pytest.mark.parametrize("directories", OBJECTIVES.names(), indirect=True)
+# every kind of state: none, EMA targets, learned parts, a former self, stored pairs, a teacher
+KINDS = [
+    "flow_matching",
+    "shortcut",
+    "scm",
+    "progressive_distillation",
+    "reflow",
+    "consistency_distillation",
+    "alpha_flow",
+]
+
+
+@pytest.mark.parametrize("directories", KINDS, indirect=True)
 def test_killed_twice_a_run_ends_with_the_same_bits(directories: list[RunDirectory]) -> None:
     whole, killed = directories
     run(whole)
@@ -105,6 +118,9 @@ def test_killed_twice_a_run_ends_with_the_same_bits(directories: list[RunDirecto
     assert spec is not None
     if OBJECTIVES[spec["config"]["objective"]["name"]].learned_parts() is not None:
         assert any(name.startswith("learned.") for name in last_tensors(killed))
+    former = any(name.startswith("former.") for name in last_tensors(killed))
+    objective = OBJECTIVES[spec["config"]["objective"]["name"]]
+    assert former == any(objective.freezes(Progress(step, STEPS)) for step in range(STEPS))
 
 
 @pytest.mark.parametrize("directories", ["consistency"], indirect=True)

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fewstep.experiments import config as configuration
 from fewstep.experiments.config import Override, RunConfig, compose
+from fewstep.experiments.run import prepare, run
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.experiments.trainer import Trainer
+from fewstep.objectives import OBJECTIVES
 
 TINY: list[Override] = [
     "data=digits",
@@ -41,8 +43,22 @@ def trainer(config: RunConfig) -> Trainer:
     return Trainer(config, config.data.load(), directory)
 
 
+def taught(root: Path, objective: str, *overrides: Override) -> list[Override]:
+    """The settings that ``objective`` needs in a tiny run: a finished teacher, a few pairs."""
+    settings: list[Override] = [f"objective={objective}"]
+    if OBJECTIVES[objective].needs_teacher:
+        teacher = prepare(tiny(root / "teacher", "training.steps=2", *overrides))
+        if teacher.result() is None:
+            run(teacher)
+        settings.append(("teacher", str(teacher.path)))
+    if OBJECTIVES[objective].needs_pairs:
+        settings += ["objective.pairs=40", "objective.pair_steps=2"]
+    return settings
+
+
 def train(config: RunConfig) -> Trainer:
     made = trainer(config)
+    made.prepare(lambda: False, lambda done, total, rate: None)
     made.train(lambda: False, lambda done, total, rate: None)
     return made
 

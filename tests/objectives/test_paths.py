@@ -1,67 +1,79 @@
-"""Paths against calculus."""
+"""Paths and the bridge between them, in closed form (the checks hold them against calculus)."""
 
 import math
 
 import pytest
 import torch
-from torch.func import jvp
 
 from fewstep.errors import UserError
-from fewstep.objectives.paths import Linear, Path, Trig, linear_to_trig, trig_to_linear
+from fewstep.experiments.data.toy import Gaussians, coefficients
+from fewstep.objectives import FlowMatching, GaussianFlow, Linear, Path, Shortcut, Teacher, Trig
+from fewstep.objectives.conformance import conform
+from fewstep.objectives.conformance.case import STD, Case, Recorder, gap
+from fewstep.objectives.paths import bridge, expand
 
-PATHS = [Linear(), Trig(0.5), Trig(1.7)]
+PATHS = [Linear(), Linear(0.05), Trig(0.5), Trig(1.7)]
 X = torch.randn(64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 EPS = torch.randn(64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def times(path: Path) -> torch.Tensor:
-    return torch.linspace(0.01, path.t_max - 0.01, 64, dtype=torch.float64)
+T = torch.linspace(0.01, 0.99, 64, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-def test_coefficients_have_the_derivatives_they_claim(path: Path) -> None:
-    t = times(path)
-    for f, df in ((path.alpha, path.d_alpha), (path.sigma, path.d_sigma)):
-        _, derivative = jvp(f, (t,), (torch.ones_like(t),))
-        torch.testing.assert_close(df(t), derivative)
+def test_paths_pass_their_check(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FlowMatching, "path", path)
+    (finding,) = conform(FlowMatching(), ["path"])
+    assert finding.held, finding.told
 
 
-@pytest.mark.parametrize("path", PATHS, ids=str)
-def test_velocity_is_the_derivative_of_the_mixture(path: Path) -> None:
-    t, h = times(path), 1e-6
-    difference = (path.mix(X, EPS, t + h) - path.mix(X, EPS, t - h)) / (2 * h)
-    torch.testing.assert_close(path.velocity(X, EPS, t), difference, rtol=1e-7, atol=1e-8)
+def test_mixtures_in_numbers() -> None:
+    t = torch.tensor([0.25], dtype=torch.float64)
+    x, eps = torch.tensor([[2.0]]).double(), torch.tensor([[3.0]]).double()
+    linear, noisy, trig = Linear(), Linear(0.1), Trig(0.5)
+    assert linear.mix(x, eps, t).item() == pytest.approx(0.75 * 2 + 0.25 * 3)
+    assert linear.velocity(x, eps, t).item() == pytest.approx(3 - 2)
+    # (1 - t) x + (1 - (1 - s) (1 - t)) eps, which is Lipman's eq. 22 in our time
+    assert noisy.mix(x, eps, t).item() == pytest.approx(0.75 * 2 + (1 - 0.9 * 0.75) * 3)
+    assert noisy.velocity(x, eps, t).item() == pytest.approx(0.9 * 3 - 2)
+    expected = math.cos(0.25) * 2 + math.sin(0.25) * 0.5 * 3
+    assert trig.mix(x, eps, t).item() == pytest.approx(expected)
+    assert trig.start(eps).item() == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=str)
-def test_ends_are_data_and_noise_of_its_own_size(path: Path) -> None:
-    zero, end = torch.zeros(64).double(), torch.full((64,), path.t_max, dtype=torch.float64)
-    torch.testing.assert_close(path.mix(X, EPS, zero), X)
-    torch.testing.assert_close(path.mix(X, EPS, end), path.noise_std * EPS, atol=1e-12, rtol=0)
+def test_shortcut_leaves_the_noise_it_is_told_to() -> None:
+    assert Shortcut(sigma_min=1e-3).path == Linear(1e-3)
 
 
 def test_trig_keeps_the_standard_deviation_of_its_data() -> None:
-    path, t = Trig(0.5), torch.tensor([0.3, 0.8, 1.4], dtype=torch.float64)
-    variance = path.alpha(t) ** 2 * 0.5**2 + (path.sigma(t) * path.noise_std) ** 2
+    t = torch.tensor([0.3, 0.8, 1.4], dtype=torch.float64)
+    variance = GaussianFlow(Trig(0.5), 0.5).variance(t)
     torch.testing.assert_close(variance, torch.full_like(t, 0.25))
 
 
 @pytest.mark.parametrize("sigma_d", [0.5, 1.0, 1.7])
 def test_bridge_keeps_data_noise_and_log_snr(sigma_d: float) -> None:
     linear, trig = Linear(), Trig(sigma_d)
-    t = times(linear)
-    moved, theta = linear_to_trig(linear.mix(X, EPS, t), t, sigma_d)
+    moved, theta = bridge(linear.mix(X, EPS, T), T, linear, trig)
+    torch.testing.assert_close(theta, torch.atan2(T, sigma_d * (1 - T)))
     torch.testing.assert_close(moved, trig.mix(X, EPS, theta))
-    torch.testing.assert_close(trig.log_snr(theta), linear.log_snr(t))
-    back, again = trig_to_linear(moved, theta, sigma_d)
-    torch.testing.assert_close(again, t)
-    torch.testing.assert_close(back, linear.mix(X, EPS, t))
+    torch.testing.assert_close(trig.log_snr(theta), linear.log_snr(T))
+    back, again = bridge(moved, theta, trig, linear)
+    torch.testing.assert_close(again, T)
+    torch.testing.assert_close(back, linear.mix(X, EPS, T))
 
 
-def test_log_snr_in_closed_form() -> None:
+def test_bridge_reaches_the_ends() -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    _, theta = bridge(X[:2], ends, Linear(), Trig(0.5))
+    torch.testing.assert_close(theta, torch.tensor([0, math.pi / 2], dtype=torch.float64))
+
+
+def test_log_snr_and_share_of_noise_in_closed_form() -> None:
     t = torch.tensor([0.25, 0.5], dtype=torch.float64)
     expected = 2 * torch.tensor([math.log(3.0), 0.0], dtype=torch.float64)
     torch.testing.assert_close(Linear().log_snr(t), expected)
+    torch.testing.assert_close(Linear().noise_share(t), t)
+    share = 0.5 * t.sin() / (t.cos() + 0.5 * t.sin())
+    torch.testing.assert_close(Trig(0.5).noise_share(t), share)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
@@ -72,7 +84,62 @@ def test_uniform_times_fall_from_t_max_to_zero(path: Path) -> None:
     assert grid[-1] == 0
 
 
+def test_given_times_begin_exactly_at_t_max() -> None:
+    assert Trig(0.5).times([1.5708, 1.1, 0]) == [math.pi / 2, 1.1, 0.0]
+
+
 @pytest.mark.parametrize("bad", [0, -3, [1.0, 0.5], [0.9, 0.0], [1.0, 0.5, 0.5, 0.0], [0.0, 1.0]])
 def test_bad_times_are_refused(bad: int | list[float]) -> None:
     with pytest.raises(UserError):
         Linear().times(bad)
+
+
+# ---- a teacher's velocity on another path ------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("objective", [FlowMatching(), Shortcut(sigma_min=0.01)], ids=["fm", "sc"])
+def test_teacher_gives_the_velocity_on_the_students_path(
+    objective: FlowMatching | Shortcut, path: Path
+) -> None:
+    asked = Recorder(Case(objective).ideal)  # type: ignore[arg-type]
+    teacher = Teacher(objective, asked, path)
+    # not nearer to the data than the teacher's own path goes
+    t = path.t_max * torch.linspace(0.05, 1, 64, dtype=torch.float64)
+    y = torch.arange(64)
+    assert gap(teacher(X, t, y=y), GaussianFlow(path, STD).velocity(X, t)) < 1e-9
+    (call,) = asked.calls
+    assert call.y is not None
+    assert torch.equal(call.y, y)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_teacher_of_a_mixture(path: Path) -> None:
+    mixture, source = Gaussians().mixture(), FlowMatching()
+
+    def net(x, t, d=None, y=None):  # type: ignore[no-untyped-def]
+        return mixture.velocity(x, *coefficients(Linear())(t))
+
+    t = path.t_max * T
+    x_t = path.mix(X[:, :2], EPS[:, :2], t)
+    expected = mixture.velocity(x_t, *coefficients(path)(t))
+    assert gap(Teacher(source, net, path)(x_t, t), expected) < 1e-9
+
+
+def test_teacher_is_not_asked_for_jumps() -> None:
+    teacher = Teacher(FlowMatching(), Case(FlowMatching()).some, Linear())
+    with pytest.raises(ValueError, match="velocities"):
+        teacher(X, T, T)
+
+
+def test_gaussian_flow_solves_its_equation() -> None:
+    """dx/dt = velocity along the map, by differences; and the map is there and back."""
+    for path in PATHS:
+        flow, t, h = GaussianFlow(path, STD), path.t_max * T, 1e-6
+        x_u = flow.map(X, t, t / 2)
+        ahead, behind = (flow.map(X, t, t / 2 + s) for s in (h, -h))
+        assert gap(flow.velocity(x_u, t / 2), (ahead - behind) / (2 * h)) < 1e-7
+        assert gap(flow.map(x_u, t / 2, t), X) < 1e-12
+        average = flow.average_velocity(X, t, t / 2)
+        assert gap(X - expand(t / 2, X) * average, x_u) < 1e-12
+        assert gap(flow.average_velocity(X, t, 0 * t), flow.velocity(X, t)) < 1e-12

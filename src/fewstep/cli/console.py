@@ -39,6 +39,7 @@ class Meter:
 
     def __init__(self, label: str, unit: str) -> None:
         self.label, self.unit = label, unit
+        self.units = {"evaluate": "cells", "pairs": "blocks"}
         self.bar: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
         self.begun = self.told = time.monotonic()
@@ -46,7 +47,7 @@ class Meter:
     def __call__(self, phase: str, done: int, total: int, rate: float) -> None:
         """``done`` of ``total`` in this phase, at ``rate`` units a second."""
         left = duration((total - done) / rate) if rate else "?"
-        text = f"{rate:.1f} {self.unit if phase == 'train' else 'cells'}/s, {left} left"
+        text = f"{rate:.1f} {self.units.get(phase, self.unit)}/s, {left} left"
         if self.bar is not None:
             if phase not in self.tasks:
                 self.tasks[phase] = self.bar.add_task(f"{self.label} {phase}", text=text)

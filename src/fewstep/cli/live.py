@@ -80,6 +80,8 @@ class SweepView:
         if progress is None or progress["time"] < self.started:
             return 0.0, 0.0, "starting"
         part = progress["done"] / progress["total"]
+        if progress["phase"] == "pairs":
+            return 0.0, 0.0, "drawing pairs"
         if progress["phase"] == "train":
             return TRAINING_SHARE * part, progress["rate"], "training"
         return TRAINING_SHARE + (1 - TRAINING_SHARE) * part, 0.0, "evaluating"

@@ -235,6 +235,81 @@ def report(
     many.report(many.find_sweep(sweep, root), output, filters)
 
 
+@app.command()
+def diagnose(
+    name: Annotated[
+        str, typer.Argument(help="A run's directory, the beginning of its key, or a sweep's name.")
+    ],
+    samples: Annotated[
+        int | None, typer.Option(help="Held-out examples the loss is taken on; default: 32768.")
+    ] = None,
+    overrides: Overrides = None,
+    runs: Runs = None,
+) -> None:
+    """Look into finished runs: loss over (t, d) and log-SNR, one-step denoising, jump errors.
+
+    Of a sweep, all its finished runs; what was measured before is not measured again.
+
+    Example: [bold]fewstep diagnose 3f2a[/]
+    """
+    from fewstep.cli import diagnose as diagnostics
+
+    sys.exit(diagnostics.diagnose(name, only_root(overrides, runs), samples))
+
+
+@app.command()
+def bench(
+    overrides: Overrides = None,
+    batch: Annotated[int, typer.Option(help="Rows of a step.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Measurements of each time.")] = 10,
+    shape: Annotated[
+        str | None, typer.Option(help="C,H,W or D: random data instead of the data set's.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="Number of classes; default: the data set's, or none.")
+    ] = None,
+    at: Annotated[
+        float, typer.Option(help="How far training has come, 0 to 1; some costs change.")
+    ] = 1.0,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the trained network.")
+    ] = False,
+    flops_only: Annotated[
+        bool, typer.Option("--flops-only", help="Count, and measure no times.")
+    ] = False,
+    peak_tflops: Annotated[
+        float | None, typer.Option(help="The device's peak, to show the share of it in use.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers to this file.")
+    ] = None,
+) -> None:
+    """Measure what objectives cost: FLOPs, time and memory of a step, speed of sampling.
+
+    FLOPs and time are multiples of flow matching's. Without objective=, all are measured.
+
+    Example: [bold]fewstep bench "objective=[scm,shortcut]" backbone=dit_s_2 --shape 4,32,32[/]
+    """
+    from fewstep.cli import bench as benchmark
+
+    benchmark.bench(
+        overrides or [],
+        batch=batch,
+        rounds=rounds,
+        shape=shape,
+        classes=classes,
+        at=at,
+        precision=precision,
+        device=device,
+        compile_=compile_,
+        flops_only=flops_only,
+        peak_tflops=peak_tflops,
+        file=file,
+    )
+
+
 @app.command(name="list")
 def list_(
     kind: Annotated[str, typer.Argument(help="objectives|backbones|data|sweeps|extractors")],
@@ -246,6 +321,19 @@ def list_(
     from fewstep.cli import listing
 
     listing.show(kind)
+
+
+@app.command()
+def check(overrides: Overrides = None) -> None:
+    """Hold an objective against closed forms and calculus; without a name, every one.
+
+    Exit code 0 when all that can be checked holds, 1 when something fails.
+
+    Example: [bold]fewstep check objective=scm objective.sigma_d=0.4[/]
+    """
+    from fewstep.cli import check
+
+    sys.exit(check.check(overrides or []))
 
 
 if __name__ == "__main__":

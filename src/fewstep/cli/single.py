@@ -15,7 +15,7 @@ from fewstep.experiments.config import amend, compose
 from fewstep.experiments.evaluation import Cell, draw
 from fewstep.experiments.preflight import check
 from fewstep.experiments.run import Busy, Interrupted, RunFailed, load_config, prepare, run
-from fewstep.experiments.rundir import RunDirectory
+from fewstep.experiments.rundir import RunDirectory, find_run
 from fewstep.experiments.settings import WEIGHTS
 from fewstep.experiments.trainer import choose_device, load_network
 from fewstep.experiments.worker import BUSY, FAILED, INTERRUPTED, StopFlag
@@ -127,24 +127,3 @@ def sample(
 
     write_mosaic(drawn.x.numpy(), output)
     out.print(f"{count} samples, {drawn.nfe} network calls each: {output}", markup=False)
-
-
-def find_run(name: str, root: Path) -> RunDirectory:
-    """A run by its directory, or by the beginning of its key under ``root``.
-
-    Raises:
-        UserError: none, or several.
-    """
-    path = Path(name)
-    if (path / "spec.json").is_file():
-        return RunDirectory(path.resolve())
-    if "/" not in name and root.is_dir():
-        found = sorted(p.parent for p in root.glob(f"*/{name}*/spec.json"))
-        if len(found) == 1:
-            return RunDirectory(found[0].resolve())
-        if found:
-            told = ", ".join(str(p) for p in found)
-            raise UserError(f"run {name!r} is ambiguous (choices: {told})")
-    raise UserError(
-        f"no run {name!r}: neither a run directory, nor the beginning of a key under {root}/"
-    )

@@ -1,0 +1,1 @@
+"""Flow matching on the variance-preserving path, for fewstep."""

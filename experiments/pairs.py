@@ -1,0 +1,64 @@
+"""Stored pairs of noise and what a teacher makes of it, for objectives that train on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewstep.experiments.data import Dataset
+from fewstep.experiments.seeds import generator
+from fewstep.objectives import Net, Objective
+
+BLOCK = 1024  # pairs in a file: what an interruption can cost
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """``x``, ``eps``: (N, ...) scaled for the network; ``y``: (N,) or None."""
+
+    x: Tensor
+    eps: Tensor
+    y: Tensor | None
+
+
+def stored_pairs(
+    folder: Path,
+    objective: Objective,
+    teacher: Net,
+    dataset: Dataset,
+    seed: int,
+    count: int,
+    device: torch.device,
+    on_block: Callable[[int, int], None],
+) -> Pairs:
+    """``count`` pairs, in files of ``BLOCK``; those that ``folder`` has are not drawn again.
+
+    Noise and labels depend on the seed alone. ``on_block(done, of)`` may raise to stop early.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks = [min(BLOCK, count - begun) for begun in range(0, count, BLOCK)]
+    for i, size in enumerate(blocks):
+        file = folder / f"{i:05d}.safetensors"
+        if not file.exists():
+            g = generator(seed, "pairs", i)
+            eps = torch.randn(size, *dataset.shape, generator=g)
+            y = dataset.train.y
+            if y is not None:
+                y = y[torch.randint(len(y), (size,), generator=g)]
+            x = objective.couple(teacher, eps.to(device), None if y is None else y.to(device))
+            if not bool(torch.isfinite(x).all()):
+                raise FloatingPointError("the teacher's samples are not finite")
+            tensors = {"x": x.cpu().contiguous(), "eps": eps}
+            temporary = file.with_name(f".{file.name}.{os.getpid()}")
+            save_file(tensors if y is None else {**tensors, "y": y}, temporary)
+            os.replace(temporary, file)
+        on_block(i + 1, len(blocks))
+    files = [load_file(folder / f"{i:05d}.safetensors") for i in range(len(blocks))]
+    y = torch.cat([f["y"] for f in files]) if "y" in files[0] else None
+    return Pairs(torch.cat([f["x"] for f in files]), torch.cat([f["eps"] for f in files]), y)

@@ -1,0 +1,124 @@
+"""A run that learns from another: finding its teacher, holding the two together, loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from torch import nn
+
+from fewstep.errors import UserError
+from fewstep.experiments.config import RunConfig
+from fewstep.experiments.data import Dataset
+from fewstep.experiments.rundir import RunDirectory
+from fewstep.objectives import OBJECTIVES, Teacher
+
+
+def teacher_directory(config: RunConfig) -> RunDirectory | None:
+    """Where the run's teacher is; None if it has none.
+
+    By the path it was named with, or, when that was moved, by its key under the run root.
+    """
+    if config.values.get("teacher") is None:
+        return None
+    path = Path(config.values["teacher"])
+    if not (path / "spec.json").is_file():
+        moved = sorted(Path(config.values["runs"]).glob(f"*/{path.name}/spec.json"))
+        path = moved[0].parent if moved else path
+    return RunDirectory(path)
+
+
+def check_teacher(config: RunConfig, to_come: Collection[str] = ()) -> None:
+    """Hold a run against its teacher; ``to_come`` are keys of runs that will be done before.
+
+    Raises:
+        UserError: no teacher where one is needed, one that is not there or not finished, of other
+            data, that has no velocity to teach, or whose weights do not fit where they are asked.
+    """
+    objective, name = config.objective, config.values["objective"]["name"]
+    directory = teacher_directory(config)
+    if directory is None:
+        if objective.needs_teacher:
+            raise UserError(
+                f"objective {name!r} needs a teacher: name a finished run with teacher=RUN "
+                f"(its directory, or the beginning of its key)"
+            )
+        if config.training.init == "teacher":
+            raise UserError("training.init 'teacher' needs a run to start from: teacher=RUN")
+        return
+    if not objective.needs_teacher and config.training.init != "teacher":
+        raise UserError(
+            f"objective {name!r} learns from no teacher, got teacher={directory.path} "
+            f"(to start from its weights, training.init=teacher)"
+        )
+    if directory.key in to_come:
+        return  # it is looked at when its turn has come
+    _check(config, directory)
+
+
+def _check(config: RunConfig, directory: RunDirectory) -> None:
+    if directory.spec() is None:
+        raise UserError(f"teacher: no run in {directory.path}")
+    if directory.result() is None:
+        raise UserError(
+            f"teacher {directory.key} is not finished ({directory.status()}): "
+            f"train {directory.path} to its end first"
+        )
+    teacher = spec_of(directory)
+    kept = [
+        {k: v for k, v in values["data"].items() if k != "root"}
+        for values in (config.values, teacher.values)
+    ]
+    if kept[0] != kept[1]:
+        raise UserError(
+            f"teacher {directory.key} was trained on other data: "
+            f"{_told(kept[1])}, this run on {_told(kept[0])}"
+        )
+    if config.objective.needs_teacher and not teacher.objective.teaches:
+        can = [name for name in OBJECTIVES.names() if OBJECTIVES[name].teaches]
+        raise UserError(
+            f"teacher {directory.key} was trained with {teacher.values['objective']['name']!r}, "
+            f"which learns no velocity that could be taught (choices: {', '.join(can)})"
+        )
+    if config.training.init == "teacher" and not starts_alike(config, teacher):
+        raise UserError(
+            f"training.init 'teacher' needs the backbone and the path of teacher {directory.key} "
+            f"({teacher.values['backbone']['name']}, {teacher.objective.path}), got "
+            f"{config.values['backbone']['name']}, {config.objective.path}; use training.init=random"
+        )
+
+
+def _told(data: dict[str, object]) -> str:
+    rest = ", ".join(f"{k}={v}" for k, v in data.items() if k != "name")
+    return f"{data['name']} ({rest})" if rest else str(data["name"])
+
+
+def spec_of(directory: RunDirectory) -> RunConfig:
+    """The configuration in a run's spec.json, which must be there."""
+    spec = directory.spec()
+    if spec is None:
+        raise UserError(f"no run in {directory.path}: it has no spec.json")
+    return RunConfig(spec["config"])
+
+
+def starts_alike(config: RunConfig, teacher: RunConfig) -> bool:
+    """Whether the teacher's weights mean the same in the student's network."""
+    same_path = config.objective.path == teacher.objective.path
+    return same_path and config.backbone == teacher.backbone
+
+
+def load_teacher(config: RunConfig, dataset: Dataset) -> tuple[Teacher, nn.Module] | None:
+    """The teacher's velocity on the student's path, and its network (EMA weights, frozen).
+
+    Raises:
+        UserError: as ``check_teacher``.
+    """
+    from fewstep.experiments.trainer import load_network
+
+    check_teacher(config)
+    directory = teacher_directory(config)
+    if directory is None:
+        return None
+    teacher = spec_of(directory)
+    network = load_network(teacher, dataset, directory.checkpoints, "ema", teacher.training.steps)
+    return Teacher(teacher.objective, network, config.objective.path), network

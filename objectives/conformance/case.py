@@ -1,0 +1,177 @@
+"""What the checks stand on: data with closed forms, every network of a loss, a record of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fewstep.objectives.base import Batch, Loss, Net, Nets, Objective, Progress
+from fewstep.objectives.gaussian import GaussianFlow
+from fewstep.objectives.paths import Path, expand
+
+STD = 0.7  # of the data; neither 1 nor sigma_d, so that a factor left out shows
+TOTAL = 10**6
+END = Progress(TOTAL - 1, TOTAL)  # warm-ups are over, the last stage is reached
+
+Result = tuple[bool | None, str]
+"""Whether a check held (None: not taken), and why, with the measured number and its limit."""
+
+
+def judged(*measures: tuple[str, float, float]) -> Result:
+    """Held if each (what, number, limit) stays within its limit.
+
+    Tells all that do not, or else the one nearest its limit.
+    """
+    bad = [m for m in measures if not m[1] <= m[2]]  # NaN is bad
+    told = bad or [max(measures, key=lambda m: m[1] / m[2] if m[2] else 0.0)]
+    lines = [f"{what}: {n:.2g} (limit {limit:.2g})" for what, n, limit in told]
+    return not bad, "; ".join(lines)
+
+
+def gap(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest expected number (if above 1)."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One question to a network; ``grad``, whether its answer can be back-propagated."""
+
+    x: Tensor
+    t: Tensor
+    d: Tensor | None
+    y: Tensor | None
+    grad: bool
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """A network that keeps what it was asked."""
+
+    net: Net
+    calls: list[Call] = field(default_factory=list)
+
+    def __call__(
+        self, x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        self.calls.append(Call(x.detach(), t.detach(), d, y, torch.is_grad_enabled()))
+        return self.net(x, t, d, y)
+
+
+def linear(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    """A network that is nobody's optimum, parallel to its input."""
+    return x * expand(0.3 + 0.2 * t + (0 if d is None else 0.1 * d), x)
+
+
+def bent(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    """A network that is nobody's optimum and curved in every input."""
+    phase = t if d is None else t + 0.7 * d * d
+    return torch.sin(1.3 * x + expand(phase, x)) * expand(1 + 0.5 * t * t, x)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An objective on data N(0, STD^2 I), near the end of its training."""
+
+    objective: Objective
+
+    @property
+    def path(self) -> Path:
+        return self.objective.path
+
+    @cached_property
+    def flow(self) -> GaussianFlow:
+        return GaussianFlow(self.path, STD)
+
+    @cached_property
+    def ideal(self) -> Net | None:
+        """The network the loss is smallest at, if the objective tells it."""
+        return self.objective.ideal(self.flow, END)
+
+    @property
+    def some(self) -> Net:
+        """The ideal network, or one parallel to its input all the same."""
+        return linear if self.ideal is None else self.ideal
+
+    @cached_property
+    def former(self) -> Net:
+        """The ideal of the time just before the last ``freezes``."""
+        total = 1000
+        frozen = [k for k in range(total) if self.objective.freezes(Progress(k, total))]
+        before = Progress(max(frozen[-1] - 1, 0), total) if frozen else END
+        return self.objective.ideal(self.flow, before) or linear
+
+    def teacher(
+        self, x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        """The data's own velocity."""
+        assert d is None, "a teacher gives velocities: ask it with d=None"
+        return self.flow.velocity(x, t)
+
+    @cached_property
+    def learned(self) -> nn.Module | None:
+        return self.objective.learned_parts()
+
+    @property
+    def couples(self) -> bool:
+        """Whether it trains on pairs of noise and data, given to it or made by itself."""
+        return type(self.objective).couple is not Objective.couple
+
+    def coupled(self, eps: Tensor, y: Tensor | None = None) -> Tensor:
+        """The data that the objective pairs with ``eps``."""
+        teacher = self.teacher if self.objective.needs_pairs else self.some
+        return self.objective.couple(teacher, eps, y)
+
+    def nets(
+        self,
+        online: Net | None = None,
+        ema: Net | None = None,
+        former: Net | None = None,
+        teacher: Net | None = None,
+    ) -> Nets:
+        """Every network a loss may ask, ideal where not given."""
+        return Nets(
+            online=online or self.some,
+            ema=ema or self.some,
+            teacher=teacher or self.teacher,
+            learned=self.learned,
+            former=former or self.former,
+        )
+
+    def batch(
+        self, rows: int, seed: int, shape: Sequence[int] = (2,), y: Tensor | None = None
+    ) -> Batch:
+        """``rows`` data shaped ``shape`` in float64; pairs where the objective trains on them."""
+        eps = torch.randn(rows, *shape, generator=g(seed), dtype=torch.float64)
+        if self.objective.needs_pairs:
+            return Batch(self.coupled(eps, y), y, eps=eps)
+        return Batch(STD * eps, y)
+
+    def noise(self, rows: int, seed: int, shape: Sequence[int] = (2,)) -> Tensor:
+        """Standard normal noise in float64."""
+        return torch.randn(rows, *shape, generator=g(seed), dtype=torch.float64)
+
+    def loss(self, nets: Nets, batch: Batch, seed: int, progress: Progress = END) -> Loss:
+        return self.objective.loss(nets, batch, progress, g(seed))
+
+    def sample(
+        self,
+        net: Net,
+        noise: Tensor,
+        steps: int | Sequence[float],
+        seed: int = 0,
+        y: Tensor | None = None,
+    ) -> Tensor:
+        with torch.no_grad():
+            return self.objective.sample(net, noise, y, self.path.times(steps), g(seed))
+
+
+def g(seed: int) -> Generator:
+    """A generator of its own."""
+    return Generator().manual_seed(seed)

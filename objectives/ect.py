@@ -1,0 +1,80 @@
+"""Easy consistency tuning, ECT (Geng, Pokle, Luo, Lin & Kolter 2025, eq. 12-15 and algorithm 1).
+
+    ln sigma ~ N(P_mean, P_std^2)
+    r = sigma (1 - q^-(k + 1) n(sigma)), at least 0,   n(sigma) = 1 + 8 sigmoid(-sigma)
+    L = E 1 / (sigma - r) |f(x + sigma eps) - f^-(x + r eps)|_2
+
+The stages k = 0, 1, ... bring r ever closer to sigma: from far, with r = 0 (a denoiser) where the
+noise is small, to the tangent's limit. f^- is the online network, with the same noise and the same
+dropout mask. Written on TrigFlow (edm.py says why that is the same). The paper tunes a pretrained
+denoiser; here it trains from the start, or from a run on the same path: ``teacher=RUN
+training.init=teacher``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from fewstep.errors import check_range
+from fewstep.objectives.base import (
+    OBJECTIVES,
+    Batch,
+    Loss,
+    Nets,
+    Progress,
+    randn,
+    same_dropout,
+)
+from fewstep.objectives.edm import EDM
+from fewstep.objectives.times import normal
+
+
+@OBJECTIVES.register("ect")
+@dataclass(frozen=True)
+class ECT(EDM):
+    """Consistency training whose second noise level closes in on the first.
+
+    Attributes:
+        sigma_d: standard deviation of the data.
+        p_mean, p_std: mean and standard deviation of log sigma.
+        q: how fast r closes in. stages: how often, in equal shares of the training.
+        k, b: n(sigma) = 1 + k sigmoid(-b sigma).
+    """
+
+    sigma_d: float = 0.5
+    p_mean: float = -1.1
+    p_std: float = 2.0
+    q: float = 2.0
+    stages: int = 8
+    k: float = 8.0
+    b: float = 1.0
+
+    title: ClassVar[str] = "ECT"
+
+    def __post_init__(self) -> None:
+        for name in ("sigma_d", "p_std", "b"):
+            check_range(f"objective.{name}", getattr(self, name), 0, open_low=True)
+        check_range("objective.q", self.q, 1, open_low=True)
+        check_range("objective.stages", self.stages, 1)
+        check_range("objective.k", self.k, 0)
+
+    def closer(self, sigma: Tensor, progress: Progress) -> Tensor:
+        """r(sigma), (B,), at this point of the training."""
+        stage = min(self.stages * progress.step // max(1, progress.total), self.stages - 1)
+        n = 1 + self.k * torch.sigmoid(-self.b * sigma)
+        return (sigma * (1 - n / self.q ** (stage + 1))).clamp(min=0)
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
+        x, y = batch.x, batch.y
+        sigma = normal(x, g, self.p_mean, self.p_std).exp()
+        r = self.closer(sigma, progress)
+        t, s, eps = self.time(sigma), self.time(r), randn(x, g)
+        x_t, x_s = self.path.mix(x, eps, t), self.path.mix(x, eps, s)
+        with torch.no_grad(), same_dropout(x):
+            target = self.denoise(nets.online, x_s, s, y)
+        error = self.denoise(nets.online, x_t, t, y) - target
+        return Loss(error.flatten(1).norm(dim=1) / (sigma - r), t)

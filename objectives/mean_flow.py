@@ -1,0 +1,156 @@
+"""MeanFlow (Geng, Deng, Bai, Kolter & He 2025, eq. 6-11 and 19, algorithm 1).
+
+    u(x_t, t, d) = 1/d int_{t-d}^t v dtau          the average velocity, asked as F(x_t, t, d)
+    u = v - d du/dt,   du/dt = JVP(F; (v, 1, 1) in (x_t, t, d))          r = t - d is held
+    L = |F - sg(v - d du/dt)|^2 / sg(|F - sg(...)|^2 + c)^p,             v = eps - x
+
+t and r are the larger and the smaller of two logit-normal draws; r = t, d = 0 in all rows but a
+share of ``jump_share``, and only these take the derivative. Their (r, t) is our (t - d, t).
+
+Guidance is trained in (eq. 19), v replaced by
+    v_g = w v + k F(x_t, t, 0, y) + (1 - w - k) F(x_t, t, 0, none)
+in an interval of t, but not in rows whose label was dropped: sampling needs one call then. The
+defaults are those of ImageNet-256; CIFAR-10: jump_share=0.75, p=0.75, c=1e-3, t_mean=-2, t_std=2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from fewstep.errors import UserError, check_range
+from fewstep.objectives.base import (
+    OBJECTIVES,
+    Batch,
+    Loss,
+    Net,
+    Nets,
+    Objective,
+    Progress,
+    randn,
+)
+from fewstep.objectives.gaussian import GaussianFlow
+from fewstep.objectives.paths import Linear, expand
+from fewstep.objectives.tangent import jvp
+from fewstep.objectives.times import logit_normal
+
+
+@OBJECTIVES.register("mean_flow")
+@dataclass(frozen=True)
+class MeanFlow(Objective):
+    """Regress the average velocity by its differential identity.
+
+    Attributes:
+        jump_share: share of the batch's rows with d > 0.
+        t_mean, t_std: mean and standard deviation of the logit of both times.
+        p, c: power and offset of the adaptive weight; p = 0 is the squared error.
+        guidance, mixing: w and k of the guidance trained in; 1 and 0 for none.
+        guidance_interval: [from, to], the times t at which it acts.
+    """
+
+    jump_share: float = 0.25
+    t_mean: float = -0.4
+    t_std: float = 1.0
+    p: float = 1.0
+    c: float = 0.01
+    guidance: float = 1.0
+    mixing: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+
+    title: ClassVar[str] = "MeanFlow"
+    uses_jump: ClassVar[bool] = True
+    reach: ClassVar = "any"
+    path: ClassVar[Linear] = Linear()
+
+    def __post_init__(self) -> None:
+        check_range("objective.jump_share", self.jump_share, 0, 1)
+        check_range("objective.p", self.p, 0)
+        for name in ("t_std", "c"):
+            check_range(f"objective.{name}", getattr(self, name), 0, open_low=True)
+        for name in ("guidance", "mixing"):
+            check_range(f"objective.{name}", getattr(self, name), 0)
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise UserError(
+                f"objective.guidance_interval must be two rising times in [0, 1], "
+                f"got {list(self.guidance_interval)}"
+            )
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
+        x, y = batch.x, batch.y
+        n = round(self.jump_share * len(x))  # the first n rows have d > 0
+        t, d = self.times(x, n, g)
+        eps = randn(x, g)
+        x_t, v = self.path.mix(x, eps, t), self.path.velocity(x, eps, t)
+        v_g = self.guided(nets.online, x_t, t, v, batch)
+        F, target = self.identity(nets.online, x_t, t, d, v_g, y, n)
+        squared = (F - target).square().flatten(1).sum(1)
+        logs = {"squared_error": squared.detach().mean()}
+        return Loss(squared / (squared.detach() + self.c) ** self.p, t, logs, d)
+
+    def times(self, x: Tensor, n: int, g: Generator) -> tuple[Tensor, Tensor]:
+        """(t, d), each (B,): two draws in order; d = 0 but for the first n rows."""
+        a, b = (logit_normal(x, g, self.t_mean, self.t_std) for _ in range(2))
+        t, r = torch.maximum(a, b), torch.minimum(a, b)
+        jumps = torch.arange(len(x), device=x.device) < n
+        return t, torch.where(jumps, t - r, torch.zeros_like(t))
+
+    def identity(
+        self, net: Net, x_t: Tensor, t: Tensor, d: Tensor, v: Tensor, y: Tensor | None, n: int
+    ) -> tuple[Tensor, Tensor]:
+        """F(x_t, t, d) and its target v - d du/dt, which is v in all but the first n rows."""
+        F_jump, F_flow, y_jump = x_t[:0], x_t[:0], None if y is None else y[:n]
+        target = v.clone()
+        if n:
+            one = torch.ones_like(t[:n])
+            direction = self.direction(net, x_t[:n], t[:n], v[:n], y_jump)
+            F_jump, du_dt = jvp(
+                net,
+                lambda x, t, d: net(x, t, d, y_jump),
+                (x_t[:n], t[:n], d[:n]),
+                (direction, one, one),
+            )
+            target[:n] -= expand(d[:n], v) * du_dt
+        if n < len(t):
+            F_flow = net(x_t[n:], t[n:], d[n:], None if y is None else y[n:])
+        return torch.cat([F_jump, F_flow]), target
+
+    def direction(self, net: Net, x_t: Tensor, t: Tensor, v: Tensor, y: Tensor | None) -> Tensor:
+        """dx_t/dt along which u is differentiated: the sample's own velocity."""
+        return v
+
+    @torch.no_grad()
+    def guided(self, net: Net, x_t: Tensor, t: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        """v_g, the velocity with guidance trained in."""
+        y = batch.classes
+        if y is None or batch.y is None or (self.guidance == 1 and self.mixing == 0):
+            return v
+        acts = (t >= self.guidance_interval[0]) & (t <= self.guidance_interval[1])
+        acts &= batch.y == y  # rows whose label was dropped learn the unguided velocity
+        return torch.where(expand(acts, v), self.mixture(net, x_t, t, v, y), v)
+
+    def mixture(self, net: Net, x_t: Tensor, t: Tensor, v: Tensor, y: Tensor) -> Tensor:
+        """w v + k F(y) + (1 - w - k) F(none)."""
+        w, k, now = self.guidance, self.mixing, torch.zeros_like(t)
+        v_g = w * v + (1 - w - k) * net(x_t, t, now, None)
+        return v_g + k * net(x_t, t, now, y) if k else v_g
+
+    def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
+        return x_t - expand(t - u, x_t) * net(x_t, t, t - u, y)
+
+    def velocity(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        return net(x_t, t, torch.zeros_like(t), y)
+
+    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
+        def F(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+            assert d is not None
+            return flow.average_velocity(x, t, d)
+
+        return F
+
+    def step_cost(self) -> float:
+        extra = 0 if self.guidance == 1 and self.mixing == 0 else 1 + (self.mixing > 0)
+        return (3 + 2 * self.jump_share + extra) / 3

@@ -1,0 +1,148 @@
+"""Every registered objective keeps its word, and ``conform`` sees those that do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from fewstep.objectives import (
+    OBJECTIVES,
+    Batch,
+    Consistency,
+    FlowMatching,
+    Loss,
+    Net,
+    Nets,
+    Objective,
+    Progress,
+    Shortcut,
+)
+from fewstep.objectives.base import mean_square, rand, randn
+from fewstep.objectives.conformance import CHECKS, conform
+from fewstep.objectives.conformance.case import END, TOTAL, Case, Recorder, bent
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_conformance(name: str, check: str) -> None:
+    (finding,) = conform(OBJECTIVES[name], [check])
+    assert finding.held is not False, finding.told
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_ideal_is_given_by_every_objective_of_ours(name: str) -> None:
+    assert Case(OBJECTIVES[name]).ideal is not None
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+@pytest.mark.parametrize("labelled", [False, True])
+def test_each_row_is_back_propagated_once(name: str, labelled: bool) -> None:
+    """No target carries gradients, and no row is trained twice or forgotten."""
+    case, record = Case(OBJECTIVES[name]), Recorder(bent)
+    for progress in (Progress(0, TOTAL), Progress(TOTAL // 2, TOTAL), END):
+        record.calls.clear()
+        y = torch.zeros(64, dtype=torch.int64) if labelled else None
+        case.loss(case.nets(record, record, record), case.batch(64, 0, y=y), 0, progress)
+        assert sum(len(c.x) for c in record.calls if c.grad) == 64
+
+
+# ---- faults that must be found: (objective, the checks that fail) ------------------------------
+
+
+class Backwards(FlowMatching):
+    """Regresses minus the velocity."""
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
+        t, eps = rand(batch.x, g), randn(batch.x, g)
+        F = nets.online(self.path.mix(batch.x, eps, t), t, y=batch.y)
+        return Loss(mean_square(F + self.path.velocity(batch.x, eps, t)), t)
+
+
+class Unlabelled(FlowMatching):
+    """Forgets the labels."""
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
+        return super().loss(nets, Batch(batch.x), progress, g)
+
+
+class Reduced(FlowMatching):
+    """Returns one number, and a time outside of the domain."""
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
+        loss = super().loss(nets, batch, progress, g)
+        nets.online(batch.x, loss.t + 1)
+        return Loss(loss.per_sample.mean(), loss.t)
+
+
+class Careless(FlowMatching):
+    """Draws from torch's own generator, in the default dtype."""
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
+        t, eps = torch.rand(len(batch.x)), torch.randn(batch.x.shape)
+        F = nets.online(self.path.mix(batch.x, eps, t), t.double(), y=batch.y)
+        return Loss(mean_square(F - self.path.velocity(batch.x, eps, t)), t)
+
+
+class Halfway(Shortcut):
+    """Jumps too short."""
+
+    def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
+        return super().jump(net, x_t, t, (t + u) / 2, y)
+
+
+class Leaking(Consistency):
+    """Gradients into the network behind, unshared noise, no re-noising."""
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
+        here, there = (super(Leaking, self).loss(nets, batch, progress, g) for _ in range(2))
+        behind = nets.ema(batch.x, here.t).square().flatten(1).sum(1)
+        return Loss(here.per_sample + there.per_sample + 0.1 * behind, here.t)
+
+    def sample(self, net, noise, y, times, g):  # type: ignore[no-untyped-def]
+        return self.jump_once(net, self.path.start(noise), y, times)
+
+    def jump_once(self, net: Net, x: Tensor, y: Tensor | None, times: list[float]) -> Tensor:
+        for t in times[:-1]:
+            x = self.denoise(net, x, torch.full((len(x),), t, dtype=x.dtype), y)
+        return x
+
+
+@dataclass(frozen=True)
+class Raising(FlowMatching):
+    """Raises."""
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
+        raise RuntimeError("no loss\ntoday")
+
+
+FAULTY: list[tuple[Objective, set[str]]] = [
+    (Backwards(), {"least at the ideal"}),
+    (Unlabelled(), {"labels"}),
+    (Reduced(), {"time domain", "loss of each row"}),
+    (Careless(), {"determinism", "float32"}),
+    (Halfway(), {"exact jumps", "exact samples"}),
+    (Leaking(), {"gradients", "shared noise", "exact samples"}),
+]
+
+
+@pytest.mark.parametrize(("objective", "failing"), FAULTY, ids=lambda v: type(v).__name__)
+def test_faults_are_found(objective: Objective, failing: set[str]) -> None:
+    found = {f.name for f in conform(objective) if f.held is False}
+    assert failing <= found
+
+
+def test_errors_are_findings() -> None:
+    findings = {f.name: f for f in conform(Raising())}
+    assert findings["path"].held
+    assert findings["gradients"].held is False
+    assert findings["gradients"].told == "RuntimeError: no loss today"
+
+
+def test_without_an_ideal_its_checks_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FlowMatching, "ideal", Objective.ideal)
+    told = {f.name: f.told for f in conform(FlowMatching()) if f.held is None}
+    assert told["least at the ideal"] == told["exact samples"] == "no ideal() is given"
+    assert not [f for f in conform(FlowMatching()) if f.held is False]

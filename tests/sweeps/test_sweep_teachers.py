@@ -1,0 +1,86 @@
+"""Sweeps whose runs learn from one another: keys, order of launch, what cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.commands import TINY, fewstep, succeed
+
+from fewstep.errors import UserError
+from fewstep.sweeps.definition import load
+from fewstep.sweeps.plan import plan
+
+STUDENTS_FIRST = """
+base: {evaluation.steps: [1], evaluation.extractor: raw, tracking.enabled: false}
+axes:
+  objective:
+    - {objective: reflow, teacher: flow_matching, objective.pairs: 60, objective.pair_steps: 2}
+    - {objective: consistency_distillation, teacher: reflow, label: twice removed}
+    - flow_matching
+seeds: 2
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "mine.yaml").write_text(text)
+    return str(folder / "mine.yaml")
+
+
+def test_a_teacher_is_the_run_of_the_same_seed(tmp_path: Path) -> None:
+    sweep = load(write(tmp_path, STUDENTS_FIRST)).with_overrides([("runs", str(tmp_path / "r"))])
+    members = {(m.choices["objective"], m.seed): m.config for m in sweep.members()}
+    for seed in (0, 1):
+        flow = members["flow_matching", seed]
+        reflow = members["reflow", seed]
+        twice = members["twice removed", seed]
+        assert reflow.values["teacher"] == str(tmp_path / "r" / "mine" / flow.key)
+        assert twice.values["teacher"] == str(tmp_path / "r" / "mine" / reflow.key)
+    chosen = sweep.with_overrides(["objective=reflow"])
+    assert [m.config.key for m in chosen.members()] == [members["reflow", s].key for s in (0, 1)]
+
+
+def test_teachers_may_be_to_come_but_not_missing(tmp_path: Path) -> None:
+    sweep = load(write(tmp_path, STUDENTS_FIRST)).with_overrides([("runs", str(tmp_path / "r"))])
+    assert plan(sweep).counts()["new"] == 6
+    with pytest.raises(UserError, match="teacher: no run in"):
+        plan(sweep.with_overrides(["objective=reflow"]))
+
+
+def test_teachers_that_go_round_are_refused(tmp_path: Path) -> None:
+    one, two = "{objective: scd, teacher: b, label: a}", "{objective: scd, teacher: a, label: b}"
+    text = f"axes: {{objective: [{one}, {two}]}}"
+    with pytest.raises(UserError, match="go round in a circle"):
+        load(write(tmp_path, text)).members()
+
+
+def test_students_wait_for_their_teachers(tmp_path: Path) -> None:
+    """Listed first, run last, with two processes free."""
+    write(tmp_path, STUDENTS_FIRST)
+    succeed("sweep", "mine.yaml", *TINY, "training.steps=20", "--workers", 2, cwd=tmp_path)
+    results = {}
+    for file in (tmp_path / "runs/mine").glob("*/result.json"):
+        spec = json.loads((file.parent / "spec.json").read_text())["config"]
+        results[spec["objective"]["name"], spec["seed"]] = json.loads(file.read_text())
+    assert len(results) == 6
+    for seed in (0, 1):
+        order = [results[name, seed]["provenance"] for name in
+                 ("flow_matching", "reflow", "consistency_distillation")]  # fmt: skip
+        assert order[0]["finished"] <= order[1]["started"]
+        assert order[1]["finished"] <= order[2]["started"]
+
+
+def test_a_student_of_a_failed_teacher_fails_with_that_reason(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "base: {evaluation.steps: [], tracking.enabled: false}\n"
+        "axes: {objective: [{objective: flow_matching, training.lr: 1e30},"
+        " {objective: scd, teacher: flow_matching}]}\n",
+    )
+    done = fewstep("sweep", "mine.yaml", *TINY, "training.steps=20", "--workers", 2, cwd=tmp_path)
+    assert done.returncode != 0
+    failures = [json.loads(f.read_text()) for f in (tmp_path / "runs/mine").glob("*/failure.json")]
+    told = {failure["class"]: failure["message"] for failure in failures}
+    assert set(told) == {"nan", "bad_data"}
+    assert "is not finished (failed)" in told["bad_data"]
