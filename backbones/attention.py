@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as nnf
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,9 +17,8 @@ KERNELS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class Attentive(Conditioned):
-    """The settings of networks with attention.
+    """The settings that networks with attention have beside those of ``Conditioned``.
 
     Attributes:
         qk_norm: normalise queries and keys (RMS).
@@ -33,9 +30,9 @@ class Attentive(Conditioned):
             rounding.
     """
 
-    qk_norm: bool = False
-    attention_scale: str = "per_sqrt_dim"
-    attention: str = "auto"
+    qk_norm: bool
+    attention_scale: str
+    attention: str
 
     def __post_init__(self) -> None:
         super().__post_init__()

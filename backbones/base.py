@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import nn
@@ -29,9 +28,10 @@ class Backbone(Protocol):
 BACKBONES: Registry[Backbone] = Registry("backbone", "fewstep.backbones")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Conditioned:
-    """How a network takes its condition, and dropout: the settings that all backbones share.
+    """How a network takes its condition, and dropout: the settings that all backbones have.
+
+    Each lists them after its own, since a dataclass would put those it inherits first.
 
     Attributes:
         time_frequency: scale of the time embedding; 1 leaves time unscaled. The highest frequency
@@ -39,7 +39,7 @@ class Conditioned:
         time_embedding: positional (sinusoids of falling frequency) | fourier (random frequencies,
             Karras et al. 2024). The fourier one destabilises objectives that differentiate through
             t, sCM above all, unless time_frequency is small: at 1 the root mean square of its
-            derivative is 2 pi, fifteen times that of the positional one.
+            derivative is 2 pi, some 35 times that of the positional one.
         time_features: number of sinusoids, even.
         jump_embedding: log2 (of 1/d, 10 for d <= 2^-10, where the derivative with respect to d is
             therefore 0) | linear (d itself, embedded as t is: smooth, at d = 0 too, as objectives
@@ -49,12 +49,12 @@ class Conditioned:
         dropout: share of the hidden features of each block that is zeroed in training.
     """
 
-    time_frequency: float = 1.0
-    time_embedding: str = "positional"
-    time_features: int = 128
-    jump_embedding: str = "log2"
-    modulation: str = "adaln"
-    dropout: float = 0.0
+    time_frequency: float
+    time_embedding: str
+    time_features: int
+    jump_embedding: str
+    modulation: str
+    dropout: float
 
     def __post_init__(self) -> None:
         check_range("backbone.time_frequency", self.time_frequency, 0, open_low=True)

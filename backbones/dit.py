@@ -22,13 +22,15 @@ from fewstep.errors import UserError, check_choice, check_range
 
 @dataclass(frozen=True)
 class DiT(Attentive):
-    """Settings of a diffusion transformer, beside those of ``Attentive`` and ``Conditioned``.
+    """Settings of a diffusion transformer.
 
     Attributes:
         width: W, features a token. depth: number of blocks. heads: attention heads.
         patch: side of a patch in pixels; the image's side must be a multiple of it.
         mlp_ratio: hidden width of the feed-forward layers over W.
         norm: layer | rms, how tokens are normalised.
+
+    The others are those of ``Conditioned`` and ``Attentive``.
     """
 
     width: int = 384
@@ -36,7 +38,16 @@ class DiT(Attentive):
     heads: int = 6
     patch: int = 2
     mlp_ratio: float = 4.0
+    time_frequency: float = 1.0
+    qk_norm: bool = False
+    time_embedding: str = "positional"
+    time_features: int = 128
+    jump_embedding: str = "log2"
+    modulation: str = "adaln"
     norm: str = "layer"
+    attention_scale: str = "per_sqrt_dim"
+    attention: str = "auto"
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +78,7 @@ for _size, (_width, _depth, _heads) in SIZES.items():
         BACKBONES.add(f"dit_{_size}_{_patch}", DiT(_width, _depth, _heads, _patch))
 BACKBONES.add("dit_digits", DiT(width=64, depth=3, heads=4, patch=2))  # 8x8 images
 BACKBONES.add("dit_mnist", DiT(width=192, depth=6, heads=6, patch=4))  # 28x28 images
-# as in the code of the shortcut models (github.com/kvfrans/shortcut-models), which has these two
+# as in the shortcut models' code (github.com/kvfrans/shortcut-models), up to initialisation
 for _size in ("b", "xl"):
     _settings = DiT(*SIZES[_size], patch=2, time_features=256, attention_scale="per_dim")
     BACKBONES.add(f"dit_{_size}_2_kvfrans", _settings)

@@ -16,16 +16,24 @@ from fewstep.errors import UserError, check_choice, check_range
 @BACKBONES.register("mlp")
 @dataclass(frozen=True)
 class MLP(Conditioned):
-    """Settings of a residual MLP, beside those of ``Conditioned``.
+    """Settings of a residual MLP.
 
     Attributes:
         width: features of a hidden layer. depth: number of residual blocks.
         norm: layer | rms, how hidden features are normalised.
+
+    The others are those of ``Conditioned``.
     """
 
     width: int = 256
     depth: int = 4
+    time_frequency: float = 1.0
+    time_embedding: str = "positional"
+    time_features: int = 128
+    jump_embedding: str = "log2"
+    modulation: str = "adaln"
     norm: str = "layer"
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

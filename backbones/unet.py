@@ -24,7 +24,7 @@ from fewstep.errors import UserError, check_range
 
 @dataclass(frozen=True)
 class UNet(Attentive):
-    """Settings of a U-Net, beside those of ``Attentive`` and ``Conditioned``.
+    """Settings of a U-Net.
 
     Attributes:
         width: channels at full resolution, a multiple of 4.
@@ -32,6 +32,8 @@ class UNet(Attentive):
         depth: residual blocks a level on the way down, one more on the way up.
         heads: attention heads.
         attention_levels: number of levels with attention, the lowest ones; 0 for none at all.
+
+    The others are those of ``Conditioned`` and ``Attentive``.
     """
 
     width: int = 96
@@ -39,6 +41,15 @@ class UNet(Attentive):
     depth: int = 2
     heads: int = 4
     attention_levels: int = 1
+    time_frequency: float = 1.0
+    qk_norm: bool = False
+    time_embedding: str = "positional"
+    time_features: int = 128
+    jump_embedding: str = "log2"
+    modulation: str = "adaln"
+    attention_scale: str = "per_sqrt_dim"
+    attention: str = "auto"
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,8 @@
 """``sync``: run directories -> MLflow, by one writer, as often as one likes.
 
 MLflow is made to mirror the files. One experiment per sweep (``fewstep/<sweep>``), in it a parent
-run for the sweep with its report as artifacts, and one nested run per key. Trials never call this.
+run for the sweep with its report as artifacts, and one nested run per key, with its diagnostics as
+artifacts. Trials never call this.
 
 Why it neither loses nor doubles a point, even when killed at any moment:
 

@@ -204,7 +204,8 @@ class Objective(ABC):
         """FLOPs of a training step over those of flow matching, by counting passes.
 
         A pass forward costs 1 and one back 2, so flow matching costs 3; a pass forward with a
-        tangent costs 3. None if unknown. ``fewstep bench`` counts the FLOPs and compares.
+        tangent costs 2 (``tangent.py``). None if unknown. ``fewstep bench`` counts the FLOPs and
+        compares.
         """
         return None
 

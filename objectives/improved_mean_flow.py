@@ -53,4 +53,4 @@ class ImprovedMeanFlow(MeanFlow):
         return v + (1 - 1 / self.guidance) * (net(x_t, t, now, y) - net(x_t, t, now, None))
 
     def step_cost(self) -> float:
-        return (3 + 3 * self.jump_share + (0 if self.guidance == 1 else 2)) / 3
+        return (3 + 2 * self.jump_share + (0 if self.guidance == 1 else 2)) / 3

@@ -153,4 +153,4 @@ class MeanFlow(Objective):
 
     def step_cost(self) -> float:
         extra = 0 if self.guidance == 1 and self.mixing == 0 else 1 + (self.mixing > 0)
-        return (3 + 2 * self.jump_share + extra) / 3
+        return (3 + self.jump_share + extra) / 3

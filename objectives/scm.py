@@ -138,7 +138,7 @@ class SCM(Objective):
         return trig_ideal(flow, self.sigma_d)
 
     def step_cost(self) -> float:
-        return 5 / 3
+        return 4 / 3
 
 
 @OBJECTIVES.register("scd")
@@ -165,7 +165,7 @@ class SCD(SCM):
             return guided(nets.teacher, self.teacher_guidance, batch.y)(x_t, t, y=batch.y)
 
     def step_cost(self) -> float:
-        return (6 if self.teacher_guidance == 1 else 7) / 3
+        return (5 if self.teacher_guidance == 1 else 6) / 3
 
 
 def trig_ideal(flow: GaussianFlow, sigma_d: float) -> Net:

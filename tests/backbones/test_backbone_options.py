@@ -12,8 +12,8 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.backbones import MLP, Backbone, Conditioned, DiT, UNet
-from fewstep.backbones.attention import Attentive, attend
+from fewstep.backbones import MLP, Attentive, Backbone, Conditioned, DiT, UNet
+from fewstep.backbones.attention import attend
 from fewstep.backbones.embeddings import Fourier, Sinusoid
 from fewstep.backbones.layers import Modulation, normalise
 from fewstep.errors import UserError
@@ -241,7 +241,7 @@ def test_the_block_of_an_mlp_is_its_formula() -> None:
 def test_attention_is_its_formula(scale: str, qk_norm: bool) -> None:
     g = torch.Generator().manual_seed(0)
     qkv = torch.randn(2, 7, 3 * 12, generator=g, dtype=torch.float64)
-    settings = Attentive(attention_scale=scale, qk_norm=qk_norm)
+    settings = DiT(attention_scale=scale, qk_norm=qk_norm)
     out = attend(qkv, 3, settings)
     for head in range(3):
         own = slice(4 * head, 4 * head + 4)
@@ -256,9 +256,9 @@ def test_attention_is_its_formula(scale: str, qk_norm: bool) -> None:
 @pytest.mark.parametrize("scale", ["per_sqrt_dim", "per_dim"])
 def test_a_forced_kernel_gives_the_same_result(kernel: str, scale: str) -> None:
     qkv = torch.randn(2, 7, 3 * 12, dtype=torch.float64)
-    free = attend(qkv, 3, Attentive(attention_scale=scale))
+    free = attend(qkv, 3, DiT(attention_scale=scale))
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):  # there is none here: ours must win
-        forced = attend(qkv, 3, Attentive(attention_scale=scale, attention=kernel))
+        forced = attend(qkv, 3, DiT(attention_scale=scale, attention=kernel))
     torch.testing.assert_close(free, forced)
 
 
@@ -290,7 +290,7 @@ def test_another_error_of_the_kernel_is_passed_on(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(nnf, "scaled_dot_product_attention", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        attend(torch.randn(1, 2, 12), 1, Attentive(attention="flash"))
+        attend(torch.randn(1, 2, 12), 1, DiT(attention="flash"))
 
 
 # ---- dropout -----------------------------------------------------------------------------------
@@ -336,7 +336,9 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
     torch.testing.assert_close(dropped[kept], whole[kept] / 0.7)
 
 
-def test_the_shared_settings_are_shared() -> None:
-    for kind in (DiT, MLP, UNet):
+def test_the_shared_settings_have_the_same_defaults_everywhere() -> None:
+    shared, attentive = Conditioned.__annotations__, Attentive.__annotations__
+    for kind, names in ((DiT, shared | attentive), (MLP, shared), (UNet, shared | attentive)):
         assert issubclass(kind, Conditioned)
-        assert kind().time_embedding == "positional"
+        for name in names:
+            assert getattr(kind(), name) == getattr(DiT(), name), f"{kind.__name__}.{name}"

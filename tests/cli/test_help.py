@@ -13,7 +13,19 @@ from fewstep.experiments.extractors import EXTRACTORS
 from fewstep.objectives import OBJECTIVES
 from fewstep.sweeps import definition
 
-COMMANDS = ("train", "sweep", "status", "evaluate", "sample", "sync", "report", "list")
+COMMANDS = (
+    "train",
+    "sweep",
+    "status",
+    "evaluate",
+    "diagnose",
+    "sample",
+    "sync",
+    "report",
+    "list",
+    "check",
+    "bench",
+)
 NAMES = {
     "objectives": OBJECTIVES.names(),
     "backbones": BACKBONES.names(),

@@ -201,6 +201,11 @@ def test_bins_of_log_snr() -> None:
     where = {b["low"]: b["mean"] for b in bins if b["count"]}
     assert where == {12.0: 0, None: 1, 1.0: 2, 0.0: 3, -1.0: 4}
     assert all(b["standard_error"] is None for b in bins)
+    half = torch.tensor([0.5], dtype=torch.float64)  # log-SNR = 0, on an edge: [low, high)
+    (found,) = (
+        b for b in diagnostics.loss_by_log_snr(Losses(half, half, None, {}), Linear()) if b["count"]
+    )
+    assert (found["low"], found["high"]) == (0, 1)
 
 
 # ---- one step to the data -----------------------------------------------------------------------
@@ -214,6 +219,23 @@ def test_one_step_of_the_ideal_flow_is_the_posterior_mean() -> None:
     assert t.tolist() == [i / 16 for i in range(1, 17)]
     expected = t * S / variance(t).sqrt()
     np.testing.assert_allclose(found["rms"], expected.numpy(), rtol=0.08)
+
+
+def test_what_is_shown_is_the_step_to_the_data() -> None:
+    config = gaussian("consistency")
+    net = ideal(config)
+    found = diagnose(config, config.data.load(), Nets(net, net), CPU, 256)
+    flow, arrays = GaussianFlow(Linear(), S), found.arrays
+    for time, noisy, denoised in zip(arrays["t"], arrays["noisy"], arrays["denoised"], strict=True):
+        t = torch.full((512,), float(time))
+        expected = flow.map(torch.tensor(noisy), t, 0 * t)
+        np.testing.assert_allclose(denoised, expected.numpy(), atol=1e-5)
+
+
+def test_the_loss_is_that_of_the_end_of_training() -> None:
+    config = gaussian("consistency")  # whose grid has 64 intervals by then, and 1 at first
+    (count,) = facts_of(config, ideal(config), rows=4096)["loss_grid"]["count"]
+    assert min(count) > 0
 
 
 def test_draws_are_the_same_for_all_objectives_and_each_time() -> None:
@@ -287,6 +309,9 @@ def test_pairs_are_the_teachers(teacher: Path) -> None:
     batch = held_out(torch.tensor([7, 3]))
     assert batch.eps is not None
     torch.testing.assert_close(batch.x, batch.eps * (1 + 0.5 / 128) ** 128)
+    nets = Nets(field, field, teacher=field)
+    _, arrays = diagnostics.one_step_denoising(config, config.data.load(), nets, held_out)
+    np.testing.assert_allclose(arrays["noisy"][-1][[7, 3]], batch.eps.numpy(), atol=1e-6)
 
 
 def test_images_and_what_is_current(tmp_path: Path) -> None:
