@@ -84,7 +84,8 @@ def _check(config: RunConfig, directory: RunDirectory) -> None:
         raise UserError(
             f"training.init 'teacher' needs the backbone and the path of teacher {directory.key} "
             f"({teacher.values['backbone']['name']}, {teacher.objective.path}), got "
-            f"{config.values['backbone']['name']}, {config.objective.path}; use training.init=random"
+            f"{config.values['backbone']['name']}, {config.objective.path}; "
+            f"use training.init=random"
         )
 
 

@@ -106,8 +106,8 @@ class Objective(ABC):
     ``title`` is the name in tables; ``uses_jump`` says whether the network is asked with ``d``,
     and ``jump_is_flag`` whether that is 0 or 1 and tells two flows apart, not how far to jump;
     ``needs_teacher`` and ``needs_pairs`` whether a finished run is to be named as teacher, and
-    whether (x, eps) pairs drawn from it, ``pairs`` in number, replace the data; ``shares_noise`` whether a loss must
-    take all its noisy inputs from the same eps.
+    whether (x, eps) pairs drawn from it, ``pairs`` in number, replace the data; ``shares_noise``
+    whether a loss must take all its noisy inputs from the same eps.
 
     ``reach`` is how far one step of the trained network goes: ``step``, as far as the flow is
     straight; ``data``, to t = 0 only, so that more steps noise the result again; ``once``, from

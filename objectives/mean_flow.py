@@ -89,6 +89,8 @@ class MeanFlow(Objective):
         F, target = self.identity(nets.online, x_t, t, d, v_g, y, n)
         squared = (F - target).square().flatten(1).sum(1)
         logs = {"squared_error": squared.detach().mean()}
+        if n:  # of d du/dt
+            logs["tangent_norm"] = (target - v_g)[:n].flatten(1).norm(dim=1).mean()
         return Loss(squared / (squared.detach() + self.c) ** self.p, t, logs, d)
 
     def times(self, x: Tensor, n: int, g: Generator) -> tuple[Tensor, Tensor]:

@@ -161,3 +161,24 @@ def test_jvp_of_a_network_that_recomputes_its_activations() -> None:
     assert not tangent.requires_grad
     ahead, behind = (bent(x + h, t + h) for h in (1e-6, -1e-6))
     torch.testing.assert_close(tangent, ((ahead - behind) / 2e-6).detach(), rtol=1e-7, atol=1e-8)
+
+
+def test_jvp_through_layers_with_weights() -> None:
+    """The tangent by differences; the value's gradients as without a tangent."""
+    torch.manual_seed(0)
+    conv, linear = torch.nn.Conv2d(2, 2, 3, padding=1).double(), torch.nn.Linear(8, 8).double()
+
+    def net(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        hidden = torch.tanh(conv(x.view(-1, 2, 2, 2)) + t[:, None, None, None]).flatten(1)
+        return linear(hidden).sin()
+
+    x, along = torch.randn(2, 4, 8, dtype=torch.float64)
+    t, one = torch.full((4,), 0.3).double(), torch.ones(4).double()
+    parameters = [*conv.parameters(), *linear.parameters()]
+    value, tangent = jvp(net, net, (x, t), (along, one))
+    with torch.no_grad():
+        ahead, behind = (net(x + h * along, t + h) for h in (1e-6, -1e-6))
+    torch.testing.assert_close(tangent, (ahead - behind) / 2e-6, rtol=1e-7, atol=1e-8)
+    found = torch.autograd.grad(value.square().sum(), parameters)
+    expected = torch.autograd.grad(net(x, t).square().sum(), parameters)
+    torch.testing.assert_close(found, expected)
