@@ -150,8 +150,10 @@ def determinism(case: Case) -> Result:
         ]
 
     batch, noise, nets = case.batch(64, 0), case.noise(64, 0), case.nets(bent, bent, bent)
-    before = torch.random.get_rng_state()
+    before, x, kept = torch.random.get_rng_state(), batch.x.clone(), noise.clone()
     first = drawn(1)
+    if not (torch.equal(batch.x, x) and torch.equal(noise, kept)):
+        return False, "the batch or the noise was overwritten"
     if not torch.equal(before, torch.random.get_rng_state()):
         return False, "torch's global generator was used"
     if not all(torch.equal(a, b) for a, b in zip(first, drawn(1), strict=True)):

@@ -120,7 +120,8 @@ class First:
             if item.path.stem in close:
                 return 0
             if item.path.stem == "test_conformance":
-                return 1 if item.name.startswith(f"test_conformance[{self.file}-") else 3
+                own = item.name.startswith(f"test_conformance[{self.file}-")
+                return 3 if item.name.startswith("test_conformance[") and not own else 1
             return 2
 
         items.sort(key=distance)

@@ -10,10 +10,16 @@ from torch import Generator, Tensor
 
 from fewstep.objectives import (
     OBJECTIVES,
+    SCD,
+    AlphaFlow,
     Batch,
     Consistency,
+    ConsistencyDistillation,
     FlowMatching,
+    ImprovedMeanFlow,
+    LiveReflow,
     Loss,
+    MeanFlow,
     Net,
     Nets,
     Objective,
@@ -37,11 +43,25 @@ def test_ideal_is_given_by_every_objective_of_ours(name: str) -> None:
     assert Case(OBJECTIVES[name]).ideal is not None
 
 
-@pytest.mark.parametrize("name", OBJECTIVES.names())
+# with the settings under which the online network is asked most
+EVERY_WAY: list[Objective] = [
+    *(OBJECTIVES[name] for name in OBJECTIVES.names()),
+    Shortcut(target="online", bootstrap_guidance=2.0),
+    Consistency(target="online"),
+    ConsistencyDistillation(target="online", teacher_guidance=2.0),
+    SCD(teacher_guidance=2.0),
+    MeanFlow(guidance=2.0, mixing=0.4),
+    ImprovedMeanFlow(guidance=2.0),
+    AlphaFlow(alpha=0.5, shift="network", guidance=2.0),
+    LiveReflow(pair_guidance=2.0),
+]
+
+
+@pytest.mark.parametrize("objective", EVERY_WAY, ids=lambda o: o.title)
 @pytest.mark.parametrize("labelled", [False, True])
-def test_each_row_is_back_propagated_once(name: str, labelled: bool) -> None:
+def test_each_row_is_back_propagated_once(objective: Objective, labelled: bool) -> None:
     """No target carries gradients, and no row is trained twice or forgotten."""
-    case, record = Case(OBJECTIVES[name]), Recorder(bent)
+    case, record = Case(objective), Recorder(bent)
     for progress in (Progress(0, TOTAL), Progress(TOTAL // 2, TOTAL), END):
         record.calls.clear()
         y = torch.zeros(64, dtype=torch.int64) if labelled else None
