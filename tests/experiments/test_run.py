@@ -107,7 +107,7 @@ def test_other_cells_are_added_to_a_finished_run_without_training(tmp_path: Path
     result = run(directory)
     before = times_changed(directory.path)
     prepare(amend(config, ["evaluation.steps=[1,2]", "objective.solver=heun"]))
-    assert requested(directory).objective == FlowMatching("heun")
+    assert requested(directory).objective == FlowMatching(solver="heun")
     assert run(directory) == result
     after = times_changed(directory.path)
     changed = {name for name in after if after[name] != before.get(name)} - {"run.lock"}
