@@ -37,9 +37,27 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
             config.backbone.build(dataset.shape, dataset.num_classes, config.objective.uses_jump)
     except NotImplementedError:  # a network that needs real numbers to be built: the run will tell
         pass
+    _check_guidance(config, dataset)
     for cell in cells(config.evaluation):
         config.objective.path.times(cell.steps if cell.times is None else cell.times)
         if cell.guidance != 1 and not dataset.num_classes:
             raise UserError(f"evaluation.guidance {cell.guidance:g}: {dataset.name} has no labels")
     if config.evaluation.extractor != "auto":
         EXTRACTORS[config.evaluation.extractor].check(dataset)
+
+
+def _check_guidance(config: RunConfig, dataset: Dataset) -> None:
+    """Guidance asks for "no label", which a network knows only if some labels were dropped."""
+    if not dataset.num_classes or config.training.label_dropout:
+        return
+    scales = [scale for scale in config.evaluation.guidance if scale != 1]
+    if scales:
+        asks = f"evaluation.guidance {scales[0]:g}"
+    elif config.objective.guides:
+        asks = f"the guidance in objective {config.values['objective']['name']!r}"
+    else:
+        return
+    raise UserError(
+        f"{asks} needs a network that was trained without labels too: "
+        f"training.label_dropout is 0 (the usual choice: 0.1)"
+    )

@@ -80,6 +80,12 @@ def _check(config: RunConfig, directory: RunDirectory) -> None:
             f"teacher {directory.key} was trained with {teacher.values['objective']['name']!r}, "
             f"which learns no velocity that could be taught (choices: {', '.join(can)})"
         )
+    guidance = getattr(config.objective, "teacher_guidance", 1)
+    if guidance != 1 and not teacher.training.label_dropout and config.data.load().num_classes:
+        raise UserError(
+            f"objective.teacher_guidance {guidance:g} needs a teacher that was trained without "
+            f"labels too: training.label_dropout of {directory.key} is 0"
+        )
     if config.training.init == "teacher" and not starts_alike(config, teacher):
         raise UserError(
             f"training.init 'teacher' needs the backbone and the path of teacher {directory.key} "

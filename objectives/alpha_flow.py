@@ -9,8 +9,12 @@ v~ = F^-(x_t, t, alpha d): a shortcut's two halves. alpha -> 0: MeanFlow, which 
 alpha = 0, derivative and all. alpha falls along the training,
     alpha = 1 - sigmoid(gamma (progress - 1/2)),  set to 1 above 1 - eta and to 0 below eta,
 with progress from 0 at ``start`` to 1 at ``end``. F^- is the online network. Their (r, t) is our
-(t - d, t). Rows with d = 0 learn v at every alpha, unweighted: for them s = t, so alpha means
-nothing (the paper does not say; its code falls back to v there).
+(t - d, t). Rows with d = 0 learn v at every alpha, with weight 1 for alpha: for them s = t.
+
+The authors' code (github.com/snap-research/alphaflow) differs from the text, followed here: its
+|...|^2 is a mean over coordinates, so its c = 1e-3 is D times as much here; it may clip targets;
+rows with d = 0 draw t once instead of the larger of two; and rows whose label was dropped keep the
+guided mixture.
 """
 
 from __future__ import annotations
@@ -70,6 +74,8 @@ class AlphaFlow(MeanFlow):
         if self.alpha is not None:
             return self.alpha
         done = (progress.step / max(1, progress.total) - self.start) / (self.end - self.start)
+        if not 0 <= done <= 1:
+            return 1.0 if done < 0 else 0.0
         alpha = 1 / (1 + math.exp(self.gamma * (done - 0.5)))
         return 1.0 if alpha > 1 - self.eta else 0.0 if alpha < self.eta else alpha
 
@@ -80,7 +86,7 @@ class AlphaFlow(MeanFlow):
             loss = super().loss(nets, batch, progress, g)
             return Loss(loss.per_sample, loss.t, {**loss.logs, "alpha": now}, loss.d)
         x, y = batch.x, batch.y
-        n = round(self.jump_share * len(x))  # the first n rows have d > 0
+        n = math.ceil(self.jump_share * len(x))  # the first n rows have d > 0
         t, d = self.times(x, n, g)
         eps = randn(x, g)
         x_t, v = self.path.mix(x, eps, t), self.path.velocity(x, eps, t)

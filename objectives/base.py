@@ -52,7 +52,10 @@ class Nets:
     former: Net | None = None
 
     def behind(self, which: str) -> Net:
-        """The network that makes targets: ``ema`` or ``online``, to be asked without gradients."""
+        """The network that makes targets: ``ema`` or ``online``, to be asked without gradients.
+
+        The online one keeps its dropout; the papers' codes that have any turn it off there.
+        """
         return self.ema if which == "ema" else self.online
 
 
@@ -145,6 +148,11 @@ class Objective(ABC):
     def couple(self, teacher: Net, eps: Tensor, y: Tensor | None) -> Tensor:
         """The data (B, ...) that belongs to ``eps``, for objectives with ``needs_pairs``."""
         raise NotImplementedError
+
+    @property
+    def guides(self) -> bool:
+        """Whether training asks the network for "no label": then some labels have to be dropped."""
+        return False
 
     # ---- what was learned ----------------------------------------------------------------------
 

@@ -4,9 +4,9 @@
     x_s = one step of the teacher's flow from x_t, from t to s = t - 1/n
     L = E |F(x_t, t) - (x_t - f^-(x_s, s)) / t|^2,    f^- by the EMA network
 
-t is uniform on the grid {1/n, 2/n, ..., 1}. The paper takes Heun steps on a grid of 40 noise levels
-and LPIPS; the shortcut paper's baseline (``solver=euler``, n = 128, ``clip=4`` of x_s, no guidance)
-takes the squared error, as here. Their t is our 1 - t.
+t is uniform on the grid {1/n, 2/n, ..., 1}. The paper takes Heun steps on a grid of 18 or 40 noise
+levels and LPIPS; the shortcut paper's baseline (``solver=euler``, n = 128, ``clip=4`` of x_s, no
+guidance) takes the squared error, as here. Their t is our 1 - t.
 """
 
 from __future__ import annotations

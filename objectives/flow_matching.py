@@ -4,7 +4,7 @@
     L   = E |F(x_t, t) - v|^2,  t ~ U(0, 1), or logit(t) ~ N(mean, std^2) (Esser et al. 2024)
     sampling: dx/dt = F(x, t) from t = 1 to t = 0
 
-Those papers and SiT let their time run the other way or call noise x_0: their t is our 1 - t.
+Those papers and the code of SiT let time run the other way: their t is our 1 - t.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""MeanFlow (Geng, Deng, Bai, Kolter & He 2025, eq. 6-11 and 19, algorithm 1).
+"""MeanFlow (Geng, Deng, Bai, Kolter & He 2025, eq. 6-11, algorithm 1).
 
     u(x_t, t, d) = 1/d int_{t-d}^t v dtau          the average velocity, asked as F(x_t, t, d)
     u = v - d du/dt,   du/dt = JVP(F; (v, 1, 1) in (x_t, t, d))          r = t - d is held
@@ -7,14 +7,18 @@
 t and r are the larger and the smaller of two logit-normal draws; r = t, d = 0 in all rows but a
 share of ``jump_share``, and only these take the derivative. Their (r, t) is our (t - d, t).
 
-Guidance is trained in (eq. 19), v replaced by
+Guidance is trained in (eq. 19; with k, the appendix), v replaced by
     v_g = w v + k F(x_t, t, 0, y) + (1 - w - k) F(x_t, t, 0, none)
 in an interval of t, but not in rows whose label was dropped: sampling needs one call then. The
 defaults are those of ImageNet-256; CIFAR-10: jump_share=0.75, p=0.75, c=1e-3, t_mean=-2, t_std=2.
+
+Their network embeds t - r as it embeds t: ``backbone.jump_embedding=linear``. The default, of
+log2(1/d), is constant below d = 2^-10.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -81,7 +85,7 @@ class MeanFlow(Objective):
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y = batch.x, batch.y
-        n = round(self.jump_share * len(x))  # the first n rows have d > 0
+        n = math.ceil(self.jump_share * len(x))  # the first n rows have d > 0
         t, d = self.times(x, n, g)
         eps = randn(x, g)
         x_t, v = self.path.mix(x, eps, t), self.path.velocity(x, eps, t)
@@ -128,7 +132,7 @@ class MeanFlow(Objective):
     def guided(self, net: Net, x_t: Tensor, t: Tensor, v: Tensor, batch: Batch) -> Tensor:
         """v_g, the velocity with guidance trained in."""
         y = batch.classes
-        if y is None or batch.y is None or (self.guidance == 1 and self.mixing == 0):
+        if y is None or batch.y is None or not self.guides:
             return v
         acts = (t >= self.guidance_interval[0]) & (t <= self.guidance_interval[1])
         acts &= batch.y == y  # rows whose label was dropped learn the unguided velocity
@@ -139,6 +143,10 @@ class MeanFlow(Objective):
         w, k, now = self.guidance, self.mixing, torch.zeros_like(t)
         v_g = w * v + (1 - w - k) * net(x_t, t, now, None)
         return v_g + k * net(x_t, t, now, y) if k else v_g
+
+    @property
+    def guides(self) -> bool:
+        return self.guidance != 1 or self.mixing != 0
 
     def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
         return x_t - expand(t - u, x_t) * net(x_t, t, t - u, y)

@@ -88,7 +88,7 @@ class Path(ABC):
     def noise_share(self, t: Tensor) -> Tensor:
         """sigma noise_std / (alpha + sigma noise_std): t itself on the linear path, 0 to 1."""
         noise = self.sigma(t) * self.noise_std
-        return noise / (self.alpha(t) + noise)
+        return (noise / (self.alpha(t) + noise)).clamp(0, 1)  # cos(pi/2) < 0 in float32
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log of the signal-to-noise ratio (alpha / (sigma noise_std))^2.
@@ -143,7 +143,7 @@ class Linear(Path):
         return (1 - self.sigma_min) * torch.ones_like(t)
 
     def time_of(self, signal: Tensor, noise: Tensor) -> Tensor:
-        noise = noise - self.sigma_min * signal
+        noise = (noise - self.sigma_min * signal).clamp(min=0)
         return noise / (signal + noise)
 
 

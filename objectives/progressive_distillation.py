@@ -8,7 +8,8 @@
 M = ``finest`` = 2^K. The stages have equal shares of the training; the last one leaves a network
 that goes from t = 1 to the data at once. The network is not told d. Guidance acts on the teacher,
 so in stage 0 only. Salimans & Ho predict x and halve the steps of a cosine schedule; Frans et al.
-2024 (appendix, and their code: ``clip=4`` of x') regress velocities on the linear path, as here.
+2024 (appendix, and their code: ``clip=4`` of x', the student's EMA as the next teacher) regress
+velocities on the linear path, as here, where the student itself is the next teacher.
 Their t is our 1 - t.
 """
 

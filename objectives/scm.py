@@ -54,7 +54,8 @@ class SCM(Objective):
     Attributes:
         sigma_d: standard deviation of the data, and of the noise.
         p_mean, p_std: mean and standard deviation of tau, the log of the noise level.
-        tangent_warmup: steps over which r goes from 0 to 1.
+        tangent_warmup: steps over which r goes from 0 to 1, but at most half of the training: at
+            r < 1 the fixed point is no consistency function.
         tangent_norm: c of the normalisation, beside the size of the whole tangent.
         tangent_size: l2 | rms, that size: the norm over all dimensions, or it over sqrt(D).
     """
@@ -122,7 +123,8 @@ class SCM(Objective):
             (x_t / sd, t),
             (cos * sin * dx_t / sd, t.cos() * t.sin()),
         )
-        r = min(1.0, progress.step / self.tangent_warmup) if self.tangent_warmup else 1.0
+        warmup = min(self.tangent_warmup, progress.total // 2)
+        r = min(1.0, progress.step / warmup) if warmup else 1.0
         g = -(cos**2) * (sd * F.detach() - dx_t) - r * (cos * sin * x_t + sd * J)
         return F, g
 

@@ -26,7 +26,8 @@ switch                  text                code
 ``sigma_min``           0                   1e-5
 ======================  ==================  ==========================================
 
-Both take targets from the EMA and never drop the labels of bootstrap rows.
+Both take targets from the EMA and never drop the labels of bootstrap rows. The code drops 1/10 of
+the others' (``training.label_dropout=0.1``), which guidance needs. The text draws the lengths.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Shortcut(Objective):
         bootstrap_share: share of the batch's rows that train self-consistency.
         finest: M, a power of two; sampling with M steps is flow matching.
         target: ema | online, the network that makes the two half jumps.
-        lengths: in_turn | grouped, how the bootstrap rows share the lengths.
+        lengths: in_turn | grouped, how the bootstrap rows share the lengths: one after the other,
+            going on where the step before stopped, or as the code does, in equal groups a step.
         dt_bias: with grouped lengths, give 1/4 + 1/4 of the bootstrap rows to d = 1/2 and d = 1.
         flow_times: continuous | grid, where flow matching is trained.
         finest_as: zero | own, how the network is asked for jumps of 1/M and for flow matching.
@@ -115,7 +117,7 @@ class Shortcut(Objective):
         t, eps = rand(x, g), randn(x, g)
         if self.flow_times == "grid":
             t = 1 - (t * self.finest).floor() / self.finest
-        parts = self._parts(len(x), x.device)  # the first rows train jumps
+        parts = self._parts(len(x), progress.step, x.device)  # the first rows train jumps
         n = len(parts)
         d = torch.zeros_like(t)
         d[:n] = 1 / parts
@@ -133,12 +135,12 @@ class Shortcut(Objective):
             logs["loss_bootstrap"] = per_sample[:n].detach().mean()
         return Loss(per_sample, t, logs, d)
 
-    def _parts(self, rows: int, device: torch.device) -> Tensor:
+    def _parts(self, rows: int, step: int, device: torch.device) -> Tensor:
         """1/d of each bootstrap row: powers of two from 1 to M/2."""
         levels = self.finest.bit_length() - 1  # d = 2^-k, k = 0, ..., levels - 1
         if self.lengths == "in_turn":
             n = math.ceil(self.bootstrap_share * rows)
-            return 2 ** (torch.arange(n, device=device) % levels)
+            return 2 ** ((torch.arange(n, device=device) + n * step) % levels)
         n = int(self.bootstrap_share * rows)
         finest_first = torch.arange(levels - 1, -1, -1, device=device)
         if self.dt_bias:
@@ -174,6 +176,10 @@ class Shortcut(Objective):
 
     def _clipped(self, x: Tensor) -> Tensor:
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+    @property
+    def guides(self) -> bool:
+        return self.bootstrap_guidance != 1
 
     def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
         d = t - u

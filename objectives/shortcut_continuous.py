@@ -69,7 +69,8 @@ class ShortcutContinuous(Objective):
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y = batch.x, batch.y
         t, eps = rand(x, g), randn(x, g)
-        n = math.ceil(self.bootstrap_share * len(x))  # the first rows train jumps
+        # the first rows train jumps, and at least one flow matching
+        n = min(math.ceil(self.bootstrap_share * len(x)), len(x) - 1)
         d = torch.zeros_like(t)
         t[:n] = 1 - (1 - self.smallest) * t[:n]
         d[:n] = self.smallest + (t[:n] - self.smallest) * rand(x[:n], g)

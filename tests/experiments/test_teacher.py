@@ -68,12 +68,17 @@ def test_bad_teachers_are_told_in_one_line(root: Path, teacher: RunDirectory) ->
         (["objective=scd", flow, "training.init=teacher"], "use training.init=random"),
         (["objective=reflow", flow, "backbone.width=32", "training.init=teacher"], "the backbone"),
         (["training.init=teacher"], "needs a run to start from"),
+        (["objective=scd", flow, "objective.teacher_guidance=2"], "trained without labels"),
+        (["evaluation.steps=[1]", "evaluation.guidance=[1,3]"], "evaluation.guidance 3 needs"),
+        (["objective=shortcut_kvfrans"], "the guidance in objective 'shortcut_kvfrans' needs"),
+        (["objective=mean_flow", "objective.mixing=0.5"], "training.label_dropout is 0"),
     ]
     for overrides, told in cases:
         with pytest.raises(UserError) as caught:
             check([tiny(root, *overrides)])
         assert told in str(caught.value)
         assert "\n" not in str(caught.value)
+    check([tiny(root, "objective=shortcut_kvfrans", "training.label_dropout=0.1")])
     with pytest.raises(UserError, match="no run 'nobody'"):
         tiny(root, "objective=scd", "teacher=nobody")
     with pytest.raises(UserError, match="'teach'; did you mean 'teacher'"):

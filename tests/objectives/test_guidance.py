@@ -54,6 +54,13 @@ def test_interval_is_in_shares_of_noise(path: Path, t: float) -> None:
         torch.testing.assert_close(found, inside if calls == 2 else X + Y[:, None])
 
 
+@pytest.mark.parametrize("sigma_d", [0.3, 0.5, 1.0])
+def test_an_interval_up_to_1_has_the_first_step_in_it(sigma_d: float) -> None:
+    path, record = Trig(sigma_d), Recorder(net)
+    Guided(record, 2.0, path, (0.2, 1.0))(X, torch.full((4,), path.t_max), None, Y)
+    assert len(record.calls) == 2
+
+
 def test_interval_is_taken_row_by_row() -> None:
     t = torch.tensor([0.1, 0.2, 0.5, 0.6])
     found = Guided(net, 3.0, Linear(), (0.2, 0.5))(X, t, None, Y)

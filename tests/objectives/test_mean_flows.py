@@ -206,6 +206,10 @@ def test_alpha_falls_along_a_sigmoid() -> None:
     later = AlphaFlow(start=0.5, end=0.9)
     assert at(0.7, later) == pytest.approx(0.5)
     assert at(0.74, later) == pytest.approx(1 / (1 + math.exp(2.5)))
+    gentle = AlphaFlow(start=0.2, end=0.8, gamma=4.0)
+    assert [at(0.19, gentle), at(0.81, gentle)] == [1, 0]
+    assert at(0.5, gentle) == pytest.approx(0.5)
+    assert at(0.9, AlphaFlow(start=0, end=0.03)) == 0
     assert AlphaFlow(alpha=0.3).alpha_at(END) == 0.3
     assert objective.alpha_at(Progress(TOTAL, TOTAL)) == 0
 

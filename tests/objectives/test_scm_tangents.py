@@ -43,6 +43,9 @@ def test_tangent_before_warm_up_matches_the_velocity() -> None:
     assert float(at_start.abs().max()) < 1e-12
     assert float(warm.abs().max()) > 0.01
     torch.testing.assert_close(half_way, warm / 2)
+    long = SCM(tangent_warmup=10_000)  # at most half of the training
+    _, cut = long.tangent(exact, x, v, t, None, Progress(500, 1000))
+    torch.testing.assert_close(cut, warm)
     _, later = objective.tangent(exact, x, v, t, None, Progress(500, 1000))
     torch.testing.assert_close(later, warm)
 

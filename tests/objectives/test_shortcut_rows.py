@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from fewstep.objectives import OBJECTIVES, Batch, Shortcut, ShortcutContinuous
+from fewstep.objectives import OBJECTIVES, Batch, Progress, Shortcut, ShortcutContinuous
 from fewstep.objectives.conformance.case import Call, Case, Recorder, bent, gap
 from fewstep.objectives.paths import expand
 
@@ -213,3 +213,18 @@ def test_continuous_samples_as_flow_where_told() -> None:
     for t, u in ((1.0, 0.7), (0.7, 0.35), (0.35, 0.0)):
         x = x + (u - t) * held.flow.velocity(x, torch.full((20,), t, dtype=x.dtype))
     assert gap(sampled, x) < 1e-12
+
+
+def test_small_batches_come_to_every_length_in_turn() -> None:
+    """One bootstrap row a step: the turn goes on from step to step."""
+    held, seen = Case(Shortcut(finest=8)), []
+    for step in range(6):
+        loss = held.objective.loss(held.nets(), held.batch(4, 0), Progress(step, 6), Generator())
+        assert loss.d is not None
+        seen.append(float(loss.d[0]))
+    assert seen == [1, 1 / 2, 1 / 4] * 2
+
+
+def test_one_row_can_be_trained_on() -> None:
+    held = Case(ShortcutContinuous())
+    assert held.loss(held.nets(), held.batch(1, 0), 0).per_sample.isfinite().all()
