@@ -216,9 +216,15 @@ def _teacher(teacher: str, root: Path) -> str:
     if is_key and "/" in teacher and not path.exists():
         return str(path.absolute())
     try:
-        return str(find_run(teacher, root).path)
+        found = find_run(teacher, root)
+        spec = found.spec() or {}
     except UserError as error:
         raise UserError(f"teacher: {error}") from None
+    if spec.get("key") != found.key:  # the student's key has the folder's name in it
+        raise UserError(
+            f"teacher: {found.path} holds run {spec.get('key')}; call the folder by that key"
+        )
+    return str(found.path)
 
 
 def amend(config: RunConfig, overrides: Iterable[Override]) -> RunConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 import torch
 
@@ -27,8 +28,15 @@ def check(configs: Iterable[RunConfig], to_come: Collection[str] = ()) -> None:
     for config in configs:
         if config.data not in loaded:
             loaded[config.data] = config.data.load()
-        check_teacher(config, to_come)
+        if not learned(config):
+            check_teacher(config, to_come)
         _check(config, loaded[config.data])
+
+
+def learned(config: RunConfig) -> bool:
+    """Whether the run is trained already: then it needs its teacher no more."""
+    place = Path(config.values["runs"]) / config.values["sweep"] / config.key
+    return (place / "result.json").is_file()
 
 
 def _check(config: RunConfig, dataset: Dataset) -> None:

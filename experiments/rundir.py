@@ -20,6 +20,7 @@ This module imports no torch: ``status``, ``sync`` and the reports read thousand
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
@@ -212,8 +213,8 @@ def find_run(name: str, root: Path) -> RunDirectory:
     path = Path(name)
     if (path / "spec.json").is_file():
         return RunDirectory(path.resolve())
-    if "/" not in name and root.is_dir():
-        found = sorted(p.parent for p in root.glob(f"*/{name}*/spec.json"))
+    if name and "/" not in name and root.is_dir():
+        found = sorted(p.parent for p in root.glob(f"*/{glob.escape(name)}*/spec.json"))
         if len(found) == 1:
             return RunDirectory(found[0].resolve())
         if found:

@@ -23,8 +23,10 @@ def teacher_directory(config: RunConfig) -> RunDirectory | None:
         return None
     path = Path(config.values["teacher"])
     if not (path / "spec.json").is_file():
-        moved = sorted(Path(config.values["runs"]).glob(f"*/{path.name}/spec.json"))
-        path = moved[0].parent if moved else path
+        moved = Path(config.values["runs"]).glob(f"*/{path.name}/spec.json")
+        copies = sorted(p.parent for p in moved)
+        done = [copy for copy in copies if (copy / "result.json").is_file()]
+        path = next(iter([*done, *copies]), path)
     return RunDirectory(path)
 
 

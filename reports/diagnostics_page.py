@@ -146,7 +146,9 @@ def write_sweep(name: str, runs: Sequence[Diagnosed], folder: Path) -> list[Path
 
 
 def _curve_figures(runs: Sequence[Diagnosed]) -> dict[str, Figure]:
-    drawn = {"loss_vs_log_snr": figures.loss_vs_log_snr(loss_curves(runs))}
+    drawn = {}
+    if losses := loss_curves(runs):  # too few examples: no bin has enough
+        drawn["loss_vs_log_snr"] = figures.loss_vs_log_snr(losses)
     methods = list(dict.fromkeys(run.method for run in runs))
     if jumps := jump_curves(runs):
         drawn["jump_error"] = figures.jump_error(jumps, methods)

@@ -10,11 +10,12 @@ import torch
 from helpers.tiny import flat, taught, tiny, train, trainer
 
 from fewstep.errors import UserError
-from fewstep.experiments.config import Override
+from fewstep.experiments.config import Override, amend
 from fewstep.experiments.pairs import BLOCK
 from fewstep.experiments.preflight import check
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.rundir import RunDirectory
+from fewstep.experiments.teacher import check_teacher, teacher_directory
 from fewstep.experiments.trainer import Interrupted, load_network
 from fewstep.objectives import OBJECTIVES, Progress, Trig
 
@@ -83,6 +84,46 @@ def test_bad_teachers_are_told_in_one_line(root: Path, teacher: RunDirectory) ->
         tiny(root, "objective=scd", "teacher=nobody")
     with pytest.raises(UserError, match="'teach'; did you mean 'teacher'"):
         tiny(root, "training.init=teach")
+
+
+def test_a_folder_that_is_not_called_by_its_key_is_no_teacher(
+    root: Path, teacher: RunDirectory, tmp_path: Path
+) -> None:
+    """The student's key has the folder's name in it: two teachers under one name would be one."""
+    copied = shutil.copytree(teacher.path, tmp_path / "best")
+    with pytest.raises(UserError, match=f"holds run {teacher.key}"):
+        tiny(root, "objective=scd", ("teacher", str(copied)))
+    for name in ("", "*", "["):
+        with pytest.raises(UserError, match="no run"):
+            tiny(root, "objective=scd", ("teacher", name))
+
+
+def test_what_was_learned_needs_the_teacher_no_more(tmp_path: Path) -> None:
+    config = tiny(tmp_path, *taught(tmp_path, "scd"), "training.steps=2")
+    with pytest.raises(UserError, match="teacher"):
+        check([tiny(tmp_path, "objective=scd", ("teacher", "0" * 12))])
+    directory = prepare(config)
+    run(directory)
+    shutil.rmtree(Path(config.values["teacher"]))
+    check([config])
+    prepare(amend(config, ["evaluation.steps=[1]"]))
+    run(directory)
+    assert len(directory.cells()) == 1
+
+
+def test_a_moved_teacher_is_found_by_its_key_the_finished_one_first(
+    tmp_path: Path, teacher: RunDirectory, root: Path
+) -> None:
+    config = tiny(tmp_path, "objective=scd", ("teacher", str(tmp_path / "gone" / teacher.key)))
+    with pytest.raises(UserError, match="no run in"):
+        check_teacher(config)
+    for sweep in ("a", "b"):
+        shutil.copytree(teacher.path, tmp_path / sweep / teacher.key)
+    (tmp_path / "a" / teacher.key / "result.json").unlink()
+    check_teacher(config)
+    found = teacher_directory(config)
+    assert found is not None
+    assert found.sweep == "b"
 
 
 def test_what_can_teach_is_what_the_error_says() -> None:

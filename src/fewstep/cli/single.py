@@ -44,6 +44,7 @@ def evaluate(name: str, root: Path, overrides: Sequence[str]) -> int:
         )
     config = amend(config, [("runs", str(directory.path.parent.parent))])
     config = amend(config, [("sweep", directory.sweep)])
+    choose_device(config.training.device)
     check([config])
     prepare(config)
     return _run(directory, config.objective.title)
