@@ -297,6 +297,8 @@ def _assign(config: DictConfig, key: str, value: Any) -> None:
         raise UserError(f"unknown setting {key!r}{hint} (choices: {', '.join(inside or known)})")
     if OmegaConf.is_list(OmegaConf.select(config, key)) and not isinstance(value, list | tuple):
         raise UserError(f"{key} takes a list, written [a,b], got {value!r}")
+    if key == "evaluation.times" and value and not any(isinstance(v, list | tuple) for v in value):
+        value = [value]  # one schedule, written without the brackets of the list of them
     try:
         OmegaConf.update(config, key, value, merge=False)
     except OmegaConfBaseException as error:

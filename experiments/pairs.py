@@ -39,7 +39,7 @@ def stored_pairs(
 ) -> Pairs:
     """``count`` pairs, in files of ``BLOCK``; those that ``folder`` has are not drawn again.
 
-    Noise and labels depend on the seed alone. ``on_block(done, of)`` may raise to stop early.
+    Noise and labels depend on the seed alone. ``teacher`` may raise to stop early.
     """
     folder.mkdir(parents=True, exist_ok=True)
     blocks = [min(BLOCK, count - begun) for begun in range(0, count, BLOCK)]

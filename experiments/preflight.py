@@ -13,6 +13,7 @@ from fewstep.experiments.data import Dataset, DataSource
 from fewstep.experiments.evaluation import cells
 from fewstep.experiments.extractors import EXTRACTORS
 from fewstep.experiments.teacher import check_teacher
+from fewstep.objectives.guidance import EVERYWHERE
 
 
 def check(configs: Iterable[RunConfig], to_come: Collection[str] = ()) -> None:
@@ -46,6 +47,12 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
     except NotImplementedError:  # a network that needs real numbers to be built: the run will tell
         pass
     _check_guidance(config, dataset)
+    asked = config.evaluation
+    if set(asked.guidance) <= {1} and tuple(asked.guidance_interval) != EVERYWHERE:
+        raise UserError(
+            f"evaluation.guidance_interval {list(asked.guidance_interval)} restricts nothing: "
+            f"evaluation.guidance is {asked.guidance}"
+        )
     for cell in cells(config.evaluation):
         config.objective.path.times(cell.steps if cell.times is None else cell.times)
         if cell.guidance != 1 and not dataset.num_classes:

@@ -6,6 +6,7 @@
         spec.json                 the whole resolved configuration, written once
         request.json              what was asked last of what may change: cells, device, logging
         metrics.jsonl             one line per logged step
+        pairs/                    noise and what the teacher makes of it, where they are trained on
         checkpoints/              the last two checkpoints
         evaluations/<cell>.json   one evaluated cell each
         samples/<cell>.npz        the first samples of that cell
@@ -89,6 +90,10 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def pairs(self) -> Path:
+        return self.path / "pairs"
+
+    @property
     def samples(self) -> Path:
         return self.path / "samples"
 
@@ -129,7 +134,11 @@ class RunDirectory:
             return "done"
         if (self.path / "failure.json").is_file():
             return "failed"
-        begun = self.checkpoints.is_dir() or (self.path / "progress.json").is_file()
+        begun = (
+            self.checkpoints.is_dir()
+            or self.pairs.is_dir()
+            or (self.path / "progress.json").is_file()
+        )
         return "running" if begun else "new"
 
     def metrics(self) -> list[Json]:

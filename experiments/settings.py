@@ -87,7 +87,7 @@ class Evaluation:
 
     Attributes:
         steps: numbers of uniform sampling steps. times: irregular schedules, each falling from
-            the path's t_max to 0.
+            the path's t_max to 0; a single one may be written without the outer brackets.
         weights: ema | raw, one or both. guidance: scales of classifier-free guidance (1: none).
         guidance_interval: [from, to], the shares of noise sigma / (alpha + sigma), 0 to 1, at which
             guidance acts: the linear path's time, the same noise levels for every objective.

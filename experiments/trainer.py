@@ -146,15 +146,19 @@ class Trainer:
         assert self.teacher is not None
         begun, count = time.perf_counter(), self.objective.pairs
 
-        def done(blocks: int, total: int) -> None:
-            on_block(blocks, total, blocks / (time.perf_counter() - begun))
-            if stop() and blocks < total:
-                raise Interrupted(f"stopped after {blocks} of {total} blocks of pairs")
+        teacher, seed = self.teacher, self.config.seed
 
-        folder, seed = self.directory.path / "pairs", self.config.seed
+        def watched(
+            x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
+        ) -> Tensor:
+            if stop():  # a block may take minutes
+                raise Interrupted("stopped while pairs were drawn; whole blocks are kept")
+            return teacher(x, t, d, y)
+
         self.pairs = stored_pairs(
-            folder, self.objective, self.teacher, self.dataset, seed, count, self.device, done
-        )
+            self.directory.pairs, self.objective, watched, self.dataset, seed, count, self.device,
+            lambda blocks, total: on_block(blocks, total, blocks / (time.perf_counter() - begun)),
+        )  # fmt: skip
         self.order = Order(seed, count, self.training.batch_size)
 
     def train(self, stop: Callable[[], bool], on_step: OnStep) -> None:

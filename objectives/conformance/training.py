@@ -37,6 +37,8 @@ def time_domain(case: Case) -> Result:
     for i, part in enumerate((0.0, 0.2, 0.4, 0.6, 0.8)):
         case.loss(nets, case.batch(512, i), i, Progress(int(part * TOTAL), TOTAL))
     case.loss(nets, case.batch(512, 9), 9)
+    if not student.calls:
+        return False, "the loss never asks the network it is to train"
     t_max, trained = case.path.t_max, torch.cat([c.t for c in student.calls])
     for steps in (1, 2, 3, 7, [t_max, 0.7 * t_max, 0.35 * t_max, 0.0]):
         case.sample(student, case.noise(4, 0), steps)

@@ -78,6 +78,11 @@ def test_values_take_the_types_of_their_settings() -> None:
     assert config.values["sweep"] == "12"
 
 
+def test_a_single_schedule_needs_no_outer_brackets() -> None:
+    assert compose(["evaluation.times=[1,0.5,0]"]).evaluation.times == [[1.0, 0.5, 0.0]]
+    assert compose(["evaluation.times=[]"]).evaluation.times == []
+
+
 def test_the_last_override_of_a_kind_wins() -> None:
     config = compose(["seed=1", "objective=scm", "seed=2", "objective=shortcut"])
     assert config.seed == 2

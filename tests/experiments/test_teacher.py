@@ -180,10 +180,12 @@ def test_stopped_while_drawing_pairs_the_rest_is_drawn_later(tmp_path: Path) -> 
     count = ("objective.pairs", 2 * BLOCK + 5)
     config = tiny(tmp_path, *taught(tmp_path, "reflow"), count)
     made = trainer(config)
-    with pytest.raises(Interrupted, match="after 1 of 3 blocks"):
-        made.prepare(lambda: True, lambda done, total, rate: None)
-    assert len(list((made.directory.path / "pairs").iterdir())) == 1
     seen: list[int] = []
+    with pytest.raises(Interrupted, match="while pairs were drawn"):  # at the second block's start
+        made.prepare(lambda: seen == [1], lambda done, total, rate: seen.append(done))
+    assert len(list(made.directory.pairs.iterdir())) == 1
+    assert made.directory.status() == "running"
+    seen.clear()
     made.prepare(lambda: False, lambda done, total, rate: seen.append(done))
     assert seen == [1, 2, 3]
     assert made.pairs is not None

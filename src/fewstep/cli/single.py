@@ -78,9 +78,13 @@ def _run(directory: RunDirectory, title: str) -> int:
 
 def _table(cells: Sequence[dict[str, Any]]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("metric", "steps", "NFE", "weights", "guidance", "set", "value", "floor"):
+    samplers = [_sampler(record["cell"]["sampler"]) for record in cells]
+    columns = ["metric", "steps", "NFE", "weights", "guidance", "set", "value", "floor"]
+    for column in columns:
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for record in cells:
+    if any(samplers):
+        table.add_column("sampler")
+    for record, sampler in zip(cells, samplers, strict=True):
         cell, floor = record["cell"], record["floor"]
         table.add_row(
             record["metric"]["label"],
@@ -91,8 +95,13 @@ def _table(cells: Sequence[dict[str, Any]]) -> Table:
             str(cell["sample_set"]),
             f"{record['value']:.2f}",
             "-" if floor is None else f"{floor:.2f}",
+            *([sampler] if any(samplers) else []),
         )
     return table
+
+
+def _sampler(settings: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def sample(
