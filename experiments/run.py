@@ -6,20 +6,20 @@ import logging
 import resource
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from fewstep.errors import UserError
+from fewstep.experiments import failures
+from fewstep.experiments.claim import Busy, Claim, Superseded
 from fewstep.experiments.config import RunConfig
-from fewstep.experiments.evaluation import evaluate
+from fewstep.experiments.evaluation import cells_lacking, evaluate
 from fewstep.experiments.provenance import environment, now, source_hash
 from fewstep.experiments.rundir import Json, RunDirectory
-from fewstep.experiments.trainer import Interrupted, NotFinite, Trainer
+from fewstep.experiments.trainer import Interrupted, Trainer
 from fewstep.objectives import sampling_fields
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,6 @@ class RunFailed(Exception):
     def __init__(self, record: Json) -> None:
         super().__init__(f"{record['class']}: {record['message']}")
         self.record = record
-
-
-class Busy(Exception):
-    """Another process is at work on this run."""
 
 
 def directory_of(config: RunConfig) -> RunDirectory:
@@ -145,34 +141,45 @@ def run(
         RunFailed: it ended as a failure, recorded in failure.json.
         Interrupted: ``stop()`` became true; it can be continued.
         Busy: another process has it.
+        Superseded: a newer attempt took it away; what this one did is no loss.
         UserError: the directory holds no run, or one of another configuration.
     """
     config = requested(directory)
-    lock = FileLock(directory.lock)
-    try:
-        lock.acquire(timeout=1)  # status looks at it too, for a moment
-    except Timeout:
-        raise Busy(f"another process is at work on {directory.path}") from None
-    try:
-        return _run(config, directory, stop, on_progress)
-    except Interrupted:
-        raise
-    except Exception as error:
-        record = failure_record(directory.key, error)
-        directory.write("failure", record)
-        log.info("run %s failed\n%s", directory.key, record["traceback"])
-        raise RunFailed(record) from error
-    finally:
-        lock.release()
+    finished = directory.result()
+    if finished is not None and not cells_lacking(config, directory):
+        directory.remove("failure")  # of cells asked for earlier
+        return finished
+    with Claim(directory) as claim:
+
+        def leave() -> bool:
+            claim.check()
+            return stop()
+
+        try:
+            result = _run(config, directory, claim, leave, on_progress)
+        except (Interrupted, Superseded) as reason:
+            directory.note(claim.attempt.token, ended=str(reason))
+            raise
+        except Exception as error:
+            claim.check(at_once=True)  # the failure of an attempt that is over is nobody's
+            record = failures.of_error(directory, error)
+            directory.write("failure", record)
+            directory.note(claim.attempt.token, ended=record["class"])
+            log.info("run %s failed\n%s", directory.key, record["traceback"])
+            raise RunFailed(record) from error
+        directory.note(claim.attempt.token, ended="done")
+        return result
 
 
 def _run(
     config: RunConfig,
     directory: RunDirectory,
+    claim: Claim,
     stop: Callable[[], bool],
     on_progress: OnProgress,
 ) -> Json:
     started, begun = now(), time.perf_counter()
+    directory.note(claim.attempt.token, begun=started, job=claim.attempt.job)
     directory.remove("failure")  # of an earlier attempt
     dataset = config.data.load()
     result = directory.result()
@@ -218,6 +225,7 @@ def _run(
             "finished": now(),
         },
     }
+    claim.check(at_once=True)
     directory.write("result", result)
     return result
 
@@ -230,33 +238,11 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def failure_record(key: str, error: BaseException) -> Json:
-    """failure.json for an exception: a class, a line a person understands, the traceback."""
-    return {
-        "key": key,
-        "class": failure_class(error),
-        "message": (str(error).strip() or type(error).__name__).splitlines()[0],
-        "traceback": "".join(traceback.format_exception(error)),
-        "step": getattr(error, "step", None),
-        "finished": now(),
-    }
-
-
-def failure_class(error: BaseException) -> str:
-    """nan | oom | bad_data | bug."""
-    if isinstance(error, NotFinite | FloatingPointError):
-        return "nan"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return "oom"
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-        return "oom"  # what torch's CPU allocator says
-    return "bad_data" if isinstance(error, UserError) else "bug"
-
-
 __all__ = [
     "Busy",
     "Interrupted",
     "RunFailed",
+    "Superseded",
     "directory_of",
     "load_config",
     "prepare",

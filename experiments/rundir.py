@@ -13,6 +13,8 @@
         diagnostics/              what ``fewstep diagnose`` found, and its figures
         progress.json             where a running run is (for status; may be stale)
         log.txt                   what the process printed
+        claim.json                the attempt at work on it (experiments/claim.py)
+        attempts.jsonl            when, where and how each attempt began and ended
         failure.json              why the last attempt failed, if it did
         result.json               written last: its presence means done
 
@@ -71,6 +73,23 @@ def read_json(path: Path) -> Json | None:
     return value
 
 
+def read_lines(path: Path) -> list[Json]:
+    """The JSON objects in the lines of ``path``; what a kill has torn is passed over."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The files of one run, by name. Reading never creates anything."""
@@ -110,6 +129,10 @@ class RunDirectory:
         return self.path / "run.lock"
 
     @property
+    def claim(self) -> Path:
+        return self.path / "claim.json"
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -142,18 +165,25 @@ class RunDirectory:
         return "running" if begun else "new"
 
     def metrics(self) -> list[Json]:
-        """The lines of metrics.jsonl, oldest first; a torn last line is passed over."""
-        try:
-            text = self.metrics_file.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        rows = []
-        for line in text.splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break  # killed in the middle of a write: what follows is not to be trusted
-        return rows
+        """The lines of metrics.jsonl, by step; torn ones are passed over.
+
+        Should two attempts have written for a moment, they wrote the same: one line a step is kept.
+        """
+        rows = {row["step"]: row for row in read_lines(self.metrics_file)}
+        return [rows[step] for step in sorted(rows)]
+
+    def note(self, token: str, **what: Any) -> None:
+        """Add a line about the attempt ``token`` to attempts.jsonl."""
+        line = {"token": token, "host": os.uname().nodename, "pid": os.getpid(), **what}
+        with (self.path / "attempts.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def attempts(self) -> list[Json]:
+        """What is known of each attempt, oldest first; one that lacks ``ended`` was killed."""
+        found: dict[str, Json] = {}
+        for line in read_lines(self.path / "attempts.jsonl"):
+            found.setdefault(line["token"], {}).update(line)
+        return list(found.values())
 
     def cells(self) -> dict[str, Json]:
         """Evaluated cells by name, in name order."""

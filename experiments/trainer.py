@@ -37,7 +37,7 @@ OnStep = Callable[[int, int, float], None]
 """(steps done, of how many, steps a second)"""
 
 
-class NotFinite(ArithmeticError):
+class NotFinite(FloatingPointError):
     """The loss or its gradient stopped being a number."""
 
     def __init__(self, step: int) -> None:

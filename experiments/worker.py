@@ -17,7 +17,7 @@ from pathlib import Path
 from fewstep.errors import UserError
 from fewstep.experiments.rundir import RunDirectory
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED, BUSY = 0, 1, 2, 75, 76
+DONE, FAILED, BAD_INPUT, INTERRUPTED, BUSY, SUPERSEDED = 0, 1, 2, 75, 76, 77
 
 
 class StopFlag:
@@ -26,7 +26,8 @@ class StopFlag:
     def __init__(self, parent: int | None = None) -> None:
         self.parent = parent
         self.signalled = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # a scheduler that sends USR2 sends it to all processes of a job; it means the same here
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -64,7 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     stop = StopFlag(options.parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    from fewstep.experiments.run import Busy, Interrupted, RunFailed, run  # torch: after signals
+    from fewstep.experiments.run import (  # takes seconds: after the signals
+        Busy,
+        Interrupted,
+        RunFailed,
+        Superseded,
+        run,
+    )
 
     directory = RunDirectory(options.directory)
     try:
@@ -77,6 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Busy as reason:
         logging.info("%s", reason)
         return BUSY
+    except Superseded as reason:
+        logging.info("%s", reason)
+        return SUPERSEDED
     except UserError as error:
         logging.error("%s", error)
         return BAD_INPUT

@@ -7,53 +7,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
+import psutil
 
-from fewstep.experiments import worker
-from fewstep.experiments.provenance import now
+from fewstep.experiments import failures, worker
+from fewstep.experiments.claim import SUPERSEDES, Attempt, at_work
 from fewstep.experiments.rundir import Json, RunDirectory
-from fewstep.sweeps.status import is_busy
+from fewstep.sweeps.launcher import Event, OnEvent, Outcome, teacher_of
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
-LOG_TAIL_LINES = 20
 MEMORY_PER_RUN = 2 * 2**30
 
 
 @dataclass(frozen=True)
-class Event:
-    """``kind``: started | done | failed | interrupted | busy | tick (nothing new, time passed).
-
-    Busy: another process has the run; it is looked at again until that one lets go of it.
-    """
-
-    kind: str
-    run: RunDirectory | None = None
-
-
-OnEvent = Callable[[Event, Sequence[RunDirectory]], None]
-"""(what happened, the runs at work now)"""
-
-
-@dataclass
-class Outcome:
-    """How the launched runs ended."""
-
-    done: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    interrupted: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Slot:
-    """A worker's share of the machine."""
+    """A worker's share of the machine; ``gpu`` as CUDA_VISIBLE_DEVICES names it."""
 
     threads: int
-    gpu: int | None
+    gpu: str | None
 
 
 def cores() -> int:
@@ -61,95 +36,153 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpus() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    import torch  # takes seconds: a scheduler's job, which is told its GPUs, does without
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
 def slots(runs: int, workers: int | None) -> list[Slot]:
     """A slot per worker; by default a worker per GPU, else per core as memory and runs allow."""
-    gpus = torch.cuda.device_count()
+    devices = gpus()
     if workers is None:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        workers = gpus or max(1, min(cores(), memory // MEMORY_PER_RUN))
+        memory = psutil.virtual_memory().total
+        workers = len(devices) or max(1, min(cores(), memory // MEMORY_PER_RUN))
     workers = max(1, min(workers, runs))
     threads = max(1, cores() // workers)
-    return [Slot(threads, i % gpus if gpus else None) for i in range(workers)]
+    return [Slot(threads, devices[i % len(devices)] if devices else None) for i in range(workers)]
 
 
 @dataclass
 class Worker:
-    """A run in a process."""
+    """A run in a process. ``company``: whether another run was at work at some time of its life."""
 
     run: RunDirectory
     process: subprocess.Popen[bytes]
     slot: Slot
+    company: bool = False
 
 
+@dataclass
 class LocalLauncher:
-    """Runs directories in processes of their own; a failing or killed one leaves the rest alone."""
+    """Runs directories in processes of their own; a failing or killed one leaves the rest alone.
 
-    def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers
+    Attributes:
+        workers: processes at a time; None for as many as fit.
+        environment: variables for the processes, beside our own.
+        yields: leave altogether when a newer attempt takes a run away (a job that its scheduler
+            has started again elsewhere).
+        over: whether an attempt is known to be over, though it may seem alive: the run is taken
+            from it.
+    """
+
+    workers: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    yields: bool = False
+    over: Callable[[Attempt], bool] = lambda attempt: False
+
+    def __post_init__(self) -> None:
+        self._signals: list[int] = []  # heard, and not heeded yet
+        self._crew: Crew | None = None
+
+    def stop(self) -> None:
+        """Ask the runs to save and leave, as a signal would."""
+        self._signals.append(signal.SIGTERM)
+
+    def halt(self) -> None:
+        """Have the runs save and leave, and wait for them; for signal handlers."""
+        if self._crew is not None:
+            self._crew.signal()
+            end = time.monotonic() + GRACE_SECONDS
+            while time.monotonic() < end and any(
+                w.process.poll() is None for w in self._crew.working
+            ):
+                time.sleep(POLL_SECONDS / 4)
 
     def launch(self, runs: Sequence[RunDirectory], on_event: OnEvent) -> Outcome:
         """Run all of them. On Ctrl-C or SIGTERM they save and stop, resumable; a second kills."""
-        waiting = list(runs)
-        free = slots(len(runs), self.workers)
-        working: list[Worker] = []
-        busy: list[RunDirectory] = []
-        outcome = Outcome()
-        signals: list[int] = []  # heard, and not heeded yet
-        stopping: float | None = None
 
         def on_signal(number: int, frame: object) -> None:  # an exception could lose a worker
-            signals.append(number)
+            self._signals.append(number)
 
         previous = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        crew = self._crew = Crew(self, runs, on_event)
         try:
-            while working or (waiting and stopping is None):
-                for run in waiting[:] if stopping is None else []:
-                    if not free or signals:
-                        break
-                    if teacher_of(run) in {r.key for r in [*waiting, *(w.run for w in working)]}:
-                        continue  # its turn comes when the teacher is done, or has failed
-                    if not is_busy(run):
-                        waiting.remove(run)
-                        working.append(self._start(run, free.pop()))
-                        on_event(Event("started", run), [w.run for w in working])
-                    elif run not in busy:
-                        busy.append(run)
-                        on_event(Event("busy", run), [w.run for w in working])
+            while crew.working or (crew.waiting and crew.stopping is None):
+                if crew.stopping is None and not self._signals:
+                    crew.start()
                 time.sleep(POLL_SECONDS)
-                for w in [w for w in working if w.process.poll() is not None]:
-                    working.remove(w)
-                    free.append(w.slot)
-                    if w.process.returncode == worker.BUSY:  # another was quicker
-                        waiting.append(w.run)
-                        continue
-                    event = self._end(w, outcome, stopping is not None)
-                    on_event(event, [w.run for w in working])
-                on_event(Event("tick"), [w.run for w in working])
-                late = stopping is not None and time.monotonic() - stopping > GRACE_SECONDS
-                if signals or late:
-                    # the first asks the runs to save and leave, the second does not ask
-                    number = signal.SIGTERM if stopping is None else signal.SIGKILL
-                    for w in working:
-                        w.process.send_signal(number)
-                    stopping = stopping or time.monotonic()
-                    signals.clear()
+                crew.collect()
+                on_event(Event("tick"), crew.at_work())
+                late = crew.stopping and time.monotonic() - crew.stopping > GRACE_SECONDS
+                if self._signals or late:
+                    crew.signal()
+                    self._signals.clear()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            for w in working:  # only after an error of our own
+            for w in crew.working:  # only after an error of our own
                 w.process.terminate()
-        outcome.interrupted += [run.key for run in waiting]
-        return outcome
+        crew.outcome.interrupted += [run.key for run in crew.waiting]
+        return crew.outcome
 
-    def _start(self, run: RunDirectory, slot: Slot) -> Worker:
+
+class Crew:
+    """The workers of one launch: what waits, what is at work, how it ended."""
+
+    def __init__(
+        self, launcher: LocalLauncher, runs: Sequence[RunDirectory], on_event: OnEvent
+    ) -> None:
+        self.launcher, self.on_event = launcher, on_event
+        self.waiting = list(runs)
+        self.teacher = {run.key: teacher_of(run) for run in runs}
+        self.working: list[Worker] = []
+        self.free = slots(len(runs), launcher.workers)
+        self.outcome = Outcome()
+        self.stopping: float | None = None
+        self.busy: set[str] = set()
+        self.failed: Counter[tuple[str, str]] = Counter()  # how often, by run and class
+
+    def at_work(self) -> list[RunDirectory]:
+        return [w.run for w in self.working]
+
+    def tell(self, kind: str, run: RunDirectory) -> None:
+        self.on_event(Event(kind, run), self.at_work())
+
+    def start(self) -> None:
+        """Start what may be started; a student's turn comes when its teacher is done, or failed."""
+        for run in self.waiting[:]:
+            if not self.free or (self.working and _memory_is_short()):
+                return
+            if self.teacher[run.key] in {r.key for r in [*self.waiting, *self.at_work()]}:
+                continue
+            attempt = at_work(run)
+            if attempt is None or self.launcher.over(attempt):
+                self.waiting.remove(run)
+                token = "" if attempt is None else attempt.token
+                self.working.append(self._start(run, self.free.pop(), token))
+                for w in self.working:
+                    w.company |= len(self.working) > 1
+                self.tell("started", run)
+            elif run.key not in self.busy:
+                self.busy.add(run.key)
+                self.tell("busy", run)
+
+    def _start(self, run: RunDirectory, slot: Slot, supersedes: str) -> Worker:
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(slot.threads),
             "MKL_NUM_THREADS": str(slot.threads),
             "PYTHONUNBUFFERED": "1",
+            SUPERSEDES: supersedes,
+            **self.launcher.environment,
         }
         if slot.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot.gpu)
+            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
         # -P: the folder we are in must not shadow a package (it may hold its own analysis/)
         command = [sys.executable, "-P", "-m", "fewstep.experiments.worker", str(run.path)]
         with run.log.open("ab") as log:
@@ -160,27 +193,66 @@ class LocalLauncher:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is ours to pass on
+                preexec_fn=ignore_usr2,
             )
         return Worker(run, process, slot)
 
-    def _end(self, w: Worker, outcome: Outcome, stopping: bool) -> Event:
-        code = w.process.returncode
-        if code == worker.DONE:
-            outcome.done.append(w.run.key)
-            return Event("done", w.run)
-        if code == worker.INTERRUPTED or (stopping and code < 0):
-            outcome.interrupted.append(w.run.key)
-            return Event("interrupted", w.run)
-        if w.run.failure() is None:  # it had no chance to say so itself
-            w.run.write("failure", died(w.run, code))
-        outcome.failed.append(w.run.key)
-        return Event("failed", w.run)
+    def collect(self) -> None:
+        """Look which workers have ended, and how."""
+        for w in [w for w in self.working if w.process.poll() is not None]:
+            self.working.remove(w)
+            self.free.append(w.slot)
+            self._ended(w)
+
+    def _ended(self, w: Worker) -> None:
+        code, run = w.process.returncode, w.run
+        if code == worker.SUPERSEDED and self.launcher.yields:
+            self.launcher.stop()
+        if code in (worker.BUSY, worker.SUPERSEDED):  # another has it
+            self.waiting.append(run)
+        elif code == worker.DONE:
+            self.outcome.done.append(run.key)
+            self.tell("done", run)
+        elif code == worker.INTERRUPTED or (self.stopping is not None and code < 0):
+            self.outcome.interrupted.append(run.key)
+            self.tell("interrupted", run)
+        else:
+            if run.failure() is None:  # it had no chance to say so itself
+                run.write("failure", died(run, code))
+            failure = run.failure() or {}
+            if self.stopping is None and self._again(w, failure["class"]):
+                self.waiting.append(run)
+                self.tell("again", run)
+            else:
+                self.outcome.failed.append(run.key)
+                self.tell("failed", run)
+
+    def _again(self, w: Worker, kind: str) -> bool:
+        """Whether the run has another try; memory that ran short in company is shared less."""
+        before = self.failed[w.run.key, kind]
+        self.failed[w.run.key, kind] += 1
+        short = kind == "oom" or (kind == "killed" and w.process.returncode == -signal.SIGKILL)
+        if short and w.company and w.slot.gpu is None:
+            if len(self.free) + len(self.working) > 1:
+                self.free.remove(w.slot)
+            return before == 0
+        return before < failures.CLASSES[kind].retries
+
+    def signal(self) -> None:
+        """The first asks the runs to save and leave, the second does not ask."""
+        number = signal.SIGTERM if self.stopping is None else signal.SIGKILL
+        for w in self.working:
+            w.process.send_signal(number)
+        self.stopping = self.stopping or time.monotonic()
 
 
-def teacher_of(run: RunDirectory) -> str | None:
-    """The key of the run's teacher."""
-    teacher = ((run.spec() or {}).get("config") or {}).get("teacher")
-    return None if teacher is None else Path(teacher).name
+def _memory_is_short() -> bool:
+    return bool(psutil.virtual_memory().available < MEMORY_PER_RUN // 2)
+
+
+def ignore_usr2() -> None:
+    """Until the worker has its own handler: it must not die of what asks it to save."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def died(run: RunDirectory, code: int) -> Json:
@@ -188,16 +260,5 @@ def died(run: RunDirectory, code: int) -> Json:
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (the system kills so when memory runs out)" if name == "SIGKILL" else ""
-        kind, message = "killed", f"killed by {name}{hint}"
-    else:
-        kind, message = "bug", f"the process ended with exit code {code}"
-    tail = run.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-    progress = run.progress() or {}
-    return {
-        "key": run.key,
-        "class": kind,
-        "message": message,
-        "traceback": "\n".join(tail),
-        "step": progress.get("done") if progress.get("phase") == "train" else None,
-        "finished": now(),
-    }
+        return failures.record(run, "killed", f"killed by {name}{hint}")
+    return failures.record(run, "bug", f"the process ended with exit code {code}")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from fewstep.experiments.claim import at_work
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory
 
 
@@ -77,13 +75,5 @@ def counts(runs: list[RunStatus]) -> dict[str, int]:
 
 
 def is_busy(run: RunDirectory) -> bool:
-    """Whether some process holds the run's lock."""
-    if not Path(run.lock).exists():
-        return False
-    lock = FileLock(run.lock)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
+    """Whether some process is at work on the run."""
+    return at_work(run) is not None

@@ -12,19 +12,18 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from filelock import FileLock
 from helpers.tiny import checkpoint_steps, flat, registered, times_changed, tiny, trainer
 from torch import Generator
 
 from fewstep.errors import UserError
+from fewstep.experiments.claim import Claim, at_work
 from fewstep.experiments.config import amend
+from fewstep.experiments.failures import failure_class, of_error
 from fewstep.experiments.run import (
     Busy,
     Interrupted,
     RunFailed,
     directory_of,
-    failure_class,
-    failure_record,
     load_config,
     prepare,
     requested,
@@ -96,9 +95,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     before = times_changed(directory.path)
     assert prepare(config) == directory
     assert run(directory) == result
-    after = times_changed(directory.path)
-    assert after.pop("run.lock", 0) >= before.pop("run.lock", 0)
-    assert after == before
+    assert times_changed(directory.path) == before
 
 
 def test_other_cells_are_added_to_a_finished_run_without_training(tmp_path: Path) -> None:
@@ -110,7 +107,8 @@ def test_other_cells_are_added_to_a_finished_run_without_training(tmp_path: Path
     assert requested(directory).objective == FlowMatching(solver="heun")
     assert run(directory) == result
     after = times_changed(directory.path)
-    changed = {name for name in after if after[name] != before.get(name)} - {"run.lock"}
+    changed = {name for name in after if after[name] != before.get(name)}
+    changed -= {"run.lock", "attempts.jsonl"}
     assert {Path(name).parts[0] for name in changed} == {"request.json", "evaluations", "samples"}
     assert before.keys() <= after.keys()
     told = [
@@ -186,14 +184,14 @@ def test_a_run_root_that_is_a_file(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
     directory = prepare(tiny(tmp_path, "training.steps=1"))
-    with FileLock(directory.lock):
+    with Claim(directory):
         before = times_changed(directory.path)
         with pytest.raises(Busy, match="another process"):
             run(directory)
-        assert times_changed(directory.path) == before
+        changed = times_changed(directory.path)
+        assert {n for n in changed if changed[n] != before[n]} <= {"run.lock"}
     assert run(directory)["steps"] == 1
-    with FileLock(directory.lock, timeout=0):  # the run let go of it
-        pass
+    assert not directory.claim.exists()  # the run let go of it
 
 
 # ---------------------------------------------------------------------------------- how it fails
@@ -214,7 +212,7 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
 )
 def test_classes_of_failure(error: Exception, name: str) -> None:
     assert failure_class(error) == name
-    record = failure_record("k", error)
+    record = of_error(RunDirectory(Path("nowhere")), error)
     assert record["class"] == name
     assert record["message"]
     assert record["step"] == getattr(error, "step", None)
@@ -227,7 +225,8 @@ def test_more_memory_than_there_is_is_no_bug() -> None:
 
 
 def test_a_message_of_many_lines_becomes_one() -> None:
-    assert failure_record("k", RuntimeError("first\nsecond"))["message"] == "first"
+    told = of_error(RunDirectory(Path("nowhere")), RuntimeError("first\nsecond"))
+    assert told["message"] == "first"
 
 
 @dataclass(frozen=True)
@@ -261,8 +260,7 @@ def test_a_failed_run_is_tried_again_from_its_checkpoint(tmp_path: Path) -> None
         assert directory.failure() == caught.value.record
         assert "MemoryError" in caught.value.record["traceback"]
         assert checkpoint_steps(directory) == [2]
-        with FileLock(directory.lock, timeout=0):
-            pass
+        assert at_work(directory) is None
         flag.unlink()
         steps: list[int] = []
         run(directory, on_progress=lambda phase, done, total, rate: steps.append(done))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from filelock import FileLock
 from helpers.commands import TINY, fewstep, finish, start, succeed, tree, wait_for
 
+from fewstep.experiments.claim import Claim
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
 from fewstep.sweeps.local import cores, slots
 
@@ -164,7 +164,7 @@ def test_a_run_that_another_process_has_is_waited_for(long_sweep):
     succeed("sweep", "mine.yaml", *OVERRIDES, "case=c", cwd=long_sweep)
     done = runs(long_sweep)["c"]
     (done.path / "result.json").unlink()
-    with FileLock(done.lock):  # as a worker of another driver holds it
+    with Claim(done):  # as a worker of another driver holds it
         driver = start("sweep", "mine.yaml", *OVERRIDES, "case=c", cwd=long_sweep)
         assert driver.stdout is not None
         told = [driver.stdout.readline() for _ in range(2)]

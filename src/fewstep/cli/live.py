@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from fewstep.cli.console import duration, out
 from fewstep.experiments.rundir import RunDirectory
-from fewstep.sweeps.local import Event
+from fewstep.sweeps.launcher import Event
 from fewstep.sweeps.plan import Planned
 
 LINE_SECONDS = 20.0
@@ -60,6 +60,11 @@ class SweepView:
             return
         if kind == "busy":
             out.print(f"waiting for {self.labels[run.key]} ({run.key}): another process has it")
+            return
+        if kind == "again":
+            why = run.failure() or {"class": "?", "message": "?"}
+            label = f"{self.labels[run.key]} ({run.key})"
+            out.print(f"again {label}: {why['class']}: {why['message']}", markup=False)
             return
         if self.bar is not None and run.key in self.tasks:
             self.bar.remove_task(self.tasks.pop(run.key))

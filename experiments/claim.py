@@ -1,0 +1,178 @@
+"""Who is at work on a run: ``claim.json``, one attempt at a time.
+
+A file lock cannot tell. Over a network file system it may outlive its holder or miss it, and a node
+that the scheduler has given up may go on holding one, and writing, while the run is started again
+elsewhere. So an attempt names itself in the run's directory, shows that it lives by touching that
+file, and looks again and again whether the name is still its own: the newer one wins, the older one
+leaves without a word. A lock is held only for the moment in which the file changes hands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from fewstep.experiments.provenance import now
+from fewstep.experiments.rundir import RunDirectory, read_json, write_json
+
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 90.0  # of silence, after which an attempt on another machine is taken for dead
+LOOK_SECONDS = 1.0
+JOB = "FEWSTEP_JOB"  # JSON: what a launcher says of itself, for status and for its own next attempt
+SUPERSEDES = "FEWSTEP_SUPERSEDES"  # token of an attempt that the launcher knows to be over
+
+
+class Busy(Exception):
+    """Another process is at work on this run."""
+
+
+class Superseded(Exception):
+    """A newer attempt has taken the run; nothing more may be written."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A process at work on a run.
+
+    Attributes:
+        token: unique. host, machine, pid, born: which process it is; ``machine`` is one boot of
+            one kernel and one space of process ids. job: what the launcher says of itself.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    born: float
+    begun: str
+    job: dict[str, Any] | None = None
+
+    @classmethod
+    def mine(cls) -> Attempt:
+        """This process, with a new token."""
+        job = json.loads(os.environ[JOB]) if os.environ.get(JOB) else None
+        born = psutil.Process().create_time()
+        return cls(uuid.uuid4().hex, os.uname().nodename, _machine(), os.getpid(), born, now(), job)
+
+
+def holder(directory: RunDirectory) -> Attempt | None:
+    """The attempt that holds the run, alive or not."""
+    found = read_json(directory.claim)
+    return None if found is None else Attempt(**found)
+
+
+def alive(attempt: Attempt, touched: float, now: float) -> bool:
+    """Whether the attempt's process lives; by its last touch where it is on another machine."""
+    if attempt.machine == _machine():
+        try:
+            process = psutil.Process(attempt.pid)
+            same = abs(process.create_time() - attempt.born) < 1
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+    return now - touched < STALE_SECONDS
+
+
+def at_work(directory: RunDirectory) -> Attempt | None:
+    """The living attempt that holds the run."""
+    try:
+        touched = directory.claim.stat().st_mtime
+        attempt = holder(directory)
+    except FileNotFoundError:
+        return None
+    return attempt if attempt is not None and alive(attempt, touched, time.time()) else None
+
+
+class Claim:
+    """A context in which this process holds the run.
+
+    Raises:
+        Busy: another living attempt has it.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self.attempt = Attempt.mine()
+        self.looked = time.monotonic()
+        self._over = threading.Event()
+
+    def __enter__(self) -> Claim:
+        try:
+            with FileLock(self.directory.lock, timeout=30):
+                self._take()
+        except Timeout:
+            raise Busy(f"another process is at work on {self.directory.path}") from None
+        threading.Thread(target=self._beat, daemon=True, name="claim").start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        with FileLock(self.directory.lock, timeout=30):
+            if self._own():
+                self.directory.claim.unlink(missing_ok=True)
+
+    def check(self, at_once: bool = False) -> None:
+        """Look, at most once a second unless ``at_once``, whether the run is still ours.
+
+        Raises:
+            Superseded: it is not.
+        """
+        if not at_once and time.monotonic() - self.looked < LOOK_SECONDS:
+            return
+        self.looked = time.monotonic()
+        if not self._own():
+            raise Superseded(f"a newer attempt has {self.directory.path}")
+
+    def _take(self) -> None:
+        path = self.directory.claim
+        fresh = path.with_name(f".{path.name}.{self.attempt.token}")
+        write_json(fresh, asdict(self.attempt))
+        try:
+            held = holder(self.directory)
+            # both times are the file system's own: clocks of machines differ
+            if (
+                held is not None
+                and held.token != os.environ.get(SUPERSEDES)
+                and alive(held, path.stat().st_mtime, fresh.stat().st_mtime)
+            ):
+                raise Busy(f"another process is at work on {self.directory.path}")
+            os.replace(fresh, path)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+    def _own(self) -> bool:
+        held = holder(self.directory)
+        return held is not None and held.token == self.attempt.token
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_SECONDS):
+            try:
+                if not self._own():
+                    return
+                os.utime(self.directory.claim)
+            except OSError:  # the file system is away: try again
+                continue
+
+
+def _machine() -> str:
+    """This boot of this kernel, and this space of process ids; empty where nobody can tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{os.uname().nodename} {int(psutil.boot_time())}"

@@ -1,0 +1,99 @@
+"""Failures as data: a class, a line a person understands, and what is worth trying again."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep.experiments.provenance import now
+from fewstep.experiments.rundir import Json, RunDirectory
+
+LOG_TAIL_LINES = 20
+
+
+@dataclass(frozen=True)
+class FailureClass:
+    """``retries``: how often a launcher tries again by itself. ``resumed``: whether launching the
+    sweep another time does; else only ``fewstep retry``.
+    """
+
+    what: str
+    retries: float
+    resumed: bool
+
+
+CLASSES = {
+    "nan": FailureClass("a loss, a gradient or a sample is not finite", 0, False),
+    "oom": FailureClass("out of memory", 0, False),
+    "bad_data": FailureClass("settings or data that do not fit", 0, True),
+    "bug": FailureClass("an exception", 0, True),
+    "killed": FailureClass("the process was killed from outside", 1, True),
+    "lost_node": FailureClass("the machine was lost", math.inf, True),
+    "preempted": FailureClass("another job took the machine", math.inf, True),
+    "timeout": FailureClass("the job's time ran out", math.inf, True),
+    "cancelled": FailureClass("somebody cancelled it", 0, True),
+}
+
+
+def failure_class(error: BaseException) -> str:
+    """nan | oom | bad_data | bug, of an exception."""
+    import torch  # status and reports read failures without it
+
+    from fewstep.errors import UserError
+
+    if isinstance(error, FloatingPointError):
+        return "nan"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "oom"
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return "oom"  # what torch's CPU allocator says
+    return "bad_data" if isinstance(error, UserError) else "bug"
+
+
+def of_error(run: RunDirectory, error: BaseException) -> Json:
+    """failure.json for an exception."""
+    return record(
+        run,
+        failure_class(error),
+        (str(error).strip() or type(error).__name__).splitlines()[0],
+        "".join(traceback.format_exception(error)),
+        getattr(error, "step", None),
+    )
+
+
+def record(
+    run: RunDirectory, kind: str, message: str, trace: str = "", step: int | None = None
+) -> Json:
+    """failure.json: its class, one line, the traceback if there is one, the end of the log."""
+    assert kind in CLASSES, kind
+    progress = run.progress() or {}
+    if step is None and progress.get("phase") == "train":
+        step = progress["done"]
+    return {
+        "key": run.key,
+        "class": kind,
+        "message": message,
+        "traceback": trace,
+        "log_tail": log_tail(run.log),
+        "step": step,
+        "finished": now(),
+    }
+
+
+def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> list[str]:
+    """The last ``lines`` of a log; none where there is no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 64 * 1024))  # a log may be long
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+    except FileNotFoundError:
+        return []
+
+
+def resumed(run: RunDirectory, asked: Iterable[str] = ()) -> bool:
+    """Whether launching the sweep tries the run again; ``asked``: classes asked for by name."""
+    failure = run.failure()
+    return failure is None or failure["class"] in asked or CLASSES[failure["class"]].resumed

@@ -1,0 +1,49 @@
+"""What every launcher is: it brings run directories to their end, and tells what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from fewstep.experiments.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Event:
+    """``kind``: started | done | failed | again | interrupted | busy | tick.
+
+    Again: it failed, and is tried once more. Busy: another process has the run; it is looked at
+    again until that one lets go of it. Tick: nothing new, time passed.
+    """
+
+    kind: str
+    run: RunDirectory | None = None
+
+
+OnEvent = Callable[[Event, Sequence[RunDirectory]], None]
+"""(what happened, the runs at work now)"""
+
+
+@dataclass
+class Outcome:
+    """How the launched runs ended, by key."""
+
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    interrupted: list[str] = field(default_factory=list)
+
+
+class Launcher(Protocol):
+    """Runs directories somewhere, and waits for them."""
+
+    def launch(self, runs: Sequence[RunDirectory], on_event: OnEvent) -> Outcome:
+        """Run all of them; finished ones are not repeated, begun ones go on."""
+        ...
+
+
+def teacher_of(run: RunDirectory) -> str | None:
+    """The key of the run's teacher."""
+    teacher = ((run.spec() or {}).get("config") or {}).get("teacher")
+    return None if teacher is None else Path(teacher).name

@@ -1,0 +1,235 @@
+"""On a node: ``python -m fewstep.sweeps.slurm.job FOLDER``, one task of a submission's array.
+
+What the task has to do stands in the submission's manifest, written before sbatch was called, and
+not in a pickle that submitit moves into place after it: a submitter that dies in between leaves no
+orphan. The rest is submitit's: it hears the signal (USR2) that comes before the time limit or with
+preemption, has us save, and puts the job back into the queue.
+
+A job that is preempted, or whose node is lost, starts again here and goes on from the runs' own
+checkpoints. Runs that were finished meanwhile, by whomever, are left as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.submission import process_job
+from submitit.core.utils import DelayedSubmission
+
+from fewstep.experiments import failures, worker
+from fewstep.experiments.claim import JOB, Attempt
+from fewstep.experiments.rundir import Json, RunDirectory, read_json
+from fewstep.sweeps.launcher import Event
+from fewstep.sweeps.local import LocalLauncher, ignore_usr2
+from fewstep.sweeps.slurm import queue
+
+FOR_EVER = 10**6  # time-outs that submitit lets a job have
+ASK_SECONDS = 10.0
+log = logging.getLogger(__name__)
+
+
+class PackFailed(Exception):
+    """A run of the pack failed; so the job does, and those that wait for it with afterok."""
+
+
+@dataclass
+class Pack:
+    """One task of the array: some runs. What submitit calls, checkpoints and calls again."""
+
+    folder: str
+    index: int
+    launcher: LocalLauncher | None = field(default=None, repr=False)
+
+    def __call__(self) -> None:
+        manifest = read_manifest(Path(self.folder))
+        sweep = Path(self.folder).parent.parent
+        runs = [RunDirectory(sweep / key) for key in manifest["tasks"][self.index]]
+        told = this_job()
+        log.info("job %s, restart %s: %d runs", told["id"], told["restart"], len(runs))
+        if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+            return each_rank(runs, told)
+        self.launcher = LocalLauncher(
+            workers=manifest["at_a_time"],
+            environment={JOB: json.dumps(told)},
+            yields=True,
+            over=Ghosts(told, manifest["name"]),
+        )
+        outcome = self.launcher.launch(runs, report)
+        if outcome.interrupted:
+            self._ended_from_outside(runs)
+        if outcome.failed:
+            raise PackFailed(f"{len(outcome.failed)} of {len(runs)} runs failed")
+        return None
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Have the runs save and leave; the job is queued again by whoever calls this."""
+        if self.launcher is not None:
+            self.launcher.halt()
+        return DelayedSubmission(Pack(self.folder, self.index))
+
+    __submitit_checkpoint__ = checkpoint
+
+    def _ended_from_outside(self, runs: Sequence[RunDirectory]) -> None:
+        """SIGTERM came, not USR2: somebody cancelled the job, or it is preempted without notice."""
+        why = reason_of_end()
+        left = [run for run in runs if run.result() is None]
+        for run in left:
+            if why in ("cancelled", "timeout"):
+                run.write("failure", failures.record(run, why, f"the job was {WORDS[why]}"))
+        if why == "preempted":  # a job that ends by itself now is not queued again
+            while True:
+                signal.pause()
+
+
+WORDS = {"cancelled": "cancelled (scancel)", "timeout": "at its time limit"}
+
+
+def report(event: Event, working: Sequence[RunDirectory]) -> None:
+    """A line in the job's log."""
+    if event.run is not None:
+        failure = event.run.failure() if event.kind in ("failed", "again") else None
+        why = f": {failure['class']}: {failure['message']}" if failure else ""
+        log.info("%s %s%s", event.kind, event.run.key, why)
+
+
+def each_rank(runs: Sequence[RunDirectory], told: Json) -> None:
+    """Runs that have all tasks of the job to themselves, one after the other.
+
+    Every task comes here, and starts its rank of torch's process group. Only the first may fail:
+    the others end with it.
+    """
+    environment = {**os.environ, **rank_environment(), JOB: json.dumps(told)}
+    working: list[subprocess.Popen[bytes]] = []
+
+    def on_term(number: int, frame: object) -> None:
+        for process in working:
+            process.terminate()
+
+    signal.signal(signal.SIGTERM, on_term)
+    for run in runs:
+        with run.log.open("ab") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "fewstep.experiments.worker", str(run.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                preexec_fn=ignore_usr2,
+            )
+        working[:] = [process]
+        code = process.wait()
+        if code not in (worker.DONE, worker.INTERRUPTED, worker.BUSY, worker.SUPERSEDED):
+            raise PackFailed(f"run {run.key} failed (exit code {code})")
+
+
+def rank_environment() -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun sets them."""
+    torch_env = submitit.helpers.TorchDistributedEnvironment()
+    return {
+        "RANK": str(torch_env.rank),
+        "WORLD_SIZE": str(torch_env.world_size),
+        "LOCAL_RANK": str(torch_env.local_rank),
+        "LOCAL_WORLD_SIZE": str(torch_env.local_world_size),
+        "MASTER_ADDR": torch_env.master_addr,
+        "MASTER_PORT": str(torch_env.master_port),
+    }
+
+
+@dataclass
+class Ghosts:
+    """Whether an attempt that seems alive is over for SLURM: its node was given up, not stopped."""
+
+    mine: Json
+    name: str
+    asked: dict[str, tuple[float, bool]] = field(default_factory=dict)
+
+    def __call__(self, attempt: Attempt) -> bool:
+        job = attempt.job
+        if job is None or job.get("launcher") != "slurm":
+            return False
+        if job["id"] == self.mine["id"]:
+            return bool(job["restart"] < self.mine["restart"])
+        asked, told = self.asked.get(attempt.token, (0.0, False))
+        if not told and time.monotonic() - asked > ASK_SECONDS:
+            told = self._over(job)
+            self.asked[attempt.token] = (time.monotonic(), told)
+        return told
+
+    def _over(self, job: Json) -> bool:
+        found = queue.jobs(self.name, [job["id"].split("_")[0]])
+        if found is None:
+            return False
+        now = found.get(job["id"])
+        return now is None or not now.live or now.waiting or now.restarts > job["restart"]
+
+
+def this_job() -> Json:
+    """What this job says of itself in a claim."""
+    environment = submitit.JobEnvironment()
+    return {
+        "launcher": "slurm",
+        "id": environment.job_id,
+        "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+        "node": os.environ.get("SLURMD_NODENAME", environment.hostname),
+    }
+
+
+def reason_of_end() -> str:
+    """cancelled | preempted | timeout | unknown: why this job got a SIGTERM."""
+    try:
+        told = queue.command("scontrol", "show", "job", submitit.JobEnvironment().job_id)
+    except Exception:  # some sites allow no queries from nodes
+        return "unknown"
+    if not re.search(r"PreemptTime=(None|N/A)", told):
+        return "preempted"
+    ran, limit = (_seconds(told, field) for field in ("RunTime", "TimeLimit"))
+    return "timeout" if ran is not None and limit is not None and ran >= limit else "cancelled"
+
+
+def _seconds(text: str, name: str) -> int | None:
+    found = re.search(rf"{name}=(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``manifest.json`` of a submission."""
+    manifest = read_json(folder / "manifest.json")
+    assert manifest is not None, f"no manifest in {folder}"
+    return manifest
+
+
+def main() -> None:
+    """The task that SLURM started."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    folder = Path(sys.argv[1])
+    os.environ["SUBMITIT_FOLDER"] = str(folder)
+    pickle = submitit.JobEnvironment().paths.submitted_pickle
+    if not pickle.exists():  # its submitter has not come to it yet, or never will
+        delayed = DelayedSubmission(
+            Pack(str(folder), int(os.environ.get("SLURM_ARRAY_TASK_ID", 0)))
+        )
+        minutes = read_manifest(folder)["minutes"]
+        delayed.set_timeout(minutes, FOR_EVER)
+        fresh = pickle.with_name(f".{pickle.name}.{os.getpid()}")
+        delayed.dump(fresh)
+        os.replace(fresh, pickle)
+    process_job(folder)
+
+
+if __name__ == "__main__":
+    main()

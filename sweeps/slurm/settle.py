@@ -1,0 +1,48 @@
+"""What SLURM knows of a run's end and the run itself could not write down."""
+
+from __future__ import annotations
+
+from fewstep.experiments import failures
+from fewstep.experiments.claim import at_work
+from fewstep.experiments.rundir import SweepDirectory
+from fewstep.sweeps.slurm.queue import Job
+from fewstep.sweeps.slurm.settings import SlurmSettings
+from fewstep.sweeps.slurm.submission import Slurm
+
+ENDS = {
+    "CANCELLED": ("cancelled", "the job was cancelled"),
+    "TIMEOUT": ("timeout", "the job reached its time limit before it could save"),
+    "DEADLINE": ("timeout", "the job reached its deadline"),
+    "OUT_OF_MEMORY": ("oom", "the job took more memory than it asked for"),
+    "NODE_FAIL": ("lost_node", "the node was lost"),
+    "BOOT_FAIL": ("lost_node", "the node did not start"),
+    "LOST": ("lost_node", "the node was lost, and the job is in the queue no more"),
+    "PREEMPTED": ("preempted", "another job took the node, and the job is in the queue no more"),
+    "FAILED": ("bug", "the job failed before its runs could begin"),
+}
+
+
+def settle(sweep: SweepDirectory) -> dict[str, str]:
+    """Record why runs ended whose job is gone and that say nothing themselves; key -> class.
+
+    Raises:
+        UserError: SLURM does not answer.
+    """
+    made = {}
+    for key, (submission, index, job) in Slurm(sweep, SlurmSettings()).jobs().items():
+        run = next((r for r in sweep.runs() if r.key == key), None)
+        if run is None or job is None or job.live or run.status() in ("done", "failed"):
+            continue
+        if at_work(run) is not None or job.state not in ENDS:
+            continue
+        kind, message = ENDS[job.state]
+        if _never_began(job) and kind == "cancelled":
+            message = "the job was cancelled before it began"
+        where = f" (job {job.id}, log: {submission.log(index)})"
+        run.write("failure", failures.record(run, kind, message + where))
+        made[key] = kind
+    return made
+
+
+def _never_began(job: Job) -> bool:
+    return job.nodes in ("", "None assigned")
