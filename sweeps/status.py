@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fewstep.experiments.claim import at_work
+from fewstep.experiments.claim import Attempt, at_work
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory
+
+STATES = ("done", "running", "queued", "interrupted", "failed", "cancelled", "stopped", "new")
+"""Stopped: ended early by a search algorithm, which is no failure."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
     """One run, as told by its files.
 
-    ``state``: new | running | interrupted | failed | done. ``note``: the reason of a failure.
+    ``state``: one of ``STATES``. ``node``: where it is, or was last, at work. ``restarts``: how
+    many attempts there were before. ``rate``: steps a second. ``left``: seconds of training left.
+    ``note``: the reason of a failure, or why it waits.
     """
 
     key: str
@@ -26,29 +32,40 @@ class RunStatus:
     rate: float | None
     values: dict[int, float]
     note: str
+    node: str = ""
+    restarts: int = 0
+    left: float | None = None
+    phase: str = ""
 
 
-def run_status(run: RunDirectory, member: Json | None = None) -> RunStatus:
-    """Read one run; ``member`` is its entry in sweep.json, if there is one."""
+Waiting = Callable[[SweepDirectory], Mapping[str, str]]
+"""What a scheduler says of runs that wait for it: key -> a word (why they wait)."""
+
+
+def run_status(
+    run: RunDirectory, member: Json | None = None, waits: str | None = None
+) -> RunStatus:
+    """Read one run; ``member``: its entry in sweep.json; ``waits``: it is in a queue, and why."""
     spec = run.spec() or {}
     config = spec.get("config", {})
     steps = int(config.get("training", {}).get("steps", 0))
     result, failure, progress = run.result(), run.failure() or {}, run.progress() or {}
-    state: str = run.status()
-    if is_busy(run):
-        state = "running"
-    elif state == "running":
-        state = "interrupted"
-    step = progress.get("done", 0) if progress.get("phase") == "train" else 0
-    if result is not None or progress.get("phase") == "evaluate":
-        step = steps
-    elif failure.get("step") is not None:
-        step = failure["step"]
+    attempt = None if result and not failure else at_work(run)
+    attempts = run.attempts()
+    state = _state(run, attempt, failure, waits)
     values = {
         cell["cell"]["steps"]: cell["value"]
         for cell in run.cells().values()
         if cell["cell"]["weights"] == "ema" and cell["cell"]["guidance"] == 1
     }
+    step = progress.get("done", 0) if progress.get("phase") == "train" else 0
+    if result is not None or progress.get("phase") == "evaluate":
+        step = steps
+    elif failure.get("step") is not None:
+        step = failure["step"]
+    rate = result["steps_per_second"] if result else progress.get("rate")
+    training = state == "running" and progress.get("phase") == "train" and rate
+    note = f"{failure['class']}: {failure['message']}" if failure and result is None else ""
     return RunStatus(
         key=run.key,
         title=str(spec.get("title") or (member or {}).get("title", "?")),
@@ -57,16 +74,42 @@ def run_status(run: RunDirectory, member: Json | None = None) -> RunStatus:
         state=state,
         step=int(step),
         steps=steps,
-        rate=result["steps_per_second"] if result else progress.get("rate"),
+        rate=rate,
         values=dict(sorted(values.items())),
-        note=f"{failure['class']}: {failure['message']}" if failure and result is None else "",
+        note=note or (waits or "" if state == "queued" else ""),
+        node=_node(attempt, attempts),
+        restarts=max(0, len(attempts) - 1),
+        left=(steps - step) / rate if training else None,
+        phase=progress.get("phase", "") if state == "running" else "",
     )
 
 
-def sweep_status(sweep: SweepDirectory) -> list[RunStatus]:
+def _state(run: RunDirectory, attempt: Attempt | None, failure: Json, waits: str | None) -> str:
+    state: str = run.status()
+    if attempt is not None:
+        return "running"
+    if state == "done":
+        return state
+    if waits is not None:
+        return "queued"
+    if state == "failed":
+        return "cancelled" if failure.get("class") == "cancelled" else "failed"
+    return "interrupted" if state == "running" else state
+
+
+def _node(attempt: Attempt | None, attempts: list[Json]) -> str:
+    if attempt is not None:
+        return str((attempt.job or {}).get("node", attempt.host))
+    if attempts:
+        return str((attempts[-1].get("job") or {}).get("node", attempts[-1]["host"]))
+    return ""
+
+
+def sweep_status(sweep: SweepDirectory, waiting: Waiting = lambda sweep: {}) -> list[RunStatus]:
     """All members of a sweep, in its order."""
     members = {m["key"]: m for m in (sweep.plan() or {"runs": []})["runs"]}
-    return [run_status(run, members.get(run.key)) for run in sweep.runs()]
+    waits = waiting(sweep)
+    return [run_status(run, members.get(run.key), waits.get(run.key)) for run in sweep.runs()]
 
 
 def counts(runs: list[RunStatus]) -> dict[str, int]:
