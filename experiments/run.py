@@ -153,13 +153,21 @@ def run(
 
         def leave() -> bool:
             claim.check()
-            return stop()
+            return stop() or claim.cancelled
 
         try:
             result = _run(config, directory, claim, leave, on_progress)
-        except (Interrupted, Superseded) as reason:
+        except Superseded as reason:
             directory.note(claim.attempt.token, ended=str(reason))
             raise
+        except Interrupted as reason:
+            kind = "cancelled" if claim.cancelled else "interrupted"
+            directory.note(claim.attempt.token, ended=kind)
+            if not claim.cancelled:
+                raise
+            record = failures.record(directory, "cancelled", f"cancelled: {reason}")
+            directory.write("failure", record)
+            raise RunFailed(record) from None
         except Exception as error:
             claim.check(at_once=True)  # the failure of an attempt that is over is nobody's
             record = failures.of_error(directory, error)

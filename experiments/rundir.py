@@ -14,6 +14,7 @@
         progress.json             where a running run is (for status; may be stale)
         log.txt                   what the process printed
         claim.json                the attempt at work on it (experiments/claim.py)
+        cancel                    there when somebody asks it to stop
         attempts.jsonl            when, where and how each attempt began and ended
         failure.json              why the last attempt failed, if it did
         result.json               written last: its presence means done
@@ -131,6 +132,10 @@ class RunDirectory:
     @property
     def claim(self) -> Path:
         return self.path / "claim.json"
+
+    @property
+    def cancel(self) -> Path:
+        return self.path / "cancel"
 
     @property
     def metrics_file(self) -> Path:

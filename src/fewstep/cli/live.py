@@ -11,7 +11,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from fewstep.cli.console import duration, out
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.sweeps.launcher import Event
-from fewstep.sweeps.plan import Planned
 
 LINE_SECONDS = 20.0
 TRAINING_SHARE = 0.85  # of a run's time; the rest is evaluation. Only the estimate depends on it.
@@ -20,9 +19,10 @@ TRAINING_SHARE = 0.85  # of a run's time; the rest is evaluation. Only the estim
 class SweepView:
     """Called with each event of the launcher."""
 
-    def __init__(self, runs: Sequence[Planned], cached: int) -> None:
-        self.labels: Mapping[str, str] = {r.directory.key: r.member.label for r in runs}
-        self.total, self.cached = len(runs) + cached, cached
+    def __init__(self, runs: Sequence[RunDirectory], labels: Mapping[str, str]) -> None:
+        self.labels = {**{r.key: r.key for r in runs}, **labels}
+        self.cached = max(0, len(labels) - len(runs))
+        self.total = len(runs) + self.cached
         self.finished = self.failed = 0
         self.bar: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
@@ -100,9 +100,9 @@ class SweepView:
 
 
 @contextmanager
-def sweep_view(runs: Sequence[Planned], cached: int) -> Iterator[SweepView]:
-    """A view of ``runs`` being launched, ``cached`` others being done already."""
-    view = SweepView(runs, cached)
+def sweep_view(runs: Sequence[RunDirectory], labels: Mapping[str, str]) -> Iterator[SweepView]:
+    """A view of ``runs`` being launched; ``labels``: of all runs of the sweep, by key."""
+    view = SweepView(runs, labels)
     if not out.is_terminal:
         yield view
         return

@@ -1,0 +1,173 @@
+"""Commands that start runs: sweep and retry."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fewstep.cli.console import err, out
+from fewstep.errors import UserError, check_choice, check_range
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory
+from fewstep.sweeps.launching import LAUNCHERS, failed, ready, recall, remember
+
+INTERRUPTED = 130
+
+
+def sweep(
+    name: str, overrides: Sequence[Any], *, plan_only: bool, launcher: str, workers: int | None
+) -> int:
+    """``fewstep sweep``; returns the exit code."""
+    from fewstep.cli.plan import show
+    from fewstep.experiments.failures import resumed
+    from fewstep.sweeps import definition
+    from fewstep.sweeps.plan import plan
+
+    check_choice("--launcher", launcher, LAUNCHERS)
+    made = plan(definition.load(name).with_overrides(overrides))
+    settings = dict(made.sweep.launchers.get(launcher, {}))
+    if workers is not None:
+        check_range("--workers", workers, 1)
+        if launcher != "local":
+            raise UserError(f"--workers is the local launcher's, not {launcher}'s")
+        settings["workers"] = workers
+    check_settings(launcher, settings)
+    show(made, launcher, settings, whole=plan_only)
+    if plan_only:
+        return 0
+    waiting = [run for run in made.runs if run.to_do]
+    begun = [run for run in waiting if resumed(run.directory)]
+    tell_left([run.directory for run in waiting if run not in begun], made.sweep.name)
+    made.write()
+    resources = {run.directory.key: run.resources for run in begun}
+    remember(made.directory, launcher, settings, resources)
+    labels = {run.directory.key: run.member.label for run in made.runs}
+    return launch(
+        made.directory,
+        [run.directory for run in begun],
+        labels,
+        launcher,
+        settings,
+        resources,
+        made.runs[0].member.config.values["tracking"],
+    )
+
+
+def retry(name: str, root: Path, classes: Sequence[str], keys: Sequence[str]) -> int:
+    """``fewstep retry``; returns the exit code."""
+    from fewstep.cli.many import find_sweep
+    from fewstep.experiments.failures import CLASSES
+
+    for kind in classes:
+        check_choice("--class", kind, tuple(CLASSES))
+    directory = find_sweep(name, root)
+    runs = failed(directory, classes, keys)
+    if not runs:
+        asked = f" of class {', '.join(classes)}" if classes else ""
+        out.print(f"no failed runs{asked} in sweep {name}", markup=False)
+        return 0
+    launcher, settings, resources = recall(directory)
+    plan = directory.plan() or {"runs": []}
+    labels = {
+        m["key"]: " ".join(f"{k}={v}" for k, v in {**m["choices"], "seed": m["seed"]}.items())
+        for m in plan["runs"]
+    }
+    tracking = ((runs[0].spec() or {})["config"])["tracking"]
+    out.print(f"sweep {name}: {len(runs)} failed runs are tried again ({launcher})")
+    return launch(directory, runs, labels, launcher, settings, resources, tracking)
+
+
+def launch(
+    directory: SweepDirectory,
+    runs: Sequence[RunDirectory],
+    labels: Mapping[str, str],
+    launcher: str,
+    settings: Mapping[str, Any],
+    resources: Mapping[str, Any],
+    tracking: Mapping[str, Any],
+) -> int:
+    """Start ``runs``; wait for them, record and report, unless a scheduler does that."""
+    from fewstep.cli.live import sweep_view
+
+    ready(runs)
+    if launcher == "slurm":
+        return submit(directory, runs, settings, resources)
+    outcome = None
+    if runs:
+        with sweep_view(runs, labels) as view:
+            made = launcher_of(launcher, settings, resources)
+            outcome = made.launch(runs, view)
+    if outcome is not None and outcome.interrupted:
+        n = len(outcome.interrupted)
+        err.print(f"{n} runs are not finished; the same command continues them")
+        return INTERRUPTED
+    from fewstep.cli.many import report, sync_sweeps
+
+    report(directory, None)
+    if tracking["enabled"]:
+        sync_sweeps([directory], directory.path.parent, tracking["uri"])
+    return 1 if any(run.status() == "failed" for run in directory.runs()) else 0
+
+
+def check_settings(launcher: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that the launcher does not have."""
+    if launcher == "slurm":
+        from fewstep.sweeps.slurm.settings import SlurmSettings
+
+        SlurmSettings.parse(settings)
+    else:
+        launcher_of(launcher, settings, {})
+
+
+def launcher_of(launcher: str, settings: Mapping[str, Any], resources: Mapping[str, Any]) -> Any:
+    """A launcher that waits for its runs."""
+    if launcher == "ray":
+        from fewstep.sweeps.ray import RayLauncher, RaySettings
+
+        return RayLauncher(RaySettings.parse(settings), resources)
+    from fewstep.errors import unknown
+    from fewstep.experiments.trainer import choose_device
+    from fewstep.sweeps.local import LocalLauncher
+
+    choose_device("auto")
+    for key in settings:
+        if key != "workers":
+            raise unknown("setting of local", key, ("workers",))
+    return LocalLauncher(settings.get("workers"))
+
+
+def submit(
+    directory: SweepDirectory,
+    runs: Sequence[RunDirectory],
+    settings: Mapping[str, Any],
+    resources: Mapping[str, Any],
+) -> int:
+    """Submit to SLURM, and return: nobody needs to stay logged in."""
+    from fewstep.sweeps.resources import Resources
+    from fewstep.sweeps.slurm.settings import SlurmSettings
+    from fewstep.sweeps.slurm.submission import Slurm
+
+    wanted = {run.key: resources.get(run.key, Resources()) for run in runs}
+    made = Slurm(directory, SlurmSettings.parse(settings)).submit(runs, wanted)
+    sent = {key for s in made for keys in s.tasks for key in keys}
+    for s in made:
+        n = sum(len(keys) for keys in s.tasks)
+        out.print(f"submitted job {s.job}: {len(s.tasks)} tasks, {n} runs", markup=False)
+    if len(sent) < len(runs):
+        out.print(f"{len(runs) - len(sent)} runs are in the queue already, or at work")
+    out.print(f"to follow it: fewstep status {directory.name} --watch", markup=False)
+    return 0
+
+
+def tell_left(runs: Sequence[RunDirectory], name: str) -> None:
+    """Which failures are not tried again."""
+    if not runs:
+        return
+    kinds = Counter(run.failure()["class"] for run in runs)  # type: ignore[index]
+    told = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+    out.print(
+        f"{len(runs)} failed runs are left as they are ({told}): "
+        f"fewstep retry {name} tries them again",
+        markup=False,
+    )
