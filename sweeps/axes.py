@@ -249,9 +249,7 @@ def _numbers(where: str, spec: Any, form: str, lengths: tuple[int, ...]) -> list
 
 
 def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _short(value: float) -> float:

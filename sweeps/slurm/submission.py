@@ -91,24 +91,28 @@ class Executor(submitit.SlurmExecutor):
         return text
 
 
-def chunks(
-    runs: Sequence[RunDirectory],
-    resources: Mapping[str, Resources],
-    settings: SlurmSettings,
-    limit: int,
-) -> list[Chunk]:
-    """The arrays that ``runs`` become, teachers before their students.
+@dataclass(frozen=True)
+class Wanted:
+    """A run to be submitted: the key of its teacher, if that is to be submitted too or has been."""
 
-    Runs of one array want the same resources and wait for the same teacher. A teacher has a job to
+    key: str
+    teacher: str | None
+    resources: Resources
+
+
+def chunks(runs: Sequence[Wanted], settings: SlurmSettings, limit: int) -> list[Chunk]:
+    """The arrays that ``runs`` become, of at most ``limit`` tasks, teachers before their students.
+
+    Runs of one array want the same resources and wait for the same teacher. A teacher has a task to
     itself, so that its students wait for nobody else.
     """
     keys = {run.key for run in runs}
-    teacher = {run.key: t if (t := teacher_of(run)) in keys else None for run in runs}
-    teaching = {t for t in teacher.values() if t is not None}
+    teacher = {run.key: run.teacher if run.teacher in keys else None for run in runs}
+    teaching = {run.teacher for run in runs}
     groups: dict[tuple[int, str | None, Resources, bool], list[str]] = {}
     for run in runs:
-        alone = run.key in teaching or processes(resources[run.key]) > 1
-        group = (_depth(run.key, teacher), teacher[run.key], resources[run.key], alone)
+        alone = run.key in teaching or processes(run.resources) > 1
+        group = (_depth(run.key, teacher), run.teacher, run.resources, alone)
         groups.setdefault(group, []).append(run.key)
     made = []
     for (_, taught_by, wanted, alone), members in sorted(groups.items(), key=lambda g: g[0][0]):
@@ -216,14 +220,16 @@ class Slurm:
         folder = self.sweep.path / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=600):
-            taken = set(self.queued())
-            runs = [run for run in runs if run.key not in taken]
+            number = {key: job.id for key, job in self.queued().items()}
+            left = {run.key for run in runs if run.key not in number}
+            wanted = [
+                Wanted(run.key, t if (t := teacher_of(run)) in left | set(number) else None,
+                       resources[run.key])
+                for run in runs if run.key in left
+            ]  # fmt: skip
             made: list[Submission] = []
-            number: dict[str, str] = {key: job.id for key, job in self.queued().items()}
-            for chunk in chunks(runs, resources, self.settings, queue.array_limit()):
-                after = None
-                if chunk.teacher is not None:
-                    after = f"afterok:{number[chunk.teacher]}"
+            for chunk in chunks(wanted, self.settings, queue.array_limit()):
+                after = None if chunk.teacher is None else f"afterok:{number[chunk.teacher]}"
                 done = self._submit(chunk, after)
                 made.append(done)
                 number |= {

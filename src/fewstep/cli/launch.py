@@ -21,6 +21,7 @@ def sweep(
     """``fewstep sweep``; returns the exit code."""
     from fewstep.cli.plan import show
     from fewstep.experiments.failures import resumed
+    from fewstep.experiments.trainer import choose_device
     from fewstep.sweeps import definition
     from fewstep.sweeps.plan import plan
 
@@ -38,9 +39,12 @@ def sweep(
         return 0
     waiting = [run for run in made.runs if run.to_do]
     begun = [run for run in waiting if resumed(run.directory)]
+    if launcher == "local":
+        for run in begun:
+            choose_device(run.member.config.training.device)
     tell_left([run.directory for run in waiting if run not in begun], made.sweep.name)
     made.write()
-    resources = {run.directory.key: run.resources for run in begun}
+    resources = {run.directory.key: run.member.resources for run in begun}
     remember(made.directory, launcher, settings, resources)
     labels = {run.directory.key: run.member.label for run in made.runs}
     return launch(
@@ -127,10 +131,8 @@ def launcher_of(launcher: str, settings: Mapping[str, Any], resources: Mapping[s
 
         return RayLauncher(RaySettings.parse(settings), resources)
     from fewstep.errors import unknown
-    from fewstep.experiments.trainer import choose_device
     from fewstep.sweeps.local import LocalLauncher
 
-    choose_device("auto")
     for key in settings:
         if key != "workers":
             raise unknown("setting of local", key, ("workers",))
