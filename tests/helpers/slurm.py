@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 from helpers.commands import environment, wait_for
@@ -89,13 +88,14 @@ class Box:
             pid = self.state / f"run/slurmd.node{n}.pid"
             if not pid.exists():
                 self.node("start", f"node{n}")
+        wait_for(self._mended, "an empty cluster", 90)
+
+
+    def _mended(self) -> bool:
         for line in self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%N %T").splitlines():
             node, state = line.split()
-            if state.startswith(("down", "drain")):
-                self.run("scontrol", "update", f"nodename={node}", "state=resume")
-        wait_for(self.idle, "an empty cluster", 90)
+            if state.startswith(("down", "drain")):  # refused while the node comes back by itself
+                words = ["scontrol", "update", f"nodename={node}", "state=resume"]
+                subprocess.run(words, env=self.environment, capture_output=True)
+        return self.idle()
 
-
-def exported(box: Box, extra: Mapping[str, str]) -> dict[str, str]:
-    """The cluster's environment and more; sbatch hands it on to the jobs."""
-    return {**box.environment, **extra}

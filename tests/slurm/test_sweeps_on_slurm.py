@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.commands import TINY, finish, wait_for
+from helpers.commands import TINY, environment, finish, wait_for
 from helpers.slurm import Box
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,12 +17,48 @@ from torch import Tensor
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
 
 BASE = (
-    "base: {evaluation.steps: [1], training.log_every: 100, training.checkpoint_every: 50,"
+    "base: {evaluation.steps: [1], training.log_every: 20, training.checkpoint_every: 20,"
     " evaluation.samples: 100}\n"
     "resources: {cpus: 2, memory_gb: 1}\n"
     "slurm: {partition: low, save_seconds: 20, hours: 1}\n"
 )
-LONG, SHORT = 3000, 20
+LONG, SHORT = 300, 20
+NAP = 0.04  # seconds a step of the long run takes on the cluster
+
+# a run that lasts, and leaves the processors to others
+SLOW = """
+import os, time
+from dataclasses import dataclass
+from fewstep.objectives import FlowMatching
+
+@dataclass(frozen=True)
+class Slow(FlowMatching):
+    def loss(self, nets, batch, progress, g):
+        time.sleep(float(os.environ.get("NAP", 0)))
+        return super().loss(nets, batch, progress, g)
+"""
+FLAKY = """
+from dataclasses import dataclass
+from fewstep.objectives import FlowMatching
+
+@dataclass(frozen=True)
+class Flaky(FlowMatching):
+    def loss(self, nets, batch, progress, g):
+        if progress.step == 3:
+            {fault}
+        return super().loss(nets, batch, progress, g)
+"""
+
+
+def third_party(folder: Path, name: str, code: str) -> None:
+    """An installed package with an objective ``name``, the last class of ``code``."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}_mod.py").write_text(code)
+    info = folder / f"{name}-1.dist-info"
+    info.mkdir()
+    last = code.rsplit("class ", 1)[1].split("(")[0]
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[fewstep.objectives]\n{name} = {name}_mod:{last}\n")
 
 
 class Sweep:
@@ -31,7 +66,8 @@ class Sweep:
 
     def __init__(self, folder: Path, box: Box, cases: str, base: str = BASE) -> None:
         self.folder, self.box = folder, box
-        self.environment = box.environment
+        third_party(folder / "slow", "slow", SLOW)
+        self.environment = {**box.environment, "PYTHONPATH": f"{folder}/slow", "NAP": str(NAP)}
         (folder / "mine.yaml").write_text(f"{base}axes:\n  case:\n{cases}")
 
     def command(self, *words: object) -> subprocess.CompletedProcess[str]:
@@ -69,7 +105,7 @@ class Sweep:
         claim = json.loads(self.runs[case].claim.read_text())
         return claim["job"]
 
-    def training(self, case: str, step: int = 100) -> Callable[[], bool]:
+    def training(self, case: str, step: int = 40) -> Callable[[], bool]:
         """Whether the run has come to ``step``, and is at work."""
 
         def holds() -> bool:
@@ -97,13 +133,13 @@ def weights(run: RunDirectory) -> dict[str, Tensor]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """The long run, done on this machine without interruption."""
     folder = tmp_path_factory.mktemp("undisturbed")
+    third_party(folder / "slow", "slow", SLOW)
     (folder / "mine.yaml").write_text(f"{BASE}axes:\n  case:\n  - {long('a')}\n")
     words = ["sweep", "mine.yaml", *TINY, "tracking.enabled=false"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "fewstep", *words],
         cwd=folder,
-        env=environment,
+        env={**environment(), "PYTHONPATH": f"{folder}/slow"},
         capture_output=True,
         text=True,
     )
@@ -113,7 +149,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 
 def long(case: str) -> str:
-    return f"{{label: {case}, training.steps: {LONG}}}"
+    return f"{{label: {case}, objective: slow, training.steps: {LONG}}}"
 
 
 def same(run: RunDirectory, reference: RunDirectory) -> None:
@@ -247,11 +283,12 @@ def test_cancelled_jobs_are_told_and_can_be_continued(
     box.run("scancel", sweep.job("a")["id"].split("_")[0])
     sweep.wait()
     shown = sweep.command("status", "mine").stdout
-    assert shown.count(" cancelled ") == 2, shown + sweep.log()
+    assert "2 runs: 2 cancelled" in shown, shown + sweep.log()
+    assert "cancelled before it began" in shown
     assert sweep.runs["a"].failure()["class"] == "cancelled"
     assert list(sweep.runs["a"].checkpoints.glob("step-*"))
     sweep.submit("slurm.collect=false")
-    wait_for(sweep.training("a", 200), "the run at work again")
+    wait_for(sweep.training("a", 80), "the run at work again")
     done = sweep.command("cancel", "mine")  # and by our own command
     assert done.returncode == 0, done.stderr
     sweep.wait()
@@ -262,39 +299,16 @@ def test_cancelled_jobs_are_told_and_can_be_continued(
     assert sweep.states == {"a": "done", "b": "done"}
 
 
-FLAKY = """
-from dataclasses import dataclass
-from fewstep.objectives import FlowMatching
-
-@dataclass(frozen=True)
-class Flaky(FlowMatching):
-    def loss(self, nets, batch, progress, g):
-        if progress.step == 3:
-            {fault}
-        return super().loss(nets, batch, progress, g)
-"""
-
-
-def third_party(folder: Path, name: str, fault: str) -> None:
-    """An installed package with an objective that fails at its fourth step."""
-    (folder / f"{name}_mod.py").write_text(FLAKY.format(fault=fault))
-    info = folder / f"{name}-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(f"[fewstep.objectives]\n{name} = {name}_mod:Flaky\n")
-
-
 def test_failures_have_classes_and_leave_the_others_alone(tmp_path: Path, box: Box) -> None:
     packages = tmp_path / "packages"
-    packages.mkdir()
-    third_party(packages, "raising", 'raise ValueError("what is this?")')
-    third_party(packages, "greedy", "bytearray(2**62)")
+    third_party(packages, "raising", FLAKY.format(fault='raise ValueError("what is this?")'))
+    third_party(packages, "greedy", FLAKY.format(fault="bytearray(2**62)"))
     cases = (
         "  - {label: bug, objective: raising}\n  - {label: oom, objective: greedy}\n"
         "  - {label: nan, training.lr: 1e30}\n  - {label: well}\n"
     )
     sweep = Sweep(tmp_path, box, cases)
-    sweep.environment["PYTHONPATH"] = str(packages)
+    sweep.environment["PYTHONPATH"] += f":{packages}"
     sweep.submit("slurm.collect=false", f"training.steps={SHORT}")
     sweep.wait()
     found = {case: (run.failure() or {}).get("class") for case, run in sweep.runs.items()}
