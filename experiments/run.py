@@ -187,7 +187,8 @@ def _run(
     on_progress: OnProgress,
 ) -> Json:
     started, begun = now(), time.perf_counter()
-    directory.note(claim.attempt.token, begun=started, job=claim.attempt.job)
+    job, step = claim.attempt.job, directory.last_step()
+    directory.note(claim.attempt.token, begun=started, job=job, step=step)
     directory.remove("failure")  # of an earlier attempt
     dataset = config.data.load()
     result = directory.result()

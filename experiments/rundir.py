@@ -190,6 +190,11 @@ class RunDirectory:
             found.setdefault(line["token"], {}).update(line)
         return list(found.values())
 
+    def last_step(self) -> int:
+        """The step of the newest checkpoint, 0 without one."""
+        steps = [p.name.removeprefix("step-") for p in self.checkpoints.glob("step-*")]
+        return max((int(step) for step in steps if step.isdigit()), default=0)
+
     def cells(self) -> dict[str, Json]:
         """Evaluated cells by name, in name order."""
         files = sorted((self.path / "evaluations").glob("*.json"))

@@ -12,7 +12,9 @@ good by the next command: it finds the job by its comment.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import shlex
 import sys
 import uuid
@@ -185,6 +187,22 @@ def executor(
     return made
 
 
+@contextlib.contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Without what SLURM tells a job in its environment, which sbatch would hand on.
+
+    Who submits may be in a job himself: a collector, or a person on an interactive node.
+    """
+    told = {k: v for k, v in os.environ.items() if k.startswith(("SLURM_", "SUBMITIT_"))}
+    told.pop("SLURM_CONF", None)
+    for name in told:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(told)
+
+
 def processes(resources: Resources) -> int:
     """Of a run: one per GPU, one per node at least."""
     return resources.nodes * max(1, int(resources.gpus))
@@ -255,7 +273,8 @@ class Slurm:
         write_json(folder / "manifest.json", manifest)
         packs = [Pack(str(folder), i) for i in range(len(chunk.tasks))]
         try:
-            jobs = ex.submit_array(packs) if len(packs) > 1 else [ex.submit(packs[0])]
+            with outside_of_jobs():
+                jobs = ex.submit_array(packs) if len(packs) > 1 else [ex.submit(packs[0])]
         except (FailedJobError, FailedSubmissionError) as error:
             write_json(folder / "manifest.json", {**manifest, "kind": "refused"})
             raise UserError(f"sbatch refused the sweep's jobs: {_reason(error)}") from None
@@ -274,7 +293,8 @@ class Slurm:
         manifest = {"name": self.name, "kind": "collect", "created": now(), "tasks": [[]]}
         write_json(folder / "manifest.json", {**manifest, "job": None, "of": list(jobs)})
         try:
-            job = ex._submit_command(command)
+            with outside_of_jobs():
+                job = ex._submit_command(command)
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"sbatch refused the collector: {_reason(error)}") from None
         write_json(folder / "manifest.json", {**manifest, "job": job.job_id, "of": list(jobs)})
@@ -313,6 +333,11 @@ class Slurm:
                     if before is None or not (before[2] and before[2].live):
                         made[key] = (s, i, job)
         return made
+
+    def never_began(self, run: RunDirectory) -> int:
+        """How many jobs the run had in which it did not begin."""
+        jobs = sum(run.key in keys for s in self.submissions() for keys in s.tasks)
+        return jobs - len({(a.get("job") or {}).get("id") for a in run.attempts()})
 
     def queued(self) -> dict[str, queue.Job]:
         """The runs that are in a live job, with that job."""

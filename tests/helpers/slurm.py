@@ -90,7 +90,6 @@ class Box:
                 self.node("start", f"node{n}")
         wait_for(self._mended, "an empty cluster", 90)
 
-
     def _mended(self) -> bool:
         for line in self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%N %T").splitlines():
             node, state = line.split()
@@ -98,4 +97,3 @@ class Box:
                 words = ["scontrol", "update", f"nodename={node}", "state=resume"]
                 subprocess.run(words, env=self.environment, capture_output=True)
         return self.idle()
-

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers.commands import TINY, environment, finish, wait_for
-from helpers.slurm import Box
+from helpers.slurm import Box, lacking
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -362,3 +364,46 @@ def test_two_people_submit_the_same_sweep_at_once(tmp_path: Path, box: Box) -> N
     sweep.wait()
     assert set(sweep.states.values()) == {"done"}, sweep.log()
     assert [len(run.attempts()) for run in sweep.runs.values()] == [1, 1, 1]
+
+
+def test_runs_that_slurm_does_not_queue_again_are_submitted_by_the_collector(
+    tmp_path: Path, box: Box, undisturbed: RunDirectory
+) -> None:
+    sweep = Sweep(tmp_path, box, f"  - {long('a')}\n")
+    sweep.submit()
+    wait_for(sweep.training("a"), "a run at work")
+    job = sweep.job("a")
+    box.run("scontrol", "update", f"job={job['id']}", "requeue=0")  # a site may forbid it
+    box.node("kill", job["node"], "now")
+    wait_for(lambda: sweep.states["a"] == "done", "the run to be done all the same", 180)
+    sweep.wait()
+    same(sweep.runs["a"], undisturbed)
+    first, second = sweep.runs["a"].attempts()
+    assert first["job"]["id"] != second["job"]["id"]
+    assert "lost runs are submitted again" in sweep.log()
+    assert (tmp_path / "runs/mine/report/table.md").exists()
+
+
+def test_without_accounting(tmp_path: Path, undisturbed: RunDirectory) -> None:
+    """No slurmdbd, no sacct: as on many small clusters."""
+    if why := lacking():
+        pytest.skip(why)
+    state = Path(tempfile.mkdtemp(prefix="fsbox", dir="/tmp"))
+    bare = Box(state, accounting=0, port=18817, nodes=2)
+    try:
+        bare.up()
+        cases = f"  - {{label: a, training.steps: {SHORT}}}\n  - {long('b')}\n"
+        sweep = Sweep(tmp_path, bare, cases)
+        sweep.submit("slurm.collect=false")
+        wait_for(sweep.training("b"), "a run at work")
+        assert "submitted" not in sweep.submit()
+        bare.run("scancel", sweep.job("b")["id"])
+        sweep.wait()
+        assert "1 done, 1 cancelled" in sweep.command("status", "mine").stdout, sweep.log()
+        assert "1 tasks, 1 runs" in sweep.submit("slurm.collect=false")
+        sweep.wait()
+        assert sweep.states == {"a": "done", "b": "done"}, sweep.log()
+        same(sweep.runs["b"], undisturbed)
+    finally:
+        bare.down()
+        shutil.rmtree(state, ignore_errors=True)
