@@ -16,6 +16,7 @@ from fewstep.experiments.rundir import SweepDirectory, find_sweeps
 
 def sweep(name: str, overrides: Sequence[Any], *, plan_only: bool, workers: int | None) -> int:
     """``fewstep sweep``; returns the exit code."""
+    from fewstep.cli import plan as plan_view
     from fewstep.cli.live import sweep_view
     from fewstep.experiments.trainer import choose_device
     from fewstep.sweeps import definition
@@ -25,12 +26,11 @@ def sweep(name: str, overrides: Sequence[Any], *, plan_only: bool, workers: int 
     if workers is not None:
         check_range("--workers", workers, 1)
     made = plan(definition.load(name).with_overrides(overrides))
-    counts = ", ".join(f"{n} {state}" for state, n in made.counts().items())
-    out.print(f"sweep {made.sweep.name}: {len(made.runs)} runs ({counts})")
+    out.print(plan_view.headline(made))
     if plan_only:
-        _show_plan(made)
+        plan_view.show(made)
         return 0
-    waiting = [run for run in made.runs if run.to_do]
+    waiting = made.to_do
     for run in waiting:
         choose_device(run.member.config.training.device)
     made.write()
@@ -49,17 +49,6 @@ def sweep(name: str, overrides: Sequence[Any], *, plan_only: bool, workers: int 
     if tracking["enabled"]:
         _sync([directory], made.root, tracking["uri"])
     return 1 if failed else 0
-
-
-def _show_plan(made: Any) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("key", "state", "run"):
-        table.add_column(column)
-    for run in made.runs:
-        table.add_row(run.directory.key, run.state, Text(run.member.label))
-    out.print(table)
-    out.print(f"run directories: {made.directory.path}", markup=False)
-    out.print("nothing was started", style="dim")
 
 
 def status(name: str | None, root: Path) -> None:
