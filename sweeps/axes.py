@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Any
 
 from fewstep.errors import UserError, unknown
-from fewstep.sweeps.conditions import ALWAYS, Condition, Facts, read_condition
+from fewstep.sweeps.conditions import ALWAYS, Condition, Facts, read_condition, same
 
 LISTS = ("values", "range", "logspace", "zip")
 DRAWS = ("uniform", "loguniform")
@@ -115,7 +115,9 @@ def known_facts(axes: Iterable[Axis]) -> tuple[Facts, set[str]]:
         for choice in axis.choices:
             for name, values in facts([axis], (choice,)).items():
                 mine = found.setdefault(name, [])
-                mine += [value for value in values if value not in mine]
+                for value in values:  # a label and the value that it tells are one
+                    if not any(same(value, other) for other in mine):
+                        mine.append(value)
     return found, drawn
 
 
