@@ -99,7 +99,14 @@ def test_a_conditional_axis_applies_only_where_its_condition_holds(write):
     assert flow.config.training.warmup == 0
     chosen = sweep.with_overrides(["objective.bootstrap_share=0.25"]).members()
     told = [m.choices.get("objective.bootstrap_share") for m in chosen]
-    assert told == [None, "0.25", "0.25", "0.25", None, None]  # elsewhere there is nothing to choose
+    assert told == [
+        None,
+        "0.25",
+        "0.25",
+        "0.25",
+        None,
+        None,
+    ]  # elsewhere there is nothing to choose
 
 
 def test_exclusions_leave_combinations_out(write):
