@@ -106,7 +106,7 @@ def test_a_conditional_axis_applies_only_where_its_condition_holds(write):
         "0.25",
         None,
         None,
-    ]  # elsewhere there is nothing to choose
+    ]
 
 
 def test_exclusions_leave_combinations_out(write):
@@ -214,7 +214,7 @@ def test_bad_axes(write, tmp_path, form, told):
          " 1 'smc'; did you mean 'scm'"),
         ("exclude: [{objective: scm}, scm]", "exclude, entry 2 must be a mapping of names to"),
         ("exclude: [{seed: 1}]", "unknown name in sweep {path}: exclude, entry 1 'seed'"),
-        ("exclude: [{lr: 1}]\nsample: 1", "the values of lr are drawn at random, none can be named"),
+        ("exclude: [{lr: 1}]\nsample: 1", "the values of lr are drawn at random, none can"),
         ("exclude: [{objective: [scm, flow_matching]}]\nsample: 1", "draws found 0 different"),
         ("sample: {seed: 3}", "sweep {path}: sample needs a count, got {{'seed': 3}}"),
         ("sample: {count: 0}", "sweep {path}: sample.count must be at least 1, got 0"),
