@@ -18,7 +18,7 @@ from fewstep.objectives.guidance import EVERYWHERE
 
 
 def check(configs: Iterable[RunConfig], to_come: Collection[str] = ()) -> None:
-    """Load each data set and build each network once, and hold the settings of every run against it.
+    """Load each data set and build each network once, and hold every run's settings against them.
 
     ``to_come``: keys of runs that will be done before, so that they may be teachers.
 

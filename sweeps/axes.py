@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Any
 
 from fewstep.errors import UserError, unknown
-from fewstep.sweeps.conditions import Condition, Facts, read_condition
+from fewstep.sweeps.conditions import ALWAYS, Condition, Facts, read_condition, same
 
 LISTS = ("values", "range", "logspace", "zip")
 DRAWS = ("uniform", "loguniform")
@@ -61,9 +61,12 @@ class Draw:
         low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
         if self.log:
             value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+            scale = min(value, high - low)
         else:
             value = low + share * (high - low)
-        return min(max(round(value), self.low), self.high) if self.whole else _short(value)
+            scale = high - low
+        told = round(value) if self.whole else _short(value, scale)
+        return min(max(told, self.low), self.high)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Axis:
     name: str
     choices: tuple[Choice, ...] = ()
     draw: Draw | None = None
-    when: Condition = Condition()
+    when: Condition = ALWAYS
 
     @property
     def labels(self) -> list[str]:
@@ -112,7 +115,9 @@ def known_facts(axes: Iterable[Axis]) -> tuple[Facts, set[str]]:
         for choice in axis.choices:
             for name, values in facts([axis], (choice,)).items():
                 mine = found.setdefault(name, [])
-                mine += [value for value in values if value not in mine]
+                for value in values:  # a label and the value that it tells are one
+                    if not any(same(value, other) for other in mine):
+                        mine.append(value)
     return found, drawn
 
 
@@ -139,7 +144,7 @@ def _axis(where: str, name: str, spec: Any, before: Sequence[Axis]) -> Axis:
         told = f"{' and '.join(given)} at once" if given else "none of them"
         raise UserError(f"{where} must be a list or one of {', '.join(FORMS)}, got {told}")
     (form,) = given
-    when = Condition()
+    when = ALWAYS
     if "when" in spec:  # only what stands before it: so there can be no circle
         known, drawn = known_facts(before)
         when = read_condition(f"{where}, when (axes before it)", spec["when"], known, (), drawn)
@@ -229,7 +234,8 @@ def _logspace(where: str, spec: Any) -> list[float]:
     values = [low * (high / low) ** (i / (n - 1)) for i in range(1, n - 1)]
     if isinstance(low, int) and isinstance(high, int):
         return list(dict.fromkeys([low, *(round(value) for value in values), high]))
-    return [float(low), *(_short(value) for value in values), float(high)]
+    span = abs(high - low)
+    return [float(low), *(_short(value, min(value, span)) for value in values), float(high)]
 
 
 def _draw(where: str, spec: Any, log: bool) -> Draw:
@@ -252,5 +258,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+def _short(value: float, scale: float) -> float:
+    """``value`` to ``DIGITS`` digits of ``scale``: an EMA of 0.99995 does not become 1."""
+    return round(value, DIGITS - 1 - math.floor(math.log10(scale)))

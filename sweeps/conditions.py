@@ -25,6 +25,9 @@ class Condition:
         )
 
 
+ALWAYS = Condition()
+
+
 def same(wanted: Any, fact: Any) -> bool:
     """Whether a value in a file means this one: 1 is 1.0, and a label is told in words."""
     return bool(wanted == fact) or str(wanted) == str(fact)

@@ -66,6 +66,7 @@ class Resources:
 
 COUNTS = ("nodes", "gpus", "cpus")
 POSITIVE = ("cpus", "memory_gb", "hours")
+DEFAULT = Resources()
 FIELDS = tuple(f.name for f in fields(Resources))
 MISSING = object()
 
@@ -77,7 +78,7 @@ class Request:
     ``given`` is whether there is any of it.
     """
 
-    defaults: Resources = Resources()
+    defaults: Resources = DEFAULT
     rules: tuple[tuple[Condition, Mapping[str, Any]], ...] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
     given: bool = False
@@ -98,6 +99,9 @@ class Request:
         return replace(self, overrides={**self.overrides, name: value}, given=True)
 
 
+NO_REQUEST = Request()
+
+
 def read_resources(source: str, spec: Any, known: Facts) -> Request:
     """The field ``resources`` of the sweep file ``source``; ``known``: values of its axes.
 
@@ -105,7 +109,7 @@ def read_resources(source: str, spec: Any, known: Facts) -> Request:
         UserError: an unknown field, a bad value, or a rule about what no run has.
     """
     if spec is None:
-        return Request()
+        return NO_REQUEST
     where = f"sweep {source}: resources"
     if not isinstance(spec, dict):
         raise UserError(f"{where} must be a mapping of {', '.join(FIELDS)}, rules; got {spec!r}")

@@ -12,7 +12,7 @@ from fewstep.experiments.config import GROUPS, Override, RunConfig, compose, pai
 from fewstep.experiments.run import directory_of
 from fewstep.sweeps.axes import Axis, Combination, facts
 from fewstep.sweeps.conditions import Condition
-from fewstep.sweeps.resources import Request, Resources
+from fewstep.sweeps.resources import DEFAULT, NO_REQUEST, Request, Resources
 from fewstep.sweeps.space import Sample, combinations, complete
 
 LAUNCHERS = ("slurm", "ray", "local")
@@ -26,7 +26,7 @@ class Member:
     choices: Mapping[str, str]
     seed: int
     title: str
-    resources: Resources = Resources()
+    resources: Resources = DEFAULT
 
     @property
     def label(self) -> str:
@@ -51,7 +51,7 @@ class Sweep:
     seeds: tuple[int, ...]
     exclude: tuple[Condition, ...] = ()
     sample: Sample | None = None
-    request: Request = Request()
+    request: Request = NO_REQUEST
     launchers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     overrides: tuple[tuple[str, Any], ...] = ()
     chosen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

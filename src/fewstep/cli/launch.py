@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.console import err, out
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
 from fewstep.sweeps.launching import LAUNCHERS, failed, ready, recall, remember
+
+if TYPE_CHECKING:
+    from fewstep.sweeps.plan import Plan
 
 INTERRUPTED = 130
 
@@ -19,7 +22,7 @@ def sweep(
     name: str, overrides: Sequence[Any], *, plan_only: bool, launcher: str, workers: int | None
 ) -> int:
     """``fewstep sweep``; returns the exit code."""
-    from fewstep.cli.plan import show
+    from fewstep.cli.plan import headline, show
     from fewstep.experiments.failures import resumed
     from fewstep.experiments.trainer import choose_device
     from fewstep.sweeps import definition
@@ -34,17 +37,18 @@ def sweep(
             raise UserError(f"--workers is the local launcher's, not {launcher}'s")
         settings["workers"] = workers
     check_settings(launcher, settings)
-    show(made, launcher, settings, whole=plan_only)
+    out.print(headline(made))
     if plan_only:
+        show(made, scripts(made, settings) if launcher == "slurm" else ())
         return 0
-    waiting = [run for run in made.runs if run.to_do]
+    waiting = made.to_do
     begun = [run for run in waiting if resumed(run.directory)]
     if launcher == "local":
         for run in begun:
             choose_device(run.member.config.training.device)
     tell_left([run.directory for run in waiting if run not in begun], made.sweep.name)
     made.write()
-    resources = {run.directory.key: run.member.resources for run in begun}
+    resources = {run.directory.key: run.resources for run in begun}
     remember(made.directory, launcher, settings, resources)
     labels = {run.directory.key: run.member.label for run in made.runs}
     return launch(
@@ -173,3 +177,27 @@ def tell_left(runs: Sequence[RunDirectory], name: str) -> None:
         f"fewstep retry {name} tries them again",
         markup=False,
     )
+
+
+def scripts(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
+    """The arrays that SLURM would get, and the script of each kind."""
+    from fewstep.sweeps.slurm import submission
+    from fewstep.sweeps.slurm.queue import array_limit
+    from fewstep.sweeps.slurm.settings import SlurmSettings
+
+    parsed = SlurmSettings.parse(settings)
+    keys = {run.directory.key for run in made.to_do}
+    wanted = []
+    for run in made.to_do:
+        teacher = Path(run.member.config.values["teacher"] or "-").name
+        taught_by = teacher if teacher in keys else None
+        wanted.append(submission.Wanted(run.directory.key, taught_by, run.resources))
+    chunks = submission.chunks(wanted, parsed, array_limit())
+    shown = set()
+    for chunk, text in submission.scripts(made.directory, chunks, parsed):
+        runs = sum(len(keys) for keys in chunk.tasks)
+        yield f"an array of {len(chunk.tasks)} tasks, {runs} runs"
+        kind = (chunk.resources, chunk.teacher is None)
+        if kind not in shown:
+            shown.add(kind)
+            yield text

@@ -1,55 +1,66 @@
-"""stub until the axes' branch is merged"""
+"""``fewstep sweep NAME --plan``: what would run, what it asks for, how long it will take."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from fewstep.cli.console import out
+from fewstep.cli.console import duration, out
+
+if TYPE_CHECKING:
+    from fewstep.sweeps.plan import Plan
 
 
-def show(made: Any, launcher: str, settings: Mapping[str, Any], whole: bool) -> None:
+def headline(made: Plan) -> str:
+    """As in ``sweep digits: 12 runs (10 new, 0 interrupted, ..., 2 cached)``."""
     counts = ", ".join(f"{n} {state}" for state, n in made.counts().items())
-    out.print(f"sweep {made.sweep.name}: {len(made.runs)} runs ({counts})")
-    if not whole:
-        return
+    return f"sweep {made.sweep.name}: {len(made.runs)} runs ({counts})"
+
+
+def show(made: Plan, submission: Iterable[str] = ()) -> None:
+    """Print a plan. ``submission``: lines that a launcher has to say of how it would be started."""
+    estimate, asked = made.estimate, {run.resources for run in made.runs}
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("key", "state", "run"):
         table.add_column(column)
+    if len(asked) > 1:
+        table.add_column("resources")
+    if estimate.seconds:
+        table.add_column("time left", justify="right")
     for run in made.runs:
-        table.add_row(run.directory.key, run.state, Text(run.member.label))
+        row: list[str | Text] = [run.directory.key, run.state, Text(run.member.label)]
+        if len(asked) > 1:
+            row.append(str(run.resources))
+        if estimate.seconds:
+            seconds = estimate.seconds.get(run.directory.key)
+            unknown = "?" if run.to_do else ""
+            row.append(unknown if seconds is None else duration(seconds))
+        table.add_row(*row)
     out.print(table)
-    if launcher == "slurm":
-        scripts(made, settings)
+    if made.sweep.request.given and len(asked) == 1:
+        out.print(f"resources of each run: {asked.pop()}")
+    if made.to_do:
+        _tell_estimate(made)
+    for line in submission:
+        out.print(line, markup=False)
     out.print(f"run directories: {made.directory.path}", markup=False)
     out.print("nothing was started", style="dim")
 
 
-def scripts(made: Any, settings: Mapping[str, Any]) -> None:
-    """The arrays that SLURM would get, and the script of each kind."""
-    from fewstep.sweeps.slurm import submission
-    from fewstep.sweeps.slurm.queue import array_limit
-    from fewstep.sweeps.slurm.settings import SlurmSettings
+def _tell_estimate(made: Plan) -> None:
+    estimate, runs = made.estimate, len(made.to_do)
+    if not estimate.seconds:
+        out.print(f"estimate: ? ({runs} to do; no finished run tells their speed)")
+        return
+    told = _time(estimate.hours)
+    if estimate.gpu_hours:
+        told += f", {estimate.gpu_hours:.3g} GPU-hours"
+    of = f"{len(estimate.seconds)} of {runs} runs to do"
+    out.print(f"estimate: {told} for {of}, one after another; {estimate.basis}")
 
-    parsed = SlurmSettings.parse(settings)
-    to_do = [run for run in made.runs if run.to_do]
-    keys = {run.directory.key for run in to_do}
-    wanted = []
-    for run in to_do:
-        teacher = Path(run.member.config.values["teacher"] or "-").name
-        taught_by = teacher if teacher in keys else None
-        wanted.append(submission.Wanted(run.directory.key, taught_by, run.member.resources))
-    chunks = submission.chunks(wanted, parsed, array_limit())
-    told = submission.scripts(made.directory, chunks, parsed)
-    shown = set()
-    for chunk, text in told:
-        n = sum(len(keys) for keys in chunk.tasks)
-        out.print(f"an array of {len(chunk.tasks)} tasks, {n} runs", style="bold")
-        kind = (chunk.resources, chunk.teacher is None)
-        if kind not in shown:
-            shown.add(kind)
-            out.print(text, markup=False, style="dim")
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
