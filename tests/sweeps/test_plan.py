@@ -9,13 +9,13 @@ from typing import Any
 
 import hydra
 import pytest
-from filelock import FileLock
 from helpers.commands import TINY, tree
 
 from fewstep.backbones.mlp import MLP
 from fewstep.errors import UserError
 from fewstep.experiments import config as configuration
 from fewstep.experiments import provenance
+from fewstep.experiments.claim import Claim
 from fewstep.experiments.data.toy import Gaussians
 from fewstep.experiments.run import Interrupted, RunFailed, prepare, run
 from fewstep.sweeps import definition
@@ -69,12 +69,12 @@ def test_states(sweep, tmp_path):
     runs["stale"].directory.write("result", result)
 
     before = tree(tmp_path)
-    with FileLock(runs["running"].directory.lock):
+    with Claim(runs["running"].directory):
         second = sweep()
-    lock = str(runs["running"].directory.lock.relative_to(tmp_path))
     after = tree(tmp_path)
-    assert {path: after[path] for path in after if path not in (lock, str(Path(lock).parent))} == {
-        path: before[path] for path in before if path != str(Path(lock).parent)
+    touched = str(runs["running"].directory.path.relative_to(tmp_path))  # by the claim
+    assert {path: after[path] for path in after if not path.startswith(touched)} == {
+        path: before[path] for path in before if not path.startswith(touched)
     }
     assert {r.member.choices["case"]: r.state for r in second.runs} == {s: s for s in STATES}
     assert second.counts() == dict.fromkeys(STATES, 1)
