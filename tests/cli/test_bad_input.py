@@ -102,7 +102,7 @@ MORE = {
 }
 
 
-NONE = "0 interrupted, 0 failed, 0 cells, 0 stale, 0 running, 0 cached"
+NONE = "0 interrupted, 0 failed, 0 cells, 0 stale, 0 cached"
 
 
 def refused_here(words, told, monkeypatch, capsys) -> None:

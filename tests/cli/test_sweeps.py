@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers.commands import TINY_DIT, succeed, tree
+
+from fewstep.experiments.rundir import RunDirectory
 
 SWEEP = """
 name: small
@@ -111,6 +115,13 @@ def test_the_plan_of_more_tells_time_resources_and_where_they_are_from(done):
         lines[6],
     )
     assert lines[7:] == ["run directories: runs/small", "nothing was started"]
+    member = RunDirectory(folder / "runs/small" / lines[4].split()[0])
+    member.path.mkdir()
+    try:
+        with FileLock(member.lock):
+            assert ", 0 stale, 1 running, 2 cached)" in succeed(*more, cwd=folder)
+    finally:
+        shutil.rmtree(member.path)
     (folder / "ruled.yaml").write_text(
         SWEEP + "resources: {rules: [{when: {objective: shortcut}, gpus: 1, hours: 3}]}\n"
     )
@@ -120,10 +131,10 @@ def test_the_plan_of_more_tells_time_resources_and_where_they_are_from(done):
         (folder / "ruled.yaml").unlink()
     assert re.search(r"objective=flow_matching seed=0 +1 CPU *$", said, re.M)
     assert re.search(r"objective=shortcut seed=0 +1 GPU, 1 CPU, 3 h *$", said, re.M)
-    assert tree(folder / "runs") == {
-        path.removeprefix("runs/"): value
-        for path, value in before.items()
-        if path.startswith("runs/")
+    after = tree(folder)
+    touched = (".", "runs/small", "ruled.yaml")  # by this test
+    assert {path: after[path] for path in after if path not in touched} == {
+        path: before[path] for path in before if path not in touched
     }
 
 

@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 
 
 def headline(made: Plan) -> str:
-    """As in ``sweep digits: 12 runs (10 new, 0 interrupted, ..., 2 cached)``."""
-    counts = ", ".join(f"{n} {state}" for state, n in made.counts().items())
-    return f"sweep {made.sweep.name}: {len(made.runs)} runs ({counts})"
+    """As in ``sweep digits: 12 runs (10 new, 0 interrupted, ..., 2 cached)``.
+
+    Scripts read this line: what is running, which came later, is told where there is any.
+    """
+    counts = {s: n for s, n in made.counts().items() if n or s != "running"}
+    told = ", ".join(f"{n} {state}" for state, n in counts.items())
+    return f"sweep {made.sweep.name}: {len(made.runs)} runs ({told})"
 
 
 def show(made: Plan, submission: Iterable[str] = ()) -> None:
