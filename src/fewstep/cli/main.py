@@ -348,9 +348,15 @@ def bench(
     """Measure what objectives cost: FLOPs, time and memory of a step, speed of sampling.
 
     FLOPs and time are multiples of flow matching's. Without objective=, all are measured.
+    [bold]fewstep bench sweep[/] measures what launchers, status and sync cost instead.
 
     Example: [bold]fewstep bench "objective=[scm,shortcut]" backbone=dit_s_2 --shape 4,32,32[/]
     """
+    if overrides == ["sweep"]:
+        from fewstep.cli.bench_sweep import bench_sweep
+
+        bench_sweep(file)
+        return
     from fewstep.cli import bench as benchmark
 
     benchmark.bench(
