@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from fewstep.errors import UserError
 from fewstep.experiments.config import RunConfig
+from fewstep.experiments.distributed import is_loss, ranks
 from fewstep.experiments.evaluation import evaluate
 from fewstep.experiments.provenance import environment, now, source_hash
 from fewstep.experiments.rundir import Json, RunDirectory
@@ -148,18 +149,23 @@ def run(
         UserError: the directory holds no run, or one of another configuration.
     """
     config = requested(directory)
-    lock = FileLock(directory.lock)
+    everyone = ranks()  # of several processes, the first has the lock and writes
+    lock, free = FileLock(directory.lock), True
     try:
-        lock.acquire(timeout=1)  # status looks at it too, for a moment
+        if everyone.first:
+            lock.acquire(timeout=1)  # status looks at it too, for a moment
     except Timeout:
-        raise Busy(f"another process is at work on {directory.path}") from None
+        free = False
+    if not everyone.told(free):
+        raise Busy(f"another process is at work on {directory.path}")
     try:
         return _run(config, directory, stop, on_progress)
     except Interrupted:
         raise
     except Exception as error:
-        record = failure_record(directory.key, error)
-        directory.write("failure", record)
+        record = everyone.failure(failure_record(directory.key, error), error)
+        if everyone.first:
+            directory.write("failure", record)
         log.info("run %s failed\n%s", directory.key, record["traceback"])
         raise RunFailed(record) from error
     finally:
@@ -173,9 +179,11 @@ def _run(
     on_progress: OnProgress,
 ) -> Json:
     started, begun = now(), time.perf_counter()
-    directory.remove("failure")  # of an earlier attempt
+    everyone = ranks()
+    if everyone.first:
+        directory.remove("failure")  # of an earlier attempt
     dataset = config.data.load()
-    result = directory.result()
+    result = everyone.told(directory.result())
     trainer = None
     if result is None:
         trainer = Trainer(config, dataset, directory)
@@ -214,11 +222,13 @@ def _run(
             "backbone_source": source_hash(config.backbone),
             "device": str(trainer.device),
             "threads": torch.get_num_threads(),
+            "processes": everyone.size,
             "started": started,
             "finished": now(),
         },
     }
-    directory.write("result", result)
+    if everyone.first:
+        directory.write("result", result)
     return result
 
 
@@ -243,13 +253,15 @@ def failure_record(key: str, error: BaseException) -> Json:
 
 
 def failure_class(error: BaseException) -> str:
-    """nan | oom | bad_data | bug."""
+    """nan | oom | lost_node | bad_data | bug."""
     if isinstance(error, NotFinite | FloatingPointError):
         return "nan"
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "oom"
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
         return "oom"  # what torch's CPU allocator says
+    if is_loss(error):
+        return "lost_node"
     return "bad_data" if isinstance(error, UserError) else "bug"
 
 

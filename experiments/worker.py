@@ -64,23 +64,31 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     stop = StopFlag(options.parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    from fewstep.experiments.run import Busy, Interrupted, RunFailed, run  # torch: after signals
+    from fewstep.experiments import distributed  # torch: after signals
+    from fewstep.experiments.run import Busy, Interrupted, RunFailed, run
 
     directory = RunDirectory(options.directory)
     try:
-        run(directory, stop, ProgressFile(directory))
+        ranks = distributed.join()  # under torchrun, srun or Ray; alone otherwise
+        progress = ProgressFile(directory) if ranks.first else lambda *told: None
+        run(directory, ranks.agreed(stop), progress)
     except RunFailed:
+        distributed.abandon(FAILED)
         return FAILED
     except Interrupted as reason:
         logging.info("interrupted: %s", reason)
-        return INTERRUPTED
+        status = INTERRUPTED
     except Busy as reason:
         logging.info("%s", reason)
-        return BUSY
+        status = BUSY
     except UserError as error:
         logging.error("%s", error)
+        distributed.abandon(BAD_INPUT)
         return BAD_INPUT
-    return DONE
+    else:
+        status = DONE
+    distributed.leave()
+    return status
 
 
 if __name__ == "__main__":
