@@ -25,6 +25,10 @@ from fewstep.experiments.sharded import Sharded
 from fewstep.objectives import Net
 
 
+class Disagreement(RuntimeError):
+    """The processes, each of which takes the loss of the whole batch, take different ones."""
+
+
 class Alone:
     """One process: nothing is shared."""
 
@@ -52,6 +56,9 @@ class Alone:
     def clip(self, parameters: Iterable[nn.Parameter], bound: float) -> Tensor:
         """Bound the norm of all gradients together, and return it."""
         return nn.utils.clip_grad_norm_(parameters, bound)
+
+    def check(self, loss: float) -> None:
+        """Hold the loss that was taken here against the other processes'."""
 
     def here(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         """The parts of parameters that are kept here; changing them changes the parameters."""
@@ -96,6 +103,14 @@ class Copied(Alone):
             if copies > 1:
                 gradient /= copies
         self.sums.clear()
+
+    def check(self, loss: float) -> None:
+        losses = self.ranks.each(loss)
+        if any(not math.isclose(loss, other, rel_tol=1e-5) for other in losses):
+            raise Disagreement(
+                f"the processes of this run disagree about its loss ({losses}): the objective "
+                f"draws random numbers that do not come from its generator"
+            )
 
 
 class Split(Copied):

@@ -148,8 +148,8 @@ def run(
         Busy: another process has it.
         UserError: the directory holds no run, or one of another configuration.
     """
-    config = requested(directory)
-    everyone = ranks()  # of several processes, the first has the lock and writes
+    everyone = ranks()  # of several processes, the first reads, has the lock, and writes
+    config = RunConfig(everyone.told(requested(directory).values))
     lock, free = FileLock(directory.lock), True
     try:
         if everyone.first:

@@ -310,6 +310,7 @@ class Trainer:
             return
         self._check_finite()
         row = {name: float(value) for name, value in logs.items()}
+        self.parallel.check(row["loss"])
         if validation_due or last:
             row["validation_loss"] = self.validation_loss()
         self.last = row

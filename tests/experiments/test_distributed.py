@@ -99,6 +99,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
             scenes += [
                 scene(root / "whole", name, way, settings[name], cells=cells) for name in settings
             ]
+        scenes.append(scene(root, "whimsical", "ddp", [*SETTINGS, "objective=whimsical"]))
         for way, name in RESUMED:
             play(scene(root / "1 then 2", name, way, settings[name], HALF))
             scenes += [
@@ -163,6 +164,12 @@ def test_a_run_goes_on_with_another_number_of_processes(story: Played, way: str,
         halves = [found[f"2 then 2 {way} {half}{name}"]["losses"] for half in ("half of ", "")]
         assert [*halves[0], *halves[1]] == found[f"whole {way} {name}"]["losses"]
         assert len(halves[0]) == HALF
+
+
+def test_a_loss_that_depends_on_the_process_is_refused(story: Played) -> None:
+    for found in story.ranks:
+        told = found[f"{story.root.name} ddp whimsical"]["error"]
+        assert told.startswith("the processes of this run disagree about its loss")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +29,7 @@ from fewstep.experiments import trainer as training
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, Split
 from fewstep.experiments.evaluation import Cell, draw
+from fewstep.experiments.parallel import Disagreement
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.experiments.trainer import Interrupted, Trainer
 from fewstep.objectives import OBJECTIVES, Batch, FlowMatching, Loss, Nets, Progress
@@ -69,6 +70,20 @@ class TwoCalls(FlowMatching):
         return Loss(torch.cat([mean_square(first)[:1], mean_square(second - x[1:])]), full(0.4, x))
 
 
+@dataclass(frozen=True)
+class Whimsical(FlowMatching):
+    """Its loss depends on the process it is taken in."""
+
+    title: ClassVar[str] = "Whimsical"
+
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
+        loss = super().loss(nets, batch, progress, g)
+        return replace(loss, per_sample=loss.per_sample * (1 + distributed.ranks().rank))
+
+
+OWN = {"two_calls": TwoCalls(), "whimsical": Whimsical()}
+
+
 @contextmanager
 def in_float64() -> Iterator[None]:
     """Networks of float64 numbers, none of them 0, and an objective of the tests' own."""
@@ -88,15 +103,16 @@ def in_float64() -> Iterator[None]:
     training.build_network = stirred
     Trainer._batch = doubled  # type: ignore[method-assign]
     torch.set_default_dtype(torch.float64)
-    if "two_calls" not in OBJECTIVES.names():
-        OBJECTIVES.add("two_calls", TwoCalls())
+    for name, objective in OWN.items():
+        OBJECTIVES.add(name, objective)
     try:
         yield
     finally:
         training.build_network = build
         Trainer._batch = take  # type: ignore[method-assign]
         torch.set_default_dtype(torch.float32)
-        del OBJECTIVES._entries["two_calls"]
+        for name in OWN:
+            del OBJECTIVES._entries[name]
 
 
 def play(scene: Scene) -> dict[str, Any]:
@@ -124,6 +140,8 @@ def play(scene: Scene) -> dict[str, Any]:
         made.train(lambda: made.step == scene.until, lambda done, total, rate: None)
     except Interrupted:
         assert made.step == scene.until
+    except Disagreement as error:
+        return {"error": str(error)}
     found["last"] = made.last
     network = training.load_network(config, made.dataset, directory.checkpoints, "raw")
     found["samples"] = [
