@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 NORMS = ("layer", "rms")
 
@@ -70,12 +71,14 @@ class Checkpointed(nn.Module):
 
     With ``checkpointing`` only the inputs of the blocks are kept, for the price of a second forward
     pass. Dropout draws the same masks again. Whoever takes a tangent must switch it off meanwhile.
+    ``context`` makes what the two passes run in, if anything (``torch.utils.checkpoint``).
     """
 
     checkpointing: bool = False
+    context: Callable[[], tuple[Any, Any]] = staticmethod(noop_context_fn)
 
     def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         """``block(*inputs)``."""
         if self.checkpointing:  # which does nothing where no gradient is wanted
-            return checkpoint(block, *inputs, use_reentrant=False)
+            return checkpoint(block, *inputs, use_reentrant=False, context_fn=self.context)
         return block(*inputs)

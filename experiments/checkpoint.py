@@ -7,6 +7,9 @@
 
 A checkpoint is written under a temporary name, synced to disk, and renamed; only then is the oldest
 removed. A damaged one (a full disk, a torn copy) is told and passed over for the one before it.
+
+Of several processes at work on a run the first reads, and tells the others what it read: a file
+system may show them different things.
 """
 
 from __future__ import annotations
@@ -20,9 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
+
+from fewstep.experiments.distributed import Ranks, ranks
 
 KEPT = 2
 log = logging.getLogger(__name__)
@@ -62,7 +68,34 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None where there is none: the run starts at step 0."""
+    """The newest checkpoint that is whole; None where there is none: the run starts at step 0.
+
+    Collective: all processes of a run come here together.
+    """
+    everyone = ranks()
+    if everyone.alone:
+        return _newest(folder)
+    return _told(_newest(folder) if everyone.first else None, everyone)
+
+
+def _told(found: Checkpoint | None, everyone: Ranks) -> Checkpoint | None:
+    outline = None
+    if found is not None:
+        shapes = {name: (x.shape, x.dtype) for name, x in found.tensors.items()}
+        outline = found.step, found.state, shapes
+    outline = everyone.told(outline)
+    if outline is None:
+        return None
+    step, state, shapes = outline
+    if found is None:
+        empty = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+        found = Checkpoint(step, empty, state)
+    for tensor in found.tensors.values():
+        everyone.told_tensor(tensor)
+    return found
+
+
+def _newest(folder: Path) -> Checkpoint | None:
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             return _load(path)

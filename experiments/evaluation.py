@@ -2,6 +2,9 @@
 
 All cells of a seed, whatever the objective, start from the same noise and the same labels, and the
 number of network calls is counted, not computed.
+
+Several processes of a run share the network's rows (sharded.py), and nothing else: each has all N
+samples in the end, and the first one takes their distance.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, to_uint8
+from fewstep.experiments.distributed import ranks
 from fewstep.experiments.metric import Metric, short_hash
 from fewstep.experiments.rundir import Json, RunDirectory, write_json
 from fewstep.experiments.seeds import generator
 from fewstep.experiments.settings import Evaluation
+from fewstep.experiments.sharded import Sharded
 from fewstep.experiments.trainer import choose_device, load_network
 from fewstep.objectives import Guided, Net, Objective
 from fewstep.objectives.guidance import EVERYWHERE
@@ -156,7 +161,8 @@ def draw(
         raise UserError(f"evaluation.guidance {cell.guidance}: {dataset.name} has no labels")
     parts, nfe = [], 0
     for i, index in enumerate(torch.arange(samples).split(BLOCK)):
-        counted = CountedNet(BatchedNet(net, batch_size))
+        batched: Net = BatchedNet(net, batch_size)
+        counted = CountedNet(batched if ranks().alone else Sharded(batched, ranks()))
         guided = Guided(counted, cell.guidance, config.objective.path, cell.guidance_interval)
         x = config.objective.sample(
             counted if cell.guidance == 1 else guided,
@@ -198,13 +204,11 @@ def evaluate(
     settings = config.evaluation
     if not settings.steps and not settings.times:
         return []
-    metric = Metric(settings, dataset, cache)
-    names = {
-        f"steps{cell.steps:04d}-{cell.weights}-"
-        + short_hash([cell.describe(config.objective), metric.identity["id"]]): cell
-        for cell in cells(settings)
-    }
-    todo = {name: c for name, c in names.items() if not directory.cell_file(name).exists()}
+    everyone = ranks()
+    metric = Metric(settings, dataset, cache) if everyone.first else None
+    todo, samples = everyone.told(
+        ({}, 0) if metric is None else (_todo(config, directory, metric), metric.samples)
+    )
     device = choose_device(config.training.device)
     networks = {
         weights: load_network(
@@ -215,25 +219,35 @@ def evaluate(
     begun = time.perf_counter()
     for done, (name, cell) in enumerate(todo.items(), start=1):
         started = time.perf_counter()
-        drawn = draw(
-            config, dataset, networks[cell.weights], cell, metric.samples, settings.batch_size
-        )
+        drawn = draw(config, dataset, networks[cell.weights], cell, samples, settings.batch_size)
         seconds = time.perf_counter() - started
-        _keep(directory.samples / f"{name}.npz", drawn)
-        record = {
-            "cell": cell.describe(config.objective),
-            "asked": asked(settings),
-            "metric": metric.identity,
-            "value": metric.distance(drawn.x),
-            "floor": metric.floor,
-            "nfe": drawn.nfe,
-            "seconds": seconds,
-            "images_per_second": metric.samples / seconds,
-            "device": str(device),
-        }
-        write_json(directory.cell_file(name), record)
+        if metric is not None:
+            _keep(directory.samples / f"{name}.npz", drawn)
+            record = {
+                "cell": cell.describe(config.objective),
+                "asked": asked(settings),
+                "metric": metric.identity,
+                "value": metric.distance(drawn.x),
+                "floor": metric.floor,
+                "nfe": drawn.nfe,
+                "seconds": seconds,
+                "images_per_second": samples / seconds,
+                "device": str(device),
+            }
+            write_json(directory.cell_file(name), record)
+        everyone.told(name)  # the others wait
         on_cell(done, len(todo), done / (time.perf_counter() - begun))
     return list(todo)
+
+
+def _todo(config: RunConfig, directory: RunDirectory, metric: Metric) -> dict[str, Cell]:
+    """The cells that are asked for and not there, by name."""
+    names = {
+        f"steps{cell.steps:04d}-{cell.weights}-"
+        + short_hash([cell.describe(config.objective), metric.identity["id"]]): cell
+        for cell in cells(config.evaluation)
+    }
+    return {name: c for name, c in names.items() if not directory.cell_file(name).exists()}
 
 
 def _keep(file: Path, drawn: Drawn) -> None:

@@ -39,10 +39,11 @@ CLASSES = {
 
 
 def failure_class(error: BaseException) -> str:
-    """nan | oom | bad_data | bug, of an exception."""
+    """nan | oom | lost_node | bad_data | bug, of an exception."""
     import torch  # status and reports read failures without it
 
     from fewstep.errors import UserError
+    from fewstep.experiments.distributed import is_loss
 
     if isinstance(error, FloatingPointError):
         return "nan"
@@ -50,6 +51,8 @@ def failure_class(error: BaseException) -> str:
         return "oom"
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
         return "oom"  # what torch's CPU allocator says
+    if is_loss(error):
+        return "lost_node"
     return "bad_data" if isinstance(error, UserError) else "bug"
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.experiments.data import Dataset
+from fewstep.experiments.distributed import ranks
 from fewstep.experiments.seeds import generator
 from fewstep.objectives import Net, Objective
 
@@ -39,13 +40,17 @@ def stored_pairs(
 ) -> Pairs:
     """``count`` pairs, in files of ``BLOCK``; those that ``folder`` has are not drawn again.
 
-    Noise and labels depend on the seed alone. ``teacher`` may raise to stop early.
+    Noise and labels depend on the seed alone. ``teacher`` may raise to stop early. Of several
+    processes, which share the teacher's rows, the first writes the files and has them read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    first, told = ranks().first, ranks().told
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
     blocks = [min(BLOCK, count - begun) for begun in range(0, count, BLOCK)]
+    there = told({i for i in range(len(blocks)) if _file(folder, i).exists()})
     for i, size in enumerate(blocks):
-        file = folder / f"{i:05d}.safetensors"
-        if not file.exists():
+        file = _file(folder, i)
+        if i not in there:
             g = generator(seed, "pairs", i)
             eps = torch.randn(size, *dataset.shape, generator=g)
             y = dataset.train.y
@@ -55,10 +60,15 @@ def stored_pairs(
             if not bool(torch.isfinite(x).all()):
                 raise FloatingPointError("the teacher's samples are not finite")
             tensors = {"x": x.cpu().contiguous(), "eps": eps}
-            temporary = file.with_name(f".{file.name}.{os.getpid()}")
-            save_file(tensors if y is None else {**tensors, "y": y}, temporary)
-            os.replace(temporary, file)
+            if first:
+                temporary = file.with_name(f".{file.name}.{os.getpid()}")
+                save_file(tensors if y is None else {**tensors, "y": y}, temporary)
+                os.replace(temporary, file)
         on_block(i + 1, len(blocks))
-    files = [load_file(folder / f"{i:05d}.safetensors") for i in range(len(blocks))]
+    files = told([load_file(_file(folder, i)) for i in range(len(blocks))] if first else [])
     y = torch.cat([f["y"] for f in files]) if "y" in files[0] else None
     return Pairs(torch.cat([f["x"] for f in files]), torch.cat([f["eps"] for f in files]), y)
+
+
+def _file(folder: Path, block: int) -> Path:
+    return folder / f"{block:05d}.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import sys
@@ -16,6 +17,7 @@ from fewstep.errors import UserError
 from fewstep.experiments import failures
 from fewstep.experiments.claim import Busy, Claim, Superseded
 from fewstep.experiments.config import RunConfig
+from fewstep.experiments.distributed import ranks
 from fewstep.experiments.evaluation import cells_lacking, evaluate
 from fewstep.experiments.provenance import environment, now, source_hash
 from fewstep.experiments.rundir import Json, RunDirectory
@@ -144,38 +146,53 @@ def run(
         Superseded: a newer attempt took it away; what this one did is no loss.
         UserError: the directory holds no run, or one of another configuration.
     """
-    config = requested(directory)
-    finished = directory.result()
-    if finished is not None and not cells_lacking(config, directory):
-        directory.remove("failure")  # of cells asked for earlier
+    everyone = ranks()  # of several processes, the first reads, has the claim, and writes
+    config = RunConfig(everyone.told(requested(directory).values))
+    finished = everyone.told(directory.result())
+    if finished is not None and not everyone.told(cells_lacking(config, directory)):
+        if everyone.first:
+            directory.remove("failure")  # of cells asked for earlier
         return finished
-    with Claim(directory) as claim:
+    claim, free = Claim(directory), True
+    with contextlib.ExitStack() as held:
+        try:
+            if everyone.first:
+                held.enter_context(claim)
+        except Busy:
+            free = False
+        if not everyone.told(free):
+            raise Busy(f"another process is at work on {directory.path}")
 
         def leave() -> bool:
-            claim.check()
+            if everyone.first:
+                claim.check()
             return stop() or claim.cancelled
 
+        def note(how: str) -> None:
+            if everyone.first:
+                directory.note(claim.attempt.token, ended=how)
+
         try:
-            result = _run(config, directory, claim, leave, on_progress)
+            result = _run(config, directory, claim, everyone.agreed(leave), on_progress)
         except Superseded as reason:
-            directory.note(claim.attempt.token, ended=str(reason))
+            note(str(reason))
             raise
         except Interrupted as reason:
-            kind = "cancelled" if claim.cancelled else "interrupted"
-            directory.note(claim.attempt.token, ended=kind)
+            note("cancelled" if claim.cancelled else "interrupted")
             if not claim.cancelled:
                 raise
             record = failures.record(directory, "cancelled", f"cancelled: {reason}")
             directory.write("failure", record)
             raise RunFailed(record) from None
         except Exception as error:
-            claim.check(at_once=True)  # the failure of an attempt that is over is nobody's
-            record = failures.of_error(directory, error)
-            directory.write("failure", record)
-            directory.note(claim.attempt.token, ended=record["class"])
+            record = everyone.failure(failures.of_error(directory, error), error)
+            if everyone.first:
+                claim.check(at_once=True)  # the failure of an attempt that is over is nobody's
+                directory.write("failure", record)
+            note(record["class"])
             log.info("run %s failed\n%s", directory.key, record["traceback"])
             raise RunFailed(record) from error
-        directory.note(claim.attempt.token, ended="done")
+        note("done")
         return result
 
 
@@ -187,11 +204,13 @@ def _run(
     on_progress: OnProgress,
 ) -> Json:
     started, begun = now(), time.perf_counter()
-    job, step = claim.attempt.job, directory.last_step()
-    directory.note(claim.attempt.token, begun=started, job=job, step=step)
-    directory.remove("failure")  # of an earlier attempt
+    everyone = ranks()
+    if everyone.first:
+        job, step = claim.attempt.job, directory.last_step()
+        directory.note(claim.attempt.token, begun=started, job=job, step=step)
+        directory.remove("failure")  # of an earlier attempt
     dataset = config.data.load()
-    result = directory.result()
+    result = everyone.told(directory.result())
     trainer = None
     if result is None:
         trainer = Trainer(config, dataset, directory)
@@ -230,12 +249,14 @@ def _run(
             "backbone_source": source_hash(config.backbone),
             "device": str(trainer.device),
             "threads": torch.get_num_threads(),
+            "processes": everyone.size,
             "started": started,
             "finished": now(),
         },
     }
-    claim.check(at_once=True)
-    directory.write("result", result)
+    if everyone.first:
+        claim.check(at_once=True)
+        directory.write("result", result)
     return result
 
 

@@ -11,6 +11,7 @@ PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("constant", "cosine")
 WEIGHTS = ("ema", "raw")
 SPLITS = ("train", "test")
+PARALLEL = ("ddp", "fsdp")
 INITS = ("auto", "random", "teacher")
 
 
@@ -35,6 +36,8 @@ class Training:
         init: auto | random | teacher, the first weights. auto takes the teacher's where the
             objective learns from one and its backbone and path are the student's.
         device: auto | cpu | cuda | cuda:0 | mps. compile: torch.compile the network.
+        parallel: ddp | fsdp, how several processes (torchrun's, say) share a run: every one has the
+            whole network, or (FSDP2) a part of it. batch_size is that of all together.
         activation_checkpointing: recompute activations in the backward pass, to save memory.
         log_every, validate_every, checkpoint_every: steps between; 0 for never.
     """
@@ -54,6 +57,7 @@ class Training:
     init: str = "auto"
     device: str = bookkeeping("auto")
     compile: bool = bookkeeping(False)
+    parallel: str = bookkeeping("ddp")
     activation_checkpointing: bool = bookkeeping(False)
     log_every: int = bookkeeping(50)
     validate_every: int = bookkeeping(250)
@@ -77,6 +81,7 @@ class Training:
         check_choice("training.precision", self.precision, PRECISIONS)
         check_choice("training.schedule", self.schedule, SCHEDULES)
         check_choice("training.init", self.init, INITS)
+        check_choice("training.parallel", self.parallel, PARALLEL)
 
 
 @dataclass

@@ -2,6 +2,9 @@
 
 Everything random in step i comes from (seed, i), and everything that carries over is in the
 checkpoint, so that a run killed at any moment and run again ends with the same bits.
+
+Several processes may train one run (distributed.py). All of them come through every line here, on
+the whole batch; what they share lies behind ``Trainer.parallel``, and the first one writes.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.experiments import checkpoint
+from fewstep.experiments import checkpoint, parallel
 from fewstep.experiments.checkpoint import Checkpoint
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, Split, to_model
+from fewstep.experiments.distributed import ranks
 from fewstep.experiments.pairs import Pairs, stored_pairs
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.experiments.seeds import Order, derive, generator
@@ -50,11 +54,18 @@ class Interrupted(Exception):
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` takes cuda, then mps, then cpu; another name is checked to be there."""
+    """``auto`` takes cuda, then mps, then cpu; another name is checked to be there.
+
+    Of several processes on a node, each takes a GPU of its own, and none takes mps.
+    """
+    everyone = ranks()
+    if not everyone.alone and name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", everyone.local % torch.cuda.device_count())
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        mps = torch.backends.mps.is_available() and everyone.alone
+        return torch.device("mps" if mps else "cpu")
     try:
         torch.empty(0, device=name)
         return torch.device(name)
@@ -86,9 +97,12 @@ class Trainer:
         self.training = config.training
         self.objective: Objective = config.objective
         self.device = choose_device(self.training.device)
+        self.ranks = ranks()
+        self.parallel = parallel.choose(self.training, self.ranks, self.device)
         self.net = build_network(config, dataset).to(self.device)
         self.teacher = self._teacher()
-        self.ema = frozen(self.net)
+        self.ema = self.parallel.spread(frozen(self.net))
+        self.net = self.parallel.spread(self.net)
         self.former: nn.Module | None = None
         self.pairs: Pairs | None = None
         learned = self.objective.learned_parts()
@@ -96,8 +110,9 @@ class Trainer:
         self.named = dict(self.net.named_parameters(prefix="net"))
         if self.learned is not None:
             self.named.update(self.learned.named_parameters(prefix="learned"))
+        self.parallel.watch(self.net, self.learned)
         self.optimiser = torch.optim.AdamW(
-            list(self.named.values()),
+            [{"params": group} for group in self.parallel.groups(self.net, self.learned)],
             lr=self.training.lr,
             betas=(self.training.betas[0], self.training.betas[1]),
             eps=self.training.eps,
@@ -131,7 +146,10 @@ class Trainer:
 
     def nets(self, online: Net) -> Nets:
         """What a loss may ask, with ``online`` in the first place."""
-        return Nets(online, self.ema, self.teacher, self.learned, self.former)
+        share = self.parallel.share
+        teacher = None if self.teacher is None else share(self.teacher)
+        former = None if self.former is None else share(self.former)
+        return Nets(share(online), share(self.ema), teacher, self.learned, former)
 
     # ---- the loop ------------------------------------------------------------------------------
 
@@ -146,7 +164,7 @@ class Trainer:
         assert self.teacher is not None
         begun, count = time.perf_counter(), self.objective.pairs
 
-        teacher, seed = self.teacher, self.config.seed
+        teacher, seed = self.parallel.share(self.teacher), self.config.seed
 
         def watched(
             x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
@@ -169,7 +187,7 @@ class Trainer:
             Interrupted: ``stop()`` became true; a checkpoint of the step reached was written.
         """
         total, every = self.training.steps, self.training.checkpoint_every
-        if not self._restore():
+        if not self._restore() and self.ranks.first:
             self.directory.metrics_file.unlink(missing_ok=True)
         self._trim_metrics()
         begun, step_begun, seconds_begun = time.perf_counter(), self.step, self.seconds
@@ -192,7 +210,7 @@ class Trainer:
         g = generator(self.config.seed, "train", step, device=self.device)
         progress = Progress(step, training.steps)
         if self.objective.freezes(progress):
-            self.former = frozen(self.net)
+            self.former = self._twin()
         batch = self._batch(self.dataset.train, self.order.batch(step))
         dropped = self._drop_labels(batch.y, g)
         batch = Batch(batch.x, dropped, batch.y, batch.eps)
@@ -201,7 +219,8 @@ class Trainer:
         mean = loss.per_sample.float().mean()
         self.optimiser.zero_grad(set_to_none=True)
         mean.backward()
-        norm = nn.utils.clip_grad_norm_(self.named.values(), training.clip or math.inf)
+        self.parallel.sum_gradients()
+        norm = self.parallel.clip(self.named.values(), training.clip or math.inf)
         logs = {"loss": mean.detach(), "grad_norm": norm.detach(), **loss.logs}
         bad = ~torch.isfinite(mean.detach() + norm) & (self.first_bad == 0)
         self.first_bad = torch.where(bad, step + 1, self.first_bad)
@@ -212,11 +231,26 @@ class Trainer:
         self.optimiser.step()
         decay = min(training.ema, (1 + step) / (10 + step))
         with torch.no_grad():
+            here = self.parallel.here
             torch._foreach_lerp_(
-                list(self.ema.parameters()), list(self.net.parameters()), 1 - decay
+                here(self.ema.parameters()), here(self.net.parameters()), 1 - decay
             )
         self.step += 1
         return logs
+
+    def _twin(self) -> nn.Module:
+        """A copy of the network as it is now, that takes no gradients."""
+        if self.parallel.whole_here:
+            return frozen(self.net)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # what is split cannot be copied: it is built again
+            twin = frozen(build_network(self.config, self.dataset)).to(self.device)
+        twin = self.parallel.spread(twin)
+        with torch.no_grad():
+            for kind in (nn.Module.parameters, nn.Module.buffers):
+                for mine, its in zip(kind(twin), kind(self.net), strict=True):
+                    mine.copy_(its)
+        return twin
 
     def _check_finite(self) -> None:
         if step := int(self.first_bad):
@@ -276,9 +310,12 @@ class Trainer:
             return
         self._check_finite()
         row = {name: float(value) for name, value in logs.items()}
+        self.parallel.check(row["loss"])
         if validation_due or last:
             row["validation_loss"] = self.validation_loss()
         self.last = row
+        if not self.ranks.first:
+            return
         line = {
             "step": self.step,
             "images_seen": self.step * self.training.batch_size,
@@ -291,6 +328,8 @@ class Trainer:
 
     def _trim_metrics(self) -> None:
         """Forget what was logged after the checkpoint: those steps are about to be run again."""
+        if not self.ranks.first:
+            return
         kept = [row for row in self.directory.metrics() if row["step"] <= self.step]
         if kept or self.directory.metrics_file.exists():
             file = self.directory.metrics_file
@@ -310,8 +349,11 @@ class Trainer:
         for name, parameter in self.named.items():
             for slot, value in self.optimiser.state[parameter].items():
                 tensors[f"optimiser.{slot}.{name}"] = value
+        tensors = {name: self.parallel.whole(tensor) for name, tensor in tensors.items()}
         state = {"key": self.config.key, "seconds": self.seconds, "last": self.last}
-        checkpoint.save(self.directory.checkpoints, Checkpoint(self.step, tensors, state))
+        if self.ranks.first:
+            checkpoint.save(self.directory.checkpoints, Checkpoint(self.step, tensors, state))
+        self.ranks.told(self.step)  # nobody leaves before it is written
 
     def _restore(self) -> bool:
         found = checkpoint.load_latest(self.directory.checkpoints)
@@ -322,13 +364,14 @@ class Trainer:
                 f"the checkpoint in {self.directory.path} belongs to run {found.state['key']}, "
                 f"expected {self.config.key}"
             )
-        load_weights(self.net, found, "net")
-        load_weights(self.ema, found, "ema")
+        place = self.parallel.placed
+        load_weights(self.net, found, "net", place)
+        load_weights(self.ema, found, "ema", place)
         if self.learned is not None:
             load_weights(self.learned, found, "learned")
         if any(name.startswith("former.") for name in found.tensors):
-            self.former = frozen(self.net)
-            load_weights(self.former, found, "former")
+            self.former = self._twin()
+            load_weights(self.former, found, "former", place)
         for name, parameter in self.named.items():
             self.optimiser.state[parameter] = {
                 slot: self._placed(slot, found.tensors[f"optimiser.{slot}.{name}"], parameter)
@@ -341,8 +384,9 @@ class Trainer:
 
     def _placed(self, slot: str, value: Tensor, parameter: Tensor) -> Tensor:
         # AdamW counts steps in a tensor: on the CPU, unless it is the fused one of a GPU
-        fused_elsewhere = self.device.type == "cuda"
-        return value.to(parameter.device) if slot != "step" or fused_elsewhere else value
+        if slot == "step":
+            return value.to(self.device) if self.device.type == "cuda" else value
+        return self.parallel.placed(value.to(self.device), parameter)
 
 
 def frozen(network: nn.Module) -> nn.Module:
@@ -361,12 +405,19 @@ def check_checkpointing(network: nn.Module, config: RunConfig) -> None:
         )
 
 
-def load_weights(module: nn.Module, found: Checkpoint, prefix: str) -> None:
-    """Fill ``module`` from the tensors of a checkpoint whose names begin with ``prefix``."""
-    start = f"{prefix}."
-    module.load_state_dict(
-        {k.removeprefix(start): v for k, v in found.tensors.items() if k.startswith(start)}
-    )
+def load_weights(
+    module: nn.Module,
+    found: Checkpoint,
+    prefix: str,
+    place: Callable[[Tensor, Tensor], Tensor] = lambda whole, like: whole,
+) -> None:
+    """Fill ``module`` from the tensors of a checkpoint whose names begin with ``prefix``.
+
+    ``place(whole, like)`` gives a tensor the form of the module's own.
+    """
+    start, own = f"{prefix}.", module.state_dict()
+    weights = {k.removeprefix(start): v for k, v in found.tensors.items() if k.startswith(start)}
+    module.load_state_dict({k: place(v, own[k]) if k in own else v for k, v in weights.items()})
 
 
 def load_network(

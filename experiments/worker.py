@@ -65,32 +65,35 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     stop = StopFlag(options.parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    from fewstep.experiments.run import (  # takes seconds: after the signals
-        Busy,
-        Interrupted,
-        RunFailed,
-        Superseded,
-        run,
-    )
+    from fewstep.experiments import distributed  # takes seconds: after the signals
+    from fewstep.experiments.run import Busy, Interrupted, RunFailed, Superseded, run
 
     directory = RunDirectory(options.directory)
     try:
-        run(directory, stop, ProgressFile(directory))
+        ranks = distributed.join()  # under torchrun, srun or Ray; alone otherwise
+        progress = ProgressFile(directory) if ranks.first else lambda *told: None
+        run(directory, stop, progress)
     except RunFailed:
+        distributed.abandon(FAILED)
         return FAILED
     except Interrupted as reason:
         logging.info("interrupted: %s", reason)
-        return INTERRUPTED
+        status = INTERRUPTED
     except Busy as reason:
         logging.info("%s", reason)
-        return BUSY
+        status = BUSY
     except Superseded as reason:
         logging.info("%s", reason)
+        distributed.abandon(SUPERSEDED)
         return SUPERSEDED
     except UserError as error:
         logging.error("%s", error)
+        distributed.abandon(BAD_INPUT)
         return BAD_INPUT
-    return DONE
+    else:
+        status = DONE
+    distributed.leave()
+    return status
 
 
 if __name__ == "__main__":

@@ -239,6 +239,7 @@ def test_bookkeeping_is_what_it_was_decided_to_be() -> None:
     assert books == {
         "device",
         "compile",
+        "parallel",
         "activation_checkpointing",
         "log_every",
         "validate_every",
