@@ -11,6 +11,7 @@ checkpoints. Runs that were finished meanwhile, by whomever, are left as they ar
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -29,10 +30,10 @@ from submitit.core.submission import process_job
 from submitit.core.utils import DelayedSubmission
 
 from fewstep.experiments import failures, worker
-from fewstep.experiments.claim import JOB, Attempt
+from fewstep.experiments.claim import JOB, SUPERSEDES, Attempt, at_work
 from fewstep.experiments.rundir import Json, RunDirectory, read_json
 from fewstep.sweeps.launcher import Event
-from fewstep.sweeps.local import LocalLauncher, ignore_usr2
+from fewstep.sweeps.local import GRACE_SECONDS, LocalLauncher, ignore_usr2
 from fewstep.sweeps.slurm import queue
 
 FOR_EVER = 10**6  # time-outs that submitit lets a job have
@@ -51,6 +52,7 @@ class Pack:
     folder: str
     index: int
     launcher: LocalLauncher | None = field(default=None, repr=False)
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def __call__(self) -> None:
         manifest = read_manifest(Path(self.folder))
@@ -59,7 +61,7 @@ class Pack:
         told = this_job()
         log.info("job %s, restart %s: %d runs", told["id"], told["restart"], len(runs))
         if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-            return each_rank(runs, told)
+            return self._rank(runs, told)
         self.launcher = LocalLauncher(
             workers=manifest["at_a_time"],
             environment={JOB: json.dumps(told)},
@@ -77,9 +79,37 @@ class Pack:
         """Have the runs save and leave; the job is queued again by whoever calls this."""
         if self.launcher is not None:
             self.launcher.halt()
+        elif self.process is not None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE_SECONDS)
         return DelayedSubmission(Pack(self.folder, self.index))
 
     __submitit_checkpoint__ = checkpoint
+
+    def _rank(self, runs: Sequence[RunDirectory], told: Json) -> None:
+        """One rank of runs that have all tasks of the job to themselves, one after the other.
+
+        Every task of the job comes here. SLURM sends its signals to the ranks, too.
+        """
+        environment = {**os.environ, **rank_environment(), JOB: json.dumps(told)}
+        ghosts = Ghosts(told, str(read_manifest(Path(self.folder))["name"]))
+        for run in runs:
+            attempt = at_work(run)
+            if attempt is not None and ghosts(attempt):
+                environment[SUPERSEDES] = attempt.token
+            with run.log.open("ab") as out:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "fewstep.experiments.worker", str(run.path)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    preexec_fn=ignore_usr2,
+                )
+            code = self.process.wait()
+            if code not in (worker.DONE, worker.INTERRUPTED, worker.BUSY, worker.SUPERSEDED):
+                raise PackFailed(f"run {run.key} failed (exit code {code})")
 
     def _ended_from_outside(self, runs: Sequence[RunDirectory]) -> None:
         """SIGTERM came, not USR2: somebody cancelled the job, or it is preempted without notice."""
@@ -102,36 +132,6 @@ def report(event: Event, working: Sequence[RunDirectory]) -> None:
         failure = event.run.failure() if event.kind in ("failed", "again") else None
         why = f": {failure['class']}: {failure['message']}" if failure else ""
         log.info("%s %s%s", event.kind, event.run.key, why)
-
-
-def each_rank(runs: Sequence[RunDirectory], told: Json) -> None:
-    """Runs that have all tasks of the job to themselves, one after the other.
-
-    Every task comes here, and starts its rank of torch's process group. Only the first may fail:
-    the others end with it.
-    """
-    environment = {**os.environ, **rank_environment(), JOB: json.dumps(told)}
-    working: list[subprocess.Popen[bytes]] = []
-
-    def on_term(number: int, frame: object) -> None:
-        for process in working:
-            process.terminate()
-
-    signal.signal(signal.SIGTERM, on_term)
-    for run in runs:
-        with run.log.open("ab") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "fewstep.experiments.worker", str(run.path)],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                preexec_fn=ignore_usr2,
-            )
-        working[:] = [process]
-        code = process.wait()
-        if code not in (worker.DONE, worker.INTERRUPTED, worker.BUSY, worker.SUPERSEDED):
-            raise PackFailed(f"run {run.key} failed (exit code {code})")
 
 
 def rank_environment() -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.commands import TINY, environment, finish, wait_for
 from helpers.slurm import Box, lacking
 from safetensors.torch import load_file
@@ -407,3 +408,21 @@ def test_without_accounting(tmp_path: Path, undisturbed: RunDirectory) -> None:
     finally:
         bare.down()
         shutil.rmtree(state, ignore_errors=True)
+
+
+def test_one_run_on_two_nodes(tmp_path: Path, box: Box, undisturbed: RunDirectory) -> None:
+    sweep = Sweep(tmp_path, box, f"  - {long('a')}\n")
+    sweep.submit("slurm.collect=false", "resources.nodes=2", "resources.cpus=1")
+    wait_for(sweep.training("a"), "a run at work")
+    assert len(box.run("squeue", "-h", "-o", "%D").split()) == 1
+    assert box.run("squeue", "-h", "-o", "%D").split() == ["2"]
+    job = box.run("squeue", "-h", "-o", "%i").strip()
+    box.run("scontrol", "requeue", job)  # and on the way it is put back into the queue
+    sweep.wait()
+    run = sweep.runs["a"]
+    assert run.status() == "done", sweep.log() + run.log.read_text()
+    assert run.result()["provenance"]["processes"] == 2
+    assert len(run.attempts()) == 2
+    mine, theirs = weights(run), weights(undisturbed)
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=1e-4)
