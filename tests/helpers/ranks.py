@@ -66,8 +66,9 @@ class TwoCalls(FlowMatching):
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y = batch.x, batch.y
         first = nets.online(randn(x, g), full(0.9, x), y=y)
-        second = nets.online((first + x)[1:], full(0.4, x)[1:], y=None if y is None else y[1:])
-        return Loss(torch.cat([mean_square(first)[:1], mean_square(second - x[1:])]), full(0.4, x))
+        turned = (first + x).flip(0)  # so that rows of one process come from rows of another
+        second = nets.online(turned, full(0.4, x), y=None if y is None else y.flip(0))
+        return Loss(mean_square(second - x) + mean_square(first), full(0.4, x))
 
 
 @dataclass(frozen=True)
