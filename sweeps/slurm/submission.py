@@ -178,7 +178,12 @@ def executor(
         "constraint": settings.constraint,
         "gres": settings.gres,
         "setup": list(settings.setup) or None,
-        "srun_args": list(settings.srun) or None,
+        # several processes are one run: one that dies ends the others
+        "srun_args": [
+            *(["--kill-on-bad-exit=1"] if processes(resources) > 1 else []),
+            *settings.srun,
+        ]
+        or None,
         "dependency": dependency,
     }
     if resources.gpus and settings.gres is None:
