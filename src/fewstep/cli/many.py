@@ -1,4 +1,4 @@
-"""Commands on sweeps: sweep, status, sync, report."""
+"""Commands on sweeps: sweep, status, report."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def sweep(name: str, overrides: Sequence[Any], *, plan_only: bool, workers: int 
     report(directory, None)
     tracking = made.runs[0].member.config.values["tracking"]
     if tracking["enabled"]:
-        _sync([directory], made.root, tracking["uri"])
+        from fewstep.cli.sync import sync_sweeps
+
+        sync_sweeps([directory], made.root, tracking["uri"])
     return 1 if failed else 0
 
 
@@ -105,34 +107,6 @@ def _show_runs(runs: Sequence[Any]) -> None:
     for run in runs:
         if run.note:
             out.print(f"{run.key} {run.note}", markup=False)
-
-
-def sync(name: str | None, root: Path, overrides: Sequence[str]) -> None:
-    """``fewstep sync``: one sweep, or all under ``root``."""
-    from fewstep.experiments.config import parse
-
-    uri = None
-    for override in overrides:
-        key, value = parse(override)
-        if key != "tracking.uri":
-            raise unknown("override of sync", key, ("runs", "tracking.uri"))
-        uri = None if value is None else str(value)
-    sweeps = find_sweeps(root) if name is None else [find_sweep(name, root)]
-    if not sweeps:
-        raise UserError(f"no runs under {root}/")
-    _sync(sweeps, root, uri)
-
-
-def _sync(sweeps: Sequence[SweepDirectory], root: Path, uri: str | None) -> None:
-    from fewstep.experiments.tracking import sync, ui_command
-
-    done = sync(sweeps, root, uri)
-    counts = f"{done.created} created, {done.updated} updated, {done.unchanged} unchanged"
-    out.print(f"MLflow at {done.uri}: {counts}", markup=False)
-    for problem in done.problems:
-        err.print(f"not synced: {problem}", markup=False)
-    out.print("to look at it:", style="bold")
-    out.print(f"  {ui_command(done.uri)}", markup=False)
 
 
 def report(
