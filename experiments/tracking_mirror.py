@@ -9,7 +9,8 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from fewstep.errors import UserError
 from fewstep.experiments.tracking_record import Point, Record, metric_name
 from fewstep.experiments.tracking_store import is_server
 
-METRICS_PER_BATCH, PARAMS_PER_BATCH = 800, 100  # MLflow: 1000 entities, 100 params, 100 tags
+ENTITIES_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # MLflow's limits; and 100 tags
+RUNS_ASKED_FOR_BY_KEY = 20  # beyond that, listing them all costs less
 SYNCED = "fewstep.synced"
 SOURCES = ("fewstep.objective_source", "fewstep.backbone_source")
 
@@ -32,8 +34,14 @@ def find_experiment(client: Any, sweep: str, root: Path, uri: str) -> str:
     name = f"fewstep/{sweep}"
     place = None if is_server(uri) else (root / "mlartifacts" / sweep).resolve().as_uri()
     if (found := client.get_experiment_by_name(name)) is None:
+        from mlflow.exceptions import MlflowException
+
         tags = {"fewstep.sweep": sweep, "mlflow.experimentKind": "custom_model_development"}
-        return str(client.create_experiment(name, artifact_location=place, tags=tags))
+        try:
+            return str(client.create_experiment(name, artifact_location=place, tags=tags))
+        except MlflowException:  # somebody else, or our own request, whose answer was lost
+            if (found := client.get_experiment_by_name(name)) is None:
+                raise
     own = uri.endswith(f"{root.resolve()}/mlflow.db")
     if own and place is not None and found.artifact_location != place:
         raise UserError(
@@ -48,22 +56,46 @@ def find_experiment(client: Any, sweep: str, root: Path, uri: str) -> str:
     return str(found.experiment_id)
 
 
-def find_runs(client: Any, experiment: str) -> dict[str, Any]:
-    """The experiment's runs by ``fewstep.key``, oldest first; the sweep's parent run under ``""``.
+def find_runs(client: Any, experiment: str, keys: Collection[str] | None = None) -> dict[str, Any]:
+    """The experiment's runs, all or those of ``keys``, by ``fewstep.key``; the parent as ``""``.
 
-    Runs of other makers are passed over.
+    Runs of other makers are passed over. Where a key has two runs (a server that died after it made
+    one, before it said so, was asked again) the fuller one stays and the other goes to the bin.
     """
-    runs: dict[str, Any] = {}
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment], max_results=1000, order_by=["start_time ASC"], page_token=token
-        )
-        for run in page:
+    found: dict[str, list[Any]] = {}
+    for condition in _conditions(keys):
+        for run in _search(client, experiment, condition):
             if "fewstep.role" in run.data.tags:
-                runs.setdefault(run.data.tags.get("fewstep.key", ""), run)
+                found.setdefault(run.data.tags.get("fewstep.key", ""), []).append(run)
+    for runs in found.values():
+        runs.sort(key=_fullness)
+        for double in runs[:-1]:
+            client.delete_run(double.info.run_id)
+    return {key: runs[-1] for key, runs in found.items()}
+
+
+def _conditions(keys: Collection[str] | None) -> list[str]:
+    """Filters of a search that finds the runs of ``keys`` (among others, perhaps)."""
+    plain = re.compile(r"[A-Za-z0-9_.-]*")  # what needs no quoting
+    if keys is None or len(keys) > RUNS_ASKED_FOR_BY_KEY or not all(map(plain.fullmatch, keys)):
+        return [""]
+    return [
+        f"tags.`fewstep.key` = '{key}'" if key else "tags.`fewstep.role` = 'sweep'" for key in keys
+    ]
+
+
+def _search(client: Any, experiment: str, condition: str) -> list[Any]:
+    runs, token = [], None
+    while True:
+        page = client.search_runs([experiment], condition, max_results=1000, page_token=token)
+        runs += page
         if not (token := page.token):
             return runs
+
+
+def _fullness(run: Any) -> tuple[bool, int, int, str]:
+    data = run.data
+    return SYNCED in data.tags, len(data.metrics), len(data.params), run.info.run_id
 
 
 def create_run(
@@ -107,7 +139,8 @@ def log_record(client: Any, mirror: Any, record: Record, fingerprint: str) -> No
     params = [Param(k, v) for k, v in record.params.items() if k not in mirror.data.params]
     told = record.tags | {SYNCED: fingerprint}
     tags = [RunTag(k, v) for k, v in told.items() if mirror.data.tags.get(k) != v]
-    chunks = _chunks(points, METRICS_PER_BATCH), _chunks(params, PARAMS_PER_BATCH)
+    room = ENTITIES_PER_BATCH - min(len(params), PARAMS_PER_BATCH) - len(tags)
+    chunks = _chunks(points, room), _chunks(params, PARAMS_PER_BATCH)
     batches: list[Any] = list(zip_longest(*chunks, fillvalue=[])) or [([], [])]
     for batch in batches[:-1]:
         client.log_batch(mirror.info.run_id, *batch)
@@ -116,23 +149,32 @@ def log_record(client: Any, mirror: Any, record: Record, fingerprint: str) -> No
 
 
 def _missing(client: Any, mirror: Any, record: Record) -> list[Point]:
-    """The points to log: new steps of the curves, and values that differ from the latest."""
+    """The points to log: new steps of the curves, and values that differ from the latest.
+
+    Points are logged in the order of their steps, a batch whole or not at all. So of a run that
+    still trains, what is new is what lies beyond the latest step: its curves are not read back
+    every time. At its end they are, once, and each point is compared.
+    """
     latest = mirror.data.metrics
-    stepped = {p.key for p in record.curves} | {p.key for p in record.values if p.step}
+    curves = {(p.key, p.step): p for p in record.curves}  # of a step written again: the later line
+    values = {(p.key, p.step): p for p in record.values}
+    if record.status == "RUNNING":
+        last = {metric.key: metric.step for metric in mirror.data._metric_objs}  # else not told
+        curves = {(key, step): p for (key, step), p in curves.items() if step > last.get(key, -1)}
+        stepped = {key for key, step in values if step}
+    else:
+        stepped = {key for key, _ in curves} | {key for key, step in values if step}
     logged = {
         (key, metric.step): metric.value
-        for key in stepped & latest.keys()
+        for key in sorted(stepped & latest.keys())
         for metric in client.get_metric_history(mirror.info.run_id, key)
     }
-    # A run resumed from a checkpoint writes its last steps anew: the later line of a step counts.
-    curves = {(p.key, p.step): p for p in record.curves if (p.key, p.step) not in logged}
-    values = {(p.key, p.step): p for p in record.values}
     new = [
         point
         for (key, step), point in values.items()
         if not _same(logged.get((key, step)) if step else latest.get(key), point.value)
     ]
-    return [*curves.values(), *new]
+    return [*(point for at, point in curves.items() if at not in logged), *new]
 
 
 def log_dataset(client: Any, mirror: Any, data: Any) -> None:

@@ -81,17 +81,29 @@ def milliseconds(moment: object) -> int | None:
         return None
 
 
-def fingerprint(run: RunDirectory, about: object) -> str:
+def fingerprint(run: RunDirectory, status: str, about: object) -> str:
     """A digest of the state of the run's files (names, sizes, times; nothing is read).
 
     Equal fingerprints mean that there is nothing to log. ``about`` is what the sweep says of it.
     """
-    names = ["spec.json", "metrics.jsonl", "result.json", "failure.json"]
-    files = [run.path / name for name in names] + sorted(run.path.glob("evaluations/*.json"))
-    files += sorted(run.diagnostics.glob("*"))
-    stats = [(f.name, s.st_size, s.st_mtime_ns) for f in files if (s := _stat(f))]
-    state = json.dumps([FORMAT, run.status(), stats, about], sort_keys=True)
+    names = ("spec.json", "metrics.jsonl", "result.json", "failure.json")
+    stats = [(name, s.st_size, s.st_mtime_ns) for name in names if (s := _stat(run.path / name))]
+    for folder, ending in ((run.path / "evaluations", ".json"), (run.diagnostics, "")):
+        stats += sorted(_listing(folder, ending))
+    state = json.dumps([FORMAT, status, stats, about], sort_keys=True)
     return hashlib.sha256(state.encode()).hexdigest()[:16]
+
+
+def _listing(folder: Path, ending: str) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of the files; scandir, for this is done for thousands of folders."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(ending) and not entry.name.startswith("."):
+                    stat = entry.stat()
+                    yield entry.name, stat.st_size, stat.st_mtime_ns
+    except FileNotFoundError:  # no folder, or a file replaced this very moment
+        return
 
 
 def read_record(

@@ -1,8 +1,9 @@
 """Which MLflow store, and opening it: the one place where MLflow is imported and a store created.
 
 Facts of MLflow 3.17 this rests on: the file store raises; a fresh sqlite database takes seconds of
-migrations and is broken for good when two processes create it at once (so: under the lock); an
-unreachable server is retried for minutes (so: it is asked for its health first).
+migrations and is broken for good when two processes create it at once, or one is killed meanwhile
+(so: under a lock, and under another name until it is whole); an unreachable server is retried for
+minutes (so: it is asked for its health first).
 """
 
 from __future__ import annotations
@@ -16,16 +17,25 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
 
 from fewstep.errors import UserError
 
 SQL = ("sqlite", "postgresql", "mysql", "mssql")
 HTTP = ("http", "https")
 SECONDS_TO_ANSWER = 10.0
+SECONDS_FOR_THE_LOCK = 600.0
+CHARACTERS_TOLD = 300  # of an error's first line: MLflow's may hold whole requests
+PASSING = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED")
+
+
+class StoreAway(UserError):
+    """The store does not answer now (a server or its database is down, sqlite is busy)."""
 
 
 def tracking_uri(root: Path, configured: str | None = None) -> str:
@@ -72,27 +82,113 @@ def ui_command(uri: str) -> str:
 def open_store(uri: str) -> Iterator[Any]:
     """An ``MlflowClient`` on ``uri``; a sqlite database is created where there is none.
 
-    Hold the sync lock. What goes wrong at the store is told as one line.
+    After ``check_store``; hold ``store_lock``. What goes wrong at the store is told as one line.
 
     Raises:
-        UserError: the store cannot be reached, opened or written.
+        StoreAway: the store cannot be reached now.
+        UserError: the store cannot be opened or written.
     """
-    _check(uri)
     _quiet()
     # The fluent API is never used: it would keep a global active run and a global tracking URI.
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
 
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # importing MLflow has set its level
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+    for name in ("mlflow.store.db.utils", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they cry out is told in one line
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    try:
+    with told(uri):
+        if (file := sqlite_file(uri)) and file.stat().st_size == 0:
+            _create(file)
         yield MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def told(uri: str) -> Iterator[None]:
+    """Errors of MLflow and of what it stands on, as a ``StoreAway`` or a ``UserError``."""
+    from mlflow.exceptions import MlflowException
+    from requests import HTTPError, RequestException
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+    try:
+        yield
     except (MlflowException, RequestException, SQLAlchemyError, ImportError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"MLflow at {_shown(uri)} failed: {first or error!r}") from error
+        if isinstance(error, MlflowException):
+            passing = error.error_code in PASSING
+        elif isinstance(error, HTTPError) and error.response is not None:
+            passing = error.response.status_code >= 500
+        else:
+            passing = isinstance(error, RequestException | OperationalError)
+        first = (str(error).splitlines() or [""])[0] or repr(error)
+        kind = StoreAway if passing else UserError
+        raise kind(f"MLflow at {_shown(uri)} failed: {first[:CHARACTERS_TOLD]}") from error
+
+
+@contextmanager
+def one_transaction(client: Any, uri: str) -> Iterator[None]:
+    """What is written inside is one transaction of an SQL store: all of it, or nothing.
+
+    Why past the public API: each of its calls is one to four transactions that wait for the disk,
+    ten for one run, which was half the time of a sync. So for a while the store's sessions join
+    an outer transaction (SQLAlchemy's recipe): their commits wait for its end, and a rollback of
+    one ends it. Across HTTP each call stays a transaction of the server's.
+    """
+    if is_server(uri):
+        yield
+        return
+    from mlflow.store.db.utils import _get_managed_session_maker
+    from sqlalchemy.orm import sessionmaker
+
+    store = client._tracking_client.store
+    own = store.ManagedSessionMaker
+    with store.engine.begin() as connection:
+        joined = sessionmaker(bind=connection, join_transaction_mode="rollback_only")
+        store.ManagedSessionMaker = _get_managed_session_maker(joined, store.db_type)
+        try:
+            yield
+        finally:
+            store.ManagedSessionMaker = own
+
+
+def store_lock(uri: str, root: Path) -> Any:
+    """Held while a database is written to: one writer at a time creates it and fills it."""
+    if is_server(uri):  # takes many at once
+        return nullcontext()
+    file = sqlite_file(uri)
+    return _locked(file.with_name(f"{file.name}.lock") if file else root / ".sync.lock")
+
+
+def sweep_lock(uri: str, sweep: Path) -> Any:
+    """Held while a sweep is told to a server: another writer would create its runs as well."""
+    return _locked(sweep / ".sync.lock") if is_server(uri) else nullcontext()
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file, timeout=SECONDS_FOR_THE_LOCK):
+            yield
+    except Timeout:
+        raise StoreAway(f"another sync is at work: {file} stayed locked") from None
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite database; None for every other store."""
+    if _scheme(uri) != "sqlite":
+        return None
+    return Path(uri.partition(":///")[2].partition("?")[0])
+
+
+def _create(file: Path) -> None:
+    """A database with MLflow's tables, whole from the moment it bears its name."""
+    from mlflow import MlflowClient
+
+    new = file.with_name(f".{file.name}.new")
+    for rest in (new, new.with_name(f"{new.name}-journal")):  # of one killed meanwhile
+        rest.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+    new.replace(file)
 
 
 def _quiet() -> None:
@@ -101,10 +197,16 @@ def _quiet() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
-def _check(uri: str) -> None:
-    """Fail within seconds, before the slow import, where the store cannot work."""
+def check_store(uri: str) -> None:
+    """Fail within seconds, before the slow import, where the store cannot work.
+
+    Raises:
+        StoreAway: nobody answers.
+        UserError: a sqlite database cannot be opened or created.
+    """
     if is_server(uri):
         try:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SECONDS_TO_ANSWER).close()
@@ -113,9 +215,8 @@ def _check(uri: str) -> None:
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             if not isinstance(reason, ssl.SSLError):  # MLflow has its own settings for TLS
-                raise UserError(f"no MLflow server answers at {_shown(uri)} ({reason})") from None
-    elif _scheme(uri) == "sqlite":
-        path = Path(uri.partition(":///")[2].partition("?")[0])
+                raise StoreAway(f"no MLflow server answers at {_shown(uri)} ({reason})") from None
+    elif path := sqlite_file(uri):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with sqlite3.connect(path) as connection:

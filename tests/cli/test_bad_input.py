@@ -91,6 +91,7 @@ MORE = {
     "status digits training.steps=3": "takes no override but runs=DIR, got 'training.steps=3'",
     "sync": "no runs under runs/",
     "sync training.lr=3": "unknown override of sync 'training.lr'",
+    "sync --watch --every 0": "--every must be greater than 0, got 0",
     "report digits": "unknown sweep under runs/ 'digits'",
     "evaluate 3f2a": "no run '3f2a': neither a run directory, nor the beginning of a key",
     "sample 3f2a": "no run '3f2a'",

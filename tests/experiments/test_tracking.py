@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from fewstep.errors import UserError
-from fewstep.experiments.rundir import RunDirectory, SweepDirectory
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory, write_json
 from fewstep.experiments.tracking import sync, tracking_uri
 from fewstep.experiments.tracking_record import flatten, metric_name, variant
 
@@ -64,7 +65,7 @@ def test_a_finished_run_is_told_in_full(client: Any, root: Path, sweep: SweepDir
     seen: list[tuple[str, int, int]] = []
     report = sync([sweep], root, on_progress=lambda *a: seen.append(a))
     assert fake.counts(report) == (1, 0, 0, 1)
-    assert seen == [(sweep.name, 1, 2), (sweep.name, 2, 2)]
+    assert seen == [(sweep.name, 2, 2)]
 
     told = fake.recorded(client, sweep.name)
     assert set(told) == {"", KEYS[0]}
@@ -192,27 +193,66 @@ def test_a_torn_run_hides_no_other(client: Any, root: Path, sweep: SweepDirector
     assert "result.json is not valid JSON" in report.problems[0]
 
 
-def test_killed_on_the_way(client: Any, root: Path, sweep: SweepDirectory) -> None:
-    """SIGKILL between the batches of one run, then again: every point once."""
-    run, other = runs_of(sweep)
-    fake.complete(run, steps=6000)  # 30,000 points: some forty batches
-    fake.complete(other)
+def test_killed_on_the_way(client: Any, root: Path, tmp_path: Path) -> None:
+    """SIGKILL between the transactions of a sweep, then again: every point once."""
+    keys = [f"{i:010x}" for i in range(60)]
+    sweep = fake.make_sweep(root, "killed_on_the_way", keys)
+    for run in sweep.runs():
+        fake.complete(run, steps=100)
     process = fake.start(root, sweep, Path.cwd())
-    half, deadline = 0, time.monotonic() + 60
-    while half == 0 and time.monotonic() < deadline and process.poll() is None:
-        if client.get_experiment_by_name(f"fewstep/{sweep.name}"):
-            found = fake.recorded(client, sweep.name).get(KEYS[0])
-            half = len(found["points"].get("loss", [])) if found else 0
+    there, deadline = 0, time.monotonic() + 60
+    while there == 0 and time.monotonic() < deadline and process.poll() is None:
+        if found := client.get_experiment_by_name(f"fewstep/{sweep.name}"):
+            there = len(client.search_runs([found.experiment_id], "tags.`fewstep.role` = 'run'"))
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     told = fake.recorded(client, sweep.name)
-    assert "fewstep.synced" not in told[KEYS[0]]["tags"], "killed too late to tell anything"
-    assert 0 < len(told[KEYS[0]]["points"]["loss"]) < 6000
-    assert fake.counts(sync([sweep], root)) == (1, 1, 0, 0)
-    whole = fake.recorded(client, sweep.name)[KEYS[0]]["points"]
-    assert whole["loss"] == [(step, 1 / (1 + step)) for step in range(6000)]
-    assert whole["fd_vs_nfe"] == [(1, 100.0), (2, 50.0), (4, 25.0)]
+    assert 1 < len(told) < 61, "killed too late to tell anything"
+    assert all(len(run["points"]["loss"]) == 100 for key, run in told.items() if key)
+    assert fake.counts(sync([sweep], root)) == (61 - len(told), 0, len(told) - 1, 0)
+    fake.assert_mirrored(client, sweep, tmp_path / "artifacts")
+
+
+def test_a_run_that_mlflow_refuses_hides_no_other(
+    client: Any, root: Path, sweep: SweepDirectory
+) -> None:
+    first, second = runs_of(sweep)
+    for run in (first, second):
+        fake.train(run, range(3))
+    assert fake.counts(sync([sweep], root)) == (2, 0, 0, 0)
+    fake.complete(second)
+    plan = json.loads((sweep.path / "sweep.json").read_text())
+    choices = plan["runs"][0]["choices"]
+    plan["runs"][0]["choices"] = {"a" * 240: "scm"}  # too long a name for a tag of MLflow's
+    write_json(sweep.path / "sweep.json", plan)
+    report = sync([sweep], root)
+    assert (report.updated, len(report.problems)) == (1, 1)
+    assert str(first.path) in report.problems[0]
+    assert fake.recorded(client, sweep.name)[KEYS[1]]["points"]["fd_nfe_4"] == [(0, 25.0)]
+    plan["runs"][0]["choices"] = choices
+    write_json(sweep.path / "sweep.json", plan)
+    report = sync([sweep], root)
+    assert (fake.counts(report), report.problems) == ((0, 0, 2, 0), ())
+
+
+def test_a_database_half_created_is_begun_anew(tmp_path: Path) -> None:
+    """Killed while its tables are made, a database does not yet bear its name."""
+    root = tmp_path / "run root"
+    sweep = fake.make_sweep(root, "begun", KEYS)
+    for run in sweep.runs():
+        fake.complete(run)
+    process = fake.start(root, sweep, Path.cwd())
+    new, end = root / ".mlflow.db.new", time.monotonic() + 60
+    while not (new.exists() and new.stat().st_size > 20_000):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert (root / "mlflow.db").stat().st_size == 0
+    assert fake.counts(sync([sweep], root)) == (2, 0, 0, 0)
+    assert not new.exists()
 
 
 def test_names() -> None:

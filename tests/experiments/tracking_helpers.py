@@ -20,7 +20,8 @@ import sys
 from pathlib import Path
 from fewstep.experiments.rundir import SweepDirectory
 from fewstep.experiments.tracking import sync
-report = sync([SweepDirectory(Path(sys.argv[2]))], Path(sys.argv[1]))
+root, sweep, uri = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] or None
+report = sync([SweepDirectory(sweep)], root, uri)
 print(report.created, report.updated, report.unchanged)
 """
 METRIC = {"name": "FD", "extractor": "cnn", "label": "FD-digits-cnn@597", "id": "0123456789ab"}
@@ -102,9 +103,68 @@ def recorded(client: Any, sweep: str) -> dict[str, dict[str, Any]]:
     return told
 
 
-def start(root: Path, sweep: SweepDirectory, cwd: Path) -> subprocess.Popen[bytes]:
+def assert_mirrored(client: Any, sweep: SweepDirectory, where: Path) -> None:
+    """MLflow holds of a sweep's finished runs what their files say: all of it, and nothing twice.
+
+    Written from the files alone, on purpose without the code that reads them for ``sync``.
+    Artifacts are downloaded below ``where``.
+    """
+    told = recorded(client, sweep.name)
+    plan = json.loads((sweep.path / "sweep.json").read_text())
+    assert set(told) == {"", *(run["key"] for run in plan["runs"])}
+    parent = told[""]["info"].run_id
+    assert told[""]["tags"]["fewstep.status"] == f"{len(plan['runs'])} done"
+    assert _artifacts(client, parent, where) == _files(sweep.path, "report")
+    for folder in (sweep.path / run["key"] for run in plan["runs"]):
+        run = told[folder.name]
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        expected = {
+            name: sorted((line["step"], line[name]) for line in lines)
+            for name in lines[0]
+            if name != "step"
+        }
+        cells = [json.loads(f.read_text()) for f in (folder / "evaluations").glob("*.json")]
+        expected["fd_vs_nfe"] = sorted((cell["nfe"], cell["value"]) for cell in cells)
+        for cell in cells:
+            expected[f"fd_nfe_{cell['nfe']}"] = [(0, cell["value"])]
+            expected[f"images_per_second_nfe_{cell['nfe']}"] = [(0, cell["images_per_second"])]
+        expected["fd_floor"] = [(0, cells[0]["floor"])]
+        result = json.loads((folder / "result.json").read_text())
+        expected["final_loss"] = [(0, result["loss"])]
+        for cost in ("steps_per_second", "peak_memory_bytes"):
+            expected[cost] = [(0, result[cost])]
+        assert run["points"] == expected
+        config = json.loads((folder / "spec.json").read_text())["config"]
+        leaves = {f"{k}.{name}" if isinstance(v, dict) else k: value
+                  for k, v in config.items()
+                  for name, value in (v.items() if isinstance(v, dict) else [("", v)])}  # fmt: skip
+        assert run["run"].data.params.keys() == leaves.keys()
+        assert run["run"].data.params["training.lr"] == str(leaves["training.lr"])
+        assert run["run"].data.params["backbone.width"] == str(leaves["backbone.width"])
+        assert len(run["run"].inputs.dataset_inputs) == 1
+        tags = {"mlflow.parentRunId": parent, "fewstep.status": "done", "fewstep.commit": "c0ffee",
+                "fewstep.axis.objective": "scm", "fewstep.sweep": sweep.name}  # fmt: skip
+        assert tags.items() <= run["tags"].items()
+        assert "fewstep.synced" in run["tags"]
+        assert run["info"].status == "FINISHED"
+        assert _artifacts(client, run["info"].run_id, where) == _files(folder, "diagnostics")
+
+
+def _files(folder: Path, name: str) -> dict[str, bytes]:
+    files = (file for file in (folder / name).rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def _artifacts(client: Any, run_id: str, where: Path) -> dict[str, bytes]:
+    folder = where / run_id
+    folder.mkdir(parents=True)
+    client.download_artifacts(run_id, "", str(folder))
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def start(root: Path, sweep: SweepDirectory, cwd: Path, uri: str = "") -> subprocess.Popen[bytes]:
     """A process that syncs, and prints its counts."""
-    command = [sys.executable, "-c", SYNC, str(root), str(sweep.path)]
+    command = [sys.executable, "-c", SYNC, str(root), str(sweep.path), uri]
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

@@ -110,7 +110,8 @@ def launch(
         n = len(outcome.interrupted)
         err.print(f"{n} runs are not finished; the same command continues them")
         return INTERRUPTED
-    from fewstep.cli.many import report, sync_sweeps
+    from fewstep.cli.many import report
+    from fewstep.cli.sync import sync_sweeps
 
     report(directory, None)
     if tracking["enabled"]:

@@ -237,18 +237,22 @@ def sample(
 def sync(
     sweep: Annotated[str | None, typer.Argument(help="One sweep; default: all.")] = None,
     overrides: Overrides = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Again and again, until all runs are done or failed.")
+    ] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks of --watch.")] = 30.0,
     runs: Runs = None,
 ) -> None:
     """Bring MLflow up to date with the run directories; safe to repeat.
 
-    Example: [bold]fewstep sync digits tracking.uri=http://localhost:5000[/]
+    Example: [bold]fewstep sync digits --watch tracking.uri=http://localhost:5000[/]
     """
-    from fewstep.cli import many
+    from fewstep.cli import sync as syncing
 
     if sweep is not None and "=" in sweep:
         overrides, sweep = [sweep, *(overrides or [])], None
     root, rest = root_and_rest(overrides, runs)
-    many.sync(sweep, Path(root or "runs"), rest)
+    sys.exit(syncing.sync(sweep, Path(root or "runs"), rest, watch=watch, every=every))
 
 
 @app.command()

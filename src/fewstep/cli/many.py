@@ -1,43 +1,13 @@
-"""Commands on recorded sweeps: sync, report."""
+"""``fewstep report``, and sweeps by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.cli.console import err, out
+from fewstep.cli.console import out
 from fewstep.errors import UserError, unknown
 from fewstep.experiments.rundir import SweepDirectory, find_sweeps
-
-
-def sync(name: str | None, root: Path, overrides: Sequence[str]) -> None:
-    """``fewstep sync``: one sweep, or all under ``root``."""
-    from fewstep.experiments.config import parse
-
-    uri = None
-    for override in overrides:
-        key, value = parse(override)
-        if key != "tracking.uri":
-            raise unknown("override of sync", key, ("runs", "tracking.uri"))
-        uri = None if value is None else str(value)
-    sweeps = find_sweeps(root) if name is None else [find_sweep(name, root)]
-    if not sweeps:
-        raise UserError(f"no runs under {root}/")
-    sync_sweeps(sweeps, root, uri)
-
-
-def sync_sweeps(sweeps: Sequence[SweepDirectory], root: Path, uri: str | None) -> None:
-    """Bring MLflow up to date, and say how to look at it."""
-    from fewstep.experiments.tracking import sync, ui_command
-
-    done = sync(sweeps, root, uri)
-    counts = f"{done.created} created, {done.updated} updated, {done.unchanged} unchanged"
-    out.print(f"MLflow at {done.uri}: {counts}", markup=False)
-    for problem in done.problems:
-        err.print(f"not synced: {problem}", markup=False)
-    out.print("to look at it:", style="bold")
-    out.print(f"  {ui_command(done.uri)}", markup=False)
 
 
 def report(
