@@ -19,6 +19,7 @@ from fewstep.experiments.config import RunConfig
 from fewstep.experiments.evaluation import cells_lacking, evaluate
 from fewstep.experiments.provenance import environment, now, source_hash
 from fewstep.experiments.rundir import Json, RunDirectory
+from fewstep.experiments.rungs import Rungs
 from fewstep.experiments.trainer import Interrupted, Trainer
 from fewstep.objectives import sampling_fields
 
@@ -132,14 +133,15 @@ def run(
     directory: RunDirectory,
     stop: Callable[[], bool] = lambda: False,
     on_progress: OnProgress = lambda phase, done, total, rate: None,
+    rungs: Rungs | None = None,
 ) -> Json:
     """Bring the run to its end, from wherever it is, and return its result.
 
-    A finished run is only evaluated at the cells it lacks.
+    A finished run is only evaluated at the cells it lacks. At ``rungs`` it may be ended early.
 
     Raises:
         RunFailed: it ended as a failure, recorded in failure.json.
-        Interrupted: ``stop()`` became true; it can be continued.
+        Interrupted: ``stop()`` became true, or it was ended at a rung; it can be continued.
         Busy: another process has it.
         Superseded: a newer attempt took it away; what this one did is no loss.
         UserError: the directory holds no run, or one of another configuration.
@@ -153,10 +155,10 @@ def run(
 
         def leave() -> bool:
             claim.check()
-            return stop()
+            return stop() or (rungs is not None and rungs.ended)
 
         try:
-            result = _run(config, directory, claim, leave, on_progress)
+            result = _run(config, directory, claim, leave, on_progress, rungs)
         except (Interrupted, Superseded) as reason:
             directory.note(claim.attempt.token, ended=str(reason))
             raise
@@ -177,17 +179,27 @@ def _run(
     claim: Claim,
     stop: Callable[[], bool],
     on_progress: OnProgress,
+    rungs: Rungs | None,
 ) -> Json:
     started, begun = now(), time.perf_counter()
     directory.note(claim.attempt.token, begun=started, job=claim.attempt.job)
     directory.remove("failure")  # of an earlier attempt
+    directory.remove("stopped")  # whoever launches it wants it continued
     dataset = config.data.load()
+    cache = directory.path.parent.parent / "_cache"
     result = directory.result()
     trainer = None
     if result is None:
         trainer = Trainer(config, dataset, directory)
         trainer.prepare(stop, lambda done, total, rate: on_progress("pairs", done, total, rate))
-        trainer.train(stop, lambda done, total, rate: on_progress("train", done, total, rate))
+        learner = trainer
+
+        def on_step(done: int, total: int, rate: float) -> None:
+            on_progress("train", done, total, rate)
+            if rungs is not None:
+                rungs.look(learner, cache, stop)
+
+        trainer.train(stop, on_step)
     evaluation_begun = time.perf_counter()
 
     def on_cell(done: int, total: int, rate: float) -> None:
@@ -195,7 +207,6 @@ def _run(
         if stop() and done < total:
             raise Interrupted(f"stopped after {done} of {total} cells")
 
-    cache = directory.path.parent.parent / "_cache"
     added = evaluate(config, dataset, directory, cache, on_cell)
     if trainer is None:
         assert result is not None

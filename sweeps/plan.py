@@ -14,8 +14,8 @@ from fewstep.experiments.run import directory_of, prepare, read_spec
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, write_json
 from fewstep.sweeps.definition import Member, Sweep
 
-STATES = ("new", "interrupted", "failed", "cells", "stale", "cached")
-"""Not begun; begun; failed; trained but lacking cells; done by other source; done."""
+STATES = ("new", "interrupted", "failed", "cells", "stale", "cached", "stopped")
+"""Not begun; begun; failed; trained but lacking cells; done by other source; done; ended early."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Planned:
 
     @property
     def to_do(self) -> bool:
-        """Whether launching the sweep runs it. A stale result is told, not thrown away."""
-        return self.state not in ("cached", "stale")
+        """Whether launching the sweep runs it. A stale result is told, not thrown away; what was
+        ended early is left alone (``experiments.rungs.continue_stopped``)."""
+        return self.state not in ("cached", "stale", "stopped")
 
 
 @dataclass(frozen=True)
