@@ -117,7 +117,7 @@ class Proposals:
             return False
         for step, score in self._looks(proposal).items():
             proposal.trial.report(score, step)
-        values = [score(run, self.settings.metric_steps) for run in proposal.runs]
+        values = [final_score(run, self.settings.metric_steps) for run in proposal.runs]
         known = [value for value in values if value is not None]
         if len(known) == len(values):
             self.study.tell(proposal.trial, _mean(known))
@@ -143,7 +143,7 @@ def _to_do(run: RunDirectory) -> bool:
     return run.status() != "stopped" and (run.result() is not None or failures.resumed(run))
 
 
-def score(run: RunDirectory, metric_steps: int) -> float | None:
+def final_score(run: RunDirectory, metric_steps: int) -> float | None:
     """The distance of a finished run at ``metric_steps`` sampling steps; None where there is none.
 
     EMA weights, no guidance, the first sample set, uniform times, and the metric asked for last.
