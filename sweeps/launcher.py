@@ -14,8 +14,9 @@ from fewstep.experiments.rundir import RunDirectory
 class Event:
     """``kind``: started | done | failed | stopped | again | interrupted | busy | tick.
 
-    Again: it failed, and is tried once more. Busy: another process has the run; it is looked at
-    again until that one lets go of it. Stopped: ended early by a search algorithm. Tick: nothing new, time passed.
+    Stopped: a search algorithm ended it early. Again: it failed, and is tried once more. Busy:
+    another process has the run; it is looked at again until that one lets go of it. Tick: nothing
+    new, time passed.
     """
 
     kind: str

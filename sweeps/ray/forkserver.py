@@ -5,8 +5,8 @@ how it ended. But a fresh one imports for seconds before it does anything. So an
 one of these, whose children are there at once, and are otherwise the local launcher's workers.
 
 Lines of JSON. In: an ``Order`` starts a run; only when it has ended may another follow. Out:
-``{"pid"}`` of the child; from the child at each rung ``{"rung", "score"}``, after which it waits for
-an empty line; ``{"code"}``, its exit code.
+``{"pid"}`` of the child; from the child at each rung ``{"rung", "score"}``, after which it waits
+for an empty line; ``{"code"}``, its exit code.
 
 A child whose actor or whose server is gone saves and leaves.
 """

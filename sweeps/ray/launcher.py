@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ray import tune
+
 from fewstep.errors import UserError
 from fewstep.experiments.claim import at_work
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
 from fewstep.sweeps.launcher import Event, OnEvent, Outcome
-from fewstep.sweeps.ray import cluster  # isort: skip: before ray, whose environment it sets
-from ray import tune
-
+from fewstep.sweeps.ray import cluster
 from fewstep.sweeps.ray.asha import scheduler
 from fewstep.sweeps.ray.feed import Feed, finished
 from fewstep.sweeps.ray.settings import RaySettings

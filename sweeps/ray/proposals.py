@@ -1,9 +1,9 @@
 """Search: Optuna proposes settings, each of which becomes a run like any other.
 
 Proposals are made in batches, each from the scores of all batches before, in the order in which
-they were proposed. So the n-th proposal depends on the seed and on scores alone, and not on how many
-runs went on at once or on when they ended. To resume a search is to make it again: it comes by the
-same settings, finds their runs, and reads their scores. Nothing else is kept.
+they were proposed. So the n-th proposal depends on the seed and on scores alone, and not on how
+many runs went on at once or on when they ended. To resume a search is to make it again: it comes by
+the same settings, finds their runs, and reads their scores. Nothing else is kept.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ class RaySettings:
             raise UserError("ray.scheduler asha needs ray.rungs=[500,1000] or ray.grace=500")
         if self.address is not None and "://" in self.address:
             raise UserError(
-                f"ray.address {self.address!r}: Ray's client cannot hold a sweep; give HOST:PORT, or "
-                f"'auto' on a machine of the cluster"
+                f"ray.address {self.address!r}: Ray's client cannot hold a sweep; give HOST:PORT, "
+                f"or 'auto' on a machine of the cluster"
             )
 
     @classmethod

@@ -103,6 +103,9 @@ class RunTrial(tune.Trainable):
     """Attempts at the runs that come as ``config["run"]``, one after the other."""
 
     terms: Terms
+    at_work: bool
+    at_rung: bool
+    replayed: list[tuple[int, float]]
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> Any:

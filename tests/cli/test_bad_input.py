@@ -100,7 +100,7 @@ MORE = {
 }
 
 
-NONE = "0 interrupted, 0 failed, 0 cells, 0 stale, 0 cached"
+NONE = "0 interrupted, 0 failed, 0 cells, 0 stale, 0 cached, 0 stopped"
 
 
 def refused_here(words, told, monkeypatch, capsys) -> None:

@@ -10,6 +10,7 @@ from helpers.commands import TINY, tree
 
 from fewstep.errors import UserError
 from fewstep.experiments.run import Interrupted, RunFailed, prepare, run
+from fewstep.experiments.rungs import mark_stopped
 from fewstep.sweeps import definition
 from fewstep.sweeps.plan import STATES, Plan, plan
 
@@ -24,6 +25,7 @@ axes:
     - {label: cells, training.steps: 6}
     - {label: stale, training.steps: 7}
     - {label: cached, training.steps: 8}
+    - {label: stopped, training.steps: 9}
 """
 
 
@@ -42,9 +44,9 @@ def sweep(tmp_path: Path):
 def test_states(sweep, tmp_path):
     first = sweep()
     assert not (tmp_path / "runs").exists()  # a plan writes nothing
-    assert first.counts() == {**dict.fromkeys(STATES, 0), "new": 6}
+    assert first.counts() == {**dict.fromkeys(STATES, 0), "new": 7}
     first.write()
-    assert first.counts()["new"] == sweep().counts()["new"] == 6  # a directory is no beginning
+    assert first.counts()["new"] == sweep().counts()["new"] == 7  # a directory is no beginning
 
     runs = {r.member.choices["case"]: r for r in first.runs}
     with pytest.raises(Interrupted):
@@ -58,6 +60,7 @@ def test_states(sweep, tmp_path):
     result = runs["stale"].directory.result()
     result["provenance"]["objective_source"] = "another"
     runs["stale"].directory.write("result", result)
+    mark_stopped(runs["stopped"].directory, "asha", 500)
 
     before = tree(tmp_path)
     second = sweep()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers.commands import TINY, wait_for
 from helpers.ray_driver import start_driver
-from helpers.tiny import last_tensors, tiny, times_changed
+from helpers.tiny import last_tensors, times_changed, tiny
 
 from fewstep.errors import UserError
 from fewstep.experiments.claim import at_work
@@ -30,6 +30,7 @@ from fewstep.sweeps.ray.settings import RaySettings
 from fewstep.sweeps.resources import Resources
 
 pytestmark = pytest.mark.xdist_group("ray")  # one Ray, in one process
+
 
 class Told:
     """What a launch told: events in their order, and how many runs were at work at most."""
@@ -195,7 +196,9 @@ def elsewhere() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
         options = (f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block",
                    "--disable-usage-stats", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1",
                    "--object-store-memory=80000000")  # fmt: skip
