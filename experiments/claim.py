@@ -104,6 +104,7 @@ class Claim:
         self.directory = directory
         self.attempt = Attempt.mine()
         self.looked = time.monotonic()
+        self.cancelled = False  # whether somebody asked for it, as of the last look
         self._over = threading.Event()
 
     def __enter__(self) -> Claim:
@@ -135,6 +136,7 @@ class Claim:
         if not at_once and time.monotonic() - self.looked < LOOK_SECONDS:
             return
         self.looked = time.monotonic()
+        self.cancelled = self.directory.cancel.exists()
         if not self._own():
             raise Superseded(f"a newer attempt has {self.directory.path}")
 

@@ -38,6 +38,7 @@ from fewstep.objectives import OBJECTIVES, Objective, sampling_fields
 from fewstep.registry import Registry
 
 KEY_LENGTH = 12
+INTERPOLATION = "${"
 GROUPS: dict[str, Registry[Any]] = {
     "objective": OBJECTIVES,
     "backbone": BACKBONES,
@@ -187,12 +188,10 @@ def compose(overrides: Iterable[Override]) -> RunConfig:
         chosen["backbone"] = DATA[chosen["data"]].suggested_backbone
     for group, registry in GROUPS.items():
         _ = registry[chosen[group]]  # an unknown name is told here, in our words
-    config = copy.deepcopy(_composed(tuple(sorted(chosen.items()))))
-    for key, value in assignments:
-        _assign(config, key, value)
-    if config.teacher is not None:
-        config.teacher = _teacher(str(config.teacher), Path(config.runs))
-    return _resolved(config)
+    values = _composed(tuple(sorted(chosen.items()))).values_with(assignments)
+    if values["teacher"] is not None:
+        values["teacher"] = _teacher(str(values["teacher"]), Path(values["runs"]))
+    return RunConfig(values)
 
 
 @cache
@@ -234,12 +233,12 @@ def amend(config: RunConfig, overrides: Iterable[Override]) -> RunConfig:
         UserError: an override that would make it another run.
     """
     chosen = tuple(sorted((group, config.values[group]["name"]) for group in GROUPS))
-    amended = OmegaConf.merge(copy.deepcopy(_composed(chosen)), config.values)
+    amended = OmegaConf.merge(copy.deepcopy(_composed(chosen).config), config.values)
     assert isinstance(amended, DictConfig)
     for override in overrides:
         key, value = pair(override)
         before = _resolved(amended).key
-        _assign(amended, key, value)
+        _assign(amended, key, value, flat_keys(amended))
         if _resolved(amended).key != before:
             raise UserError(
                 f"{key}={value} would make another run of {config.key}: train that one instead "
@@ -250,12 +249,16 @@ def amend(config: RunConfig, overrides: Iterable[Override]) -> RunConfig:
 
 
 def _resolved(config: DictConfig) -> RunConfig:
+    return RunConfig(_values(config))
+
+
+def _values(config: DictConfig) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:  # an interpolation to nowhere, or "???"
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     assert isinstance(values, dict)
-    return RunConfig({str(k): v for k, v in values.items()})
+    return {str(k): v for k, v in values.items()}
 
 
 def pair(override: Override) -> tuple[str, Any]:
@@ -285,8 +288,7 @@ def parse(override: str) -> tuple[str, Any]:
     return parsed.key_or_group, parsed.value()
 
 
-def _assign(config: DictConfig, key: str, value: Any) -> None:
-    known = flat_keys(config)
+def _assign(config: DictConfig, key: str, value: Any, known: Sequence[str]) -> None:
     if key.split(".")[0] in GROUPS and (key in GROUPS or key.endswith(".name")):
         group = key.split(".")[0]
         raise UserError(f"{key} cannot be set to {value!r} here; choose it with {group}=NAME")
@@ -307,6 +309,17 @@ def _assign(config: DictConfig, key: str, value: Any) -> None:
         raise UserError(f"{key}: {line}{got}") from None
 
 
+def setting_names() -> list[str]:
+    """The dotted names of all settings that a run can have, whatever its groups."""
+    names = ["seed", "teacher"]
+    for group, kind in (("training", Training), ("evaluation", Evaluation)):
+        names += [f"{group}.{f.name}" for f in fields(kind)]
+    for group, registry in GROUPS.items():
+        found = {f.name for name in registry.names() for f in fields(registry[name]) if f.init}
+        names += [group, *(f"{group}.{name}" for name in sorted(found))]
+    return names
+
+
 def flat_keys(config: DictConfig) -> list[str]:
     """The dotted names of all settings."""
 
@@ -321,13 +334,69 @@ def flat_keys(config: DictConfig) -> list[str]:
     return list(walk(config, ""))
 
 
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """What Hydra makes of one choice of groups, and settings assigned to it."""
+
+    config: DictConfig
+    converted: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    @cached_property
+    def known(self) -> list[str]:
+        return flat_keys(self.config)
+
+    @cached_property
+    def scratch(self) -> DictConfig:
+        return copy.deepcopy(self.config)
+
+    @cached_property
+    def plain(self) -> dict[str, Any] | None:
+        """All values, unless some are to be looked up in the environment, anew each time."""
+        raw = OmegaConf.to_container(self.config)
+        return None if INTERPOLATION in repr(raw) else _values(self.config)
+
+    def values_with(self, assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        """All values, plain, with those of ``assignments``.
+
+        A DictConfig is slow to copy, and a sweep assigns the same few settings thousands of times:
+        so each is checked and converted once. An interpolation needs the others beside it.
+
+        Raises:
+            UserError: an unknown setting, or a value of a wrong type.
+        """
+        if any(mark in repr(value) for _, value in assignments for mark in (INTERPOLATION, "???")):
+            config = copy.deepcopy(self.config)
+            for key, value in assignments:
+                _assign(config, key, value, self.known)
+            return _values(config)
+        values = _values(self.config) if self.plain is None else copy.deepcopy(self.plain)
+        for key, value in assignments:
+            *parents, name = key.split(".")
+            new = copy.deepcopy(self._convert(key, value))
+            inner = values
+            for parent in parents:
+                inner = inner[parent]
+            inner[name] = new
+        return values
+
+    def _convert(self, key: str, value: Any) -> Any:
+        """``value`` as the setting ``key`` keeps it."""
+        told = (key, repr(value))  # 1, 1.0 and True are equal, and not the same to a string
+        if told not in self.converted:
+            _assign(self.scratch, key, value, self.known)
+            new = OmegaConf.select(self.scratch, key)
+            self.converted[told] = OmegaConf.to_container(new) if OmegaConf.is_config(new) else new
+            OmegaConf.update(self.scratch, key, OmegaConf.select(self.config, key), merge=False)
+        return self.converted[told]
+
+
 @cache
-def _composed(chosen: Sequence[tuple[str, str]]) -> DictConfig:
+def _composed(chosen: Sequence[tuple[str, str]]) -> Composed:
     """Hydra's composition for one choice of groups; tens of milliseconds, hence the cache."""
     _store_schemas(chosen)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("fewstep.experiments.conf", version_base="1.3"):
-        return hydra.compose("run", [f"{group}={name}" for group, name in chosen])
+        return Composed(hydra.compose("run", [f"{group}={name}" for group, name in chosen]))
 
 
 def _store_schemas(chosen: Sequence[tuple[str, str]]) -> None:

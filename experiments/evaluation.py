@@ -78,11 +78,17 @@ def asked(evaluation: Evaluation) -> Json:
     return {name: getattr(evaluation, name) for name in ("samples", "reference", "extractor")}
 
 
-def cells_lacking(config: RunConfig, directory: RunDirectory) -> int:
-    """How many of the cells asked for the directory lacks; reads JSON only, prepares nothing."""
+def cells_to_come(config: RunConfig, directory: RunDirectory) -> list[Cell]:
+    """Which of the cells asked for the directory lacks; reads JSON only, prepares nothing."""
     have = [(cell["cell"], cell["asked"]) for cell in directory.cells().values()]
-    want = [c.describe(config.objective) for c in cells(config.evaluation)]
-    return sum((cell, asked(config.evaluation)) not in have for cell in want)
+    metric = asked(config.evaluation)
+    want = cells(config.evaluation)
+    return [c for c in want if (c.describe(config.objective), metric) not in have]
+
+
+def cells_lacking(config: RunConfig, directory: RunDirectory) -> int:
+    """How many they are."""
+    return len(cells_to_come(config, directory))
 
 
 class CountedNet:

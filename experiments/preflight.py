@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from fewstep.backbones import Backbone
 from fewstep.errors import UserError
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, DataSource
@@ -17,7 +18,7 @@ from fewstep.objectives.guidance import EVERYWHERE
 
 
 def check(configs: Iterable[RunConfig], to_come: Collection[str] = ()) -> None:
-    """Load each data set once, and hold the settings of every run against it.
+    """Load each data set and build each network once, and hold every run's settings against them.
 
     ``to_come``: keys of runs that will be done before, so that they may be teachers.
 
@@ -26,11 +27,16 @@ def check(configs: Iterable[RunConfig], to_come: Collection[str] = ()) -> None:
             scale, an extractor or a teacher that does not fit it.
     """
     loaded: dict[DataSource, Dataset] = {}
+    built: set[tuple[Backbone, DataSource, bool]] = set()  # runs that differ otherwise share it
     for config in configs:
         if config.data not in loaded:
             loaded[config.data] = config.data.load()
         if not learned(config):
             check_teacher(config, to_come)
+        network = (config.backbone, config.data, config.objective.uses_jump)
+        if network not in built:
+            _build(config, loaded[config.data])
+            built.add(network)
         _check(config, loaded[config.data])
 
 
@@ -40,12 +46,15 @@ def learned(config: RunConfig) -> bool:
     return (place / "result.json").is_file()
 
 
-def _check(config: RunConfig, dataset: Dataset) -> None:
+def _build(config: RunConfig, dataset: Dataset) -> None:
     try:
-        with torch.device("meta"):  # shapes alone: free of cost, however large the network
+        with torch.device("meta"):  # shapes alone: no memory, however large the network
             config.backbone.build(dataset.shape, dataset.num_classes, config.objective.uses_jump)
     except NotImplementedError:  # a network that needs real numbers to be built: the run will tell
         pass
+
+
+def _check(config: RunConfig, dataset: Dataset) -> None:
     _check_guidance(config, dataset)
     asked = config.evaluation
     if set(asked.guidance) <= {1} and tuple(asked.guidance_interval) != EVERYWHERE:

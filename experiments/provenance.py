@@ -28,8 +28,13 @@ def source_hash(thing: object) -> str:
     The file that defines its class, and those of the same room that it takes anything from: paths
     and samplers, embeddings. So a changed sign is seen wherever it stands.
     """
+    return _hash(type(thing).__module__)
+
+
+@cache  # a plan asks for thousands, and what was imported stays as it is
+def _hash(defining: str) -> str:
     digest = hashlib.sha256()
-    for module in sorted(_sources(type(thing).__module__, set())):
+    for module in sorted(_sources(defining, set())):
         file = getattr(sys.modules[module], "__file__", None)
         digest.update(Path(file).read_bytes() if file else b"")
     return digest.hexdigest()[:12]

@@ -155,13 +155,21 @@ def run(
 
         def leave() -> bool:
             claim.check()
-            return stop() or (rungs is not None and rungs.ended)
+            return stop() or claim.cancelled or (rungs is not None and rungs.ended)
 
         try:
             result = _run(config, directory, claim, leave, on_progress, rungs)
-        except (Interrupted, Superseded) as reason:
+        except Superseded as reason:
             directory.note(claim.attempt.token, ended=str(reason))
             raise
+        except Interrupted as reason:
+            kind = "cancelled" if claim.cancelled else "interrupted"
+            directory.note(claim.attempt.token, ended=kind)
+            if not claim.cancelled:
+                raise
+            record = failures.record(directory, "cancelled", f"cancelled: {reason}")
+            directory.write("failure", record)
+            raise RunFailed(record) from None
         except Exception as error:
             claim.check(at_once=True)  # the failure of an attempt that is over is nobody's
             record = failures.of_error(directory, error)
@@ -182,7 +190,8 @@ def _run(
     rungs: Rungs | None,
 ) -> Json:
     started, begun = now(), time.perf_counter()
-    directory.note(claim.attempt.token, begun=started, job=claim.attempt.job)
+    job, step = claim.attempt.job, directory.last_step()
+    directory.note(claim.attempt.token, begun=started, job=job, step=step)
     directory.remove("failure")  # of an earlier attempt
     directory.remove("stopped")  # whoever launches it wants it continued
     dataset = config.data.load()

@@ -15,6 +15,7 @@
         progress.json             where a running run is (for status; may be stale)
         log.txt                   what the process printed
         claim.json                the attempt at work on it (experiments/claim.py)
+        cancel                    there when somebody asks it to stop
         attempts.jsonl            when, where and how each attempt began and ended
         failure.json              why the last attempt failed, if it did
         stopped.json              who ended it early, and at which step, if somebody did
@@ -135,6 +136,10 @@ class RunDirectory:
         return self.path / "claim.json"
 
     @property
+    def cancel(self) -> Path:
+        return self.path / "cancel"
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -194,6 +199,11 @@ class RunDirectory:
         for line in read_lines(self.path / "attempts.jsonl"):
             found.setdefault(line["token"], {}).update(line)
         return list(found.values())
+
+    def last_step(self) -> int:
+        """The step of the newest checkpoint, 0 without one."""
+        steps = [p.name.removeprefix("step-") for p in self.checkpoints.glob("step-*")]
+        return max((int(step) for step in steps if step.isdigit()), default=0)
 
     def cells(self) -> dict[str, Json]:
         """Evaluated cells by name, in name order."""

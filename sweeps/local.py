@@ -161,6 +161,12 @@ class Crew:
             if self.teacher[run.key] in {r.key for r in [*self.waiting, *self.at_work()]}:
                 continue
             attempt = at_work(run)
+            if run.cancel.exists() and attempt is None:
+                self.waiting.remove(run)
+                run.write("failure", failures.record(run, "cancelled", "cancelled before it began"))
+                self.outcome.failed.append(run.key)
+                self.tell("failed", run)
+                continue
             if attempt is None or self.launcher.over(attempt):
                 self.waiting.remove(run)
                 token = "" if attempt is None else attempt.token

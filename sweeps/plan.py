@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from fewstep.errors import UserError
@@ -12,10 +15,14 @@ from fewstep.experiments.preflight import check
 from fewstep.experiments.provenance import source_hash
 from fewstep.experiments.run import directory_of, prepare, read_spec
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, write_json
-from fewstep.sweeps.definition import Member, Sweep
+from fewstep.sweeps.estimate import Estimate, estimate
+from fewstep.sweeps.resources import Resources
+from fewstep.sweeps.status import is_busy
+from fewstep.sweeps.sweep import Member, Sweep
 
-STATES = ("new", "interrupted", "failed", "cells", "stale", "cached", "stopped")
-"""Not begun; begun; failed; trained but lacking cells; done by other source; done; ended early."""
+STATES = ("new", "interrupted", "failed", "cells", "stale", "running", "stopped", "cached")
+"""Not begun; begun; failed; trained but lacking cells; done by other source; some process has it;
+ended early by a search algorithm; done."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +35,27 @@ class Planned:
 
     @property
     def to_do(self) -> bool:
-        """Whether launching the sweep runs it. A stale result is told, not thrown away; what was
-        ended early is left alone (``experiments.rungs.continue_stopped``)."""
+        """Whether launching the sweep runs it. A stale result is told, not thrown away.
+
+        One that is running is launched too: it is found busy, and looked at again. One that was
+        ended early is left alone (see ``experiments.rungs.continue_stopped``).
+        """
         return self.state not in ("cached", "stale", "stopped")
+
+    @property
+    def resources(self) -> Resources:
+        return self.member.resources
+
+    @property
+    def teacher(self) -> str | None:
+        """The key of the run it learns from."""
+        teacher = self.member.config.values["teacher"]
+        return None if teacher is None else Path(teacher).name
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a sweep."""
+    """All runs of a sweep that are chosen, in its order."""
 
     sweep: Sweep
     runs: tuple[Planned, ...]
@@ -53,32 +73,61 @@ class Plan:
         found = Counter(run.state for run in self.runs)
         return {state: found[state] for state in STATES}
 
+    @cached_property
+    def estimate(self) -> Estimate:
+        """How long what is to do will take; read from the finished runs when asked for first."""
+        return estimate([(r.member, r.directory) for r in self.runs if r.to_do], self.root)
+
+    @cached_property
+    def to_do(self) -> tuple[Planned, ...]:
+        """What is to be launched, longest first, so that none is left for the end.
+
+        A teacher stands before its students. Runs of unknown length come first, in the sweep's
+        order.
+        """
+        return longest_first([run for run in self.runs if run.to_do], self.estimate.seconds)
+
     def write(self) -> None:
         """Make the run directories and sweep.json, which names the sweep's members.
+
+        Members that were planned before stay, whatever the command line chose this time, as long
+        as the sweep still has them.
 
         Raises:
             UserError: the run root cannot be written.
         """
         for run in self.runs:
             prepare(run.member.config)
-        members: list[Json] = [
-            {
-                "key": run.directory.key,
-                "seed": run.member.seed,
-                "title": run.member.title,
-                "choices": dict(run.member.choices),
-            }
-            for run in self.runs
-        ]
+        planned = {run.directory.key for run in self.runs}
+        members = [run.member for run in self.runs]
+        if not self.sweep.is_whole:
+            members = [
+                member
+                for member in self.sweep.whole()
+                if member.config.key in planned or directory_of(member.config).spec() is not None
+            ]
+        keys = {member.config.key for member in members}
+        before = self.directory.plan() or {"runs": []}  # what a search has added stays
+        kept = [run for run in before["runs"] if run.get("proposed") and run["key"] not in keys]
         write_json(
             self.directory.path / "sweep.json",
             {
                 "name": self.sweep.name,
                 "description": self.sweep.description,
                 "axes": list(self.sweep.axes),
-                "runs": members,
+                "runs": [*(entry(member) for member in members), *kept],
             },
         )
+
+
+def entry(member: Member) -> Json:
+    """A member as sweep.json has it."""
+    return {
+        "key": member.config.key,
+        "seed": member.seed,
+        "title": member.title,
+        "choices": dict(member.choices),
+    }
 
 
 def plan(sweep: Sweep) -> Plan:
@@ -101,7 +150,36 @@ def plan(sweep: Sweep) -> Plan:
     return Plan(sweep, tuple(runs))
 
 
+def longest_first(runs: Sequence[Planned], seconds: Mapping[str, float]) -> tuple[Planned, ...]:
+    """``runs`` by the time they and what waits for them will take; teachers before students."""
+    known = {run.directory.key: run for run in runs}
+    students: dict[str, list[str]] = {}
+    for key, run in known.items():
+        if run.teacher in known:
+            students.setdefault(str(run.teacher), []).append(key)
+
+    def whole(key: str) -> float:
+        """Until the last of its students is done."""
+        return seconds.get(key, math.inf) + max(map(whole, students.get(key, [])), default=0.0)
+
+    ordered: dict[str, Planned] = {}
+
+    def add(run: Planned) -> None:
+        if run.teacher in known and run.teacher not in ordered:
+            add(known[run.teacher])
+        ordered[run.directory.key] = run
+
+    for key in sorted(known, key=whole, reverse=True):  # stable: ties keep their order
+        add(known[key])
+    return tuple(ordered.values())
+
+
 def _state(member: Member, directory: RunDirectory) -> str:
+    state = _done(member, directory)
+    return "running" if state not in ("stale", "cached") and is_busy(directory) else state
+
+
+def _done(member: Member, directory: RunDirectory) -> str:
     result = directory.result()
     if result is None:
         status = directory.status()

@@ -64,7 +64,7 @@ def run_status(
     elif failure.get("step") is not None:
         step = failure["step"]
     rate = result["steps_per_second"] if result else progress.get("rate")
-    training = state == "running" and progress.get("phase") == "train" and rate
+    training = state == "running" and progress.get("phase") == "train"
     note = f"{failure['class']}: {failure['message']}" if failure and result is None else ""
     return RunStatus(
         key=run.key,
@@ -79,7 +79,7 @@ def run_status(
         note=note or (waits or "" if state == "queued" else ""),
         node=_node(attempt, attempts),
         restarts=max(0, len(attempts) - 1),
-        left=(steps - step) / rate if training else None,
+        left=(steps - step) / rate if training and rate else None,
         phase=progress.get("phase", "") if state == "running" else "",
     )
 

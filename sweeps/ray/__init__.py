@@ -1,10 +1,16 @@
 """Runs as trials of Ray Tune: settings, launcher, trials, search, early stopping.
 
-Importing ray takes seconds; ``settings`` does without. What Ray reads from the environment must be
-there before it is imported, so it is set here.
+Importing ray takes seconds: ``RaySettings`` does without. What Ray reads from the environment must
+be there before it is imported, so it is set here.
 """
 
 import os
+from typing import TYPE_CHECKING, Any
+
+from fewstep.sweeps.ray.settings import RaySettings
+
+if TYPE_CHECKING:
+    from fewstep.sweeps.ray.launcher import RayLauncher
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -21,3 +27,14 @@ ENVIRONMENT = {
 }
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "RayLauncher":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fewstep.sweeps.ray.launcher import RayLauncher
+
+    return RayLauncher
+
+
+__all__ = ["RayLauncher", "RaySettings"]

@@ -26,7 +26,8 @@ from fewstep.sweeps.ray.trial import RunTrial, Terms, scores
 from fewstep.sweeps.resources import Resources
 
 if TYPE_CHECKING:
-    from fewstep.sweeps.ray.proposals import Proposals, Space
+    from fewstep.sweeps.ray.proposals import Proposals
+    from fewstep.sweeps.sweep import Sweep
 
 GRACE_SECONDS = 60.0
 POLL_SECONDS = 0.2
@@ -38,13 +39,14 @@ class RayLauncher:
 
     Attributes:
         resources: what a run asks for, by key; by default a core, and a GPU where there are any.
-        space: what a search proposes from, beside the runs that are launched by name.
+        directory: the sweep's, where it is not that of the first run.
+        searched: the sweep whose axes a search proposes from, beside the runs that are given.
     """
 
     settings: RaySettings
     resources: Mapping[str, Resources] | None = None
-    space: Space | None = None
-    sweep: SweepDirectory | None = None
+    directory: SweepDirectory | None = None
+    searched: Sweep | None = None
 
     def launch(self, runs: Sequence[RunDirectory], on_event: OnEvent) -> Outcome:
         """Run all of them, then what is proposed.
@@ -54,7 +56,7 @@ class RayLauncher:
         Raises:
             UserError: no cluster at the address, or a run that asks for more than there is.
         """
-        sweep = self.sweep or SweepDirectory(runs[0].path.parent)
+        sweep = self.directory or SweepDirectory(runs[0].path.parent)
         proposals = self._proposals(sweep)
         if proposals is None and all(finished(run) for run in runs):
             feed = Feed(runs, [], None, lambda run: {}, on_event)  # nothing to start Ray for
@@ -84,18 +86,19 @@ class RayLauncher:
     def _proposals(self, sweep: SweepDirectory) -> Proposals | None:
         if self.settings.search == "none":
             return None
-        if self.space is None:
+        varied = [] if self.searched is None else list(self.searched.axes.values())
+        if self.searched is None or not any(a.draw or len(a.choices) > 1 for a in varied):
             raise UserError(
-                f"ray.search {self.settings.search} has nothing to propose from: the sweep has no "
-                f"axis that is a range or a list of choices"
+                f"ray.search {self.settings.search} has nothing to propose from: no axis of the "
+                f"sweep has more than one value"
             )
         try:
-            from fewstep.sweeps.ray.proposals import Proposals
+            from fewstep.sweeps.ray.proposals import Proposals, axes_of
         except ModuleNotFoundError as error:
             if error.name != "optuna":
                 raise
             raise UserError("ray.search optuna needs it: pip install 'fewstep[optuna]'") from None
-        return Proposals(self.space, self.settings, sweep)
+        return Proposals(axes_of(self.searched), self.settings, sweep)
 
     def _known(self, sweep: SweepDirectory, runs: Sequence[RunDirectory]) -> list[RunDirectory]:
         """Runs that are not to be run, but whose scores at the rungs count."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -19,10 +18,12 @@ from fewstep.errors import UserError
 from fewstep.experiments import failures
 from fewstep.experiments.run import prepare
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, write_json
-from fewstep.sweeps.definition import Member
+from fewstep.sweeps.axes import Choice, Combination, facts
+from fewstep.sweeps.plan import entry
 from fewstep.sweeps.ray.settings import RaySettings
 from fewstep.sweeps.ray.trial import scores
 from fewstep.sweeps.resources import Resources
+from fewstep.sweeps.sweep import Member, Sweep
 
 DIGITS = 4  # of proposed numbers: they are told, typed again, and part of a key
 
@@ -50,6 +51,29 @@ Space = Callable[[Suggest], Sequence[Member]]
 
 It raises UserError for values that do not go together; they are passed over.
 """
+
+
+def axes_of(sweep: Sweep) -> Space:
+    """The space that the axes of a sweep make: its random numbers, and its values as choices."""
+    axes = tuple(sweep.axes.values())
+
+    def space(suggest: Suggest) -> Sequence[Member]:
+        made: Combination = ()
+        for axis in axes:
+            choice: Choice | None = None
+            if not axis.when.holds(facts(axes, made)):
+                pass
+            elif axis.draw is not None:
+                value = suggest.number(axis.name, axis.draw.low, axis.draw.high, axis.draw.log)
+                choice = Choice(str(value), ((axis.name, value),))
+            else:
+                labels = sweep.chosen.get(axis.name, axis.labels)
+                label = labels[0] if len(labels) == 1 else suggest.choice(axis.name, labels)
+                choice = axis.choices[axis.labels.index(label)]
+            made = (*made, choice)
+        return sweep.of(made)
+
+    return space
 
 
 @dataclass(frozen=True)
@@ -105,9 +129,7 @@ class Proposals:
         runs = tuple(prepare(member.config) for member in members)
         record(self.sweep, members)
         for member in members:
-            wanted = getattr(member, "resources", None)
-            if wanted is not None:
-                self.resources[member.config.key] = wanted
+            self.resources[member.config.key] = member.resources
         return Proposal(trial, runs)
 
     def _tell(self, proposal: Proposal) -> bool:
@@ -164,16 +186,8 @@ def record(sweep: SweepDirectory, members: Sequence[Member]) -> None:
     """Add the members to sweep.json, for status and for the report."""
     plan: Json = sweep.plan() or {"name": sweep.name, "description": "", "axes": [], "runs": []}
     known = {run["key"] for run in plan["runs"]}
-    fresh: list[dict[str, Any]] = [
-        {
-            "key": member.config.key,
-            "seed": member.seed,
-            "title": member.title,
-            "choices": dict(member.choices),
-            "proposed": True,
-        }
-        for member in members
-        if member.config.key not in known
+    fresh = [
+        {**entry(member), "proposed": True} for member in members if member.config.key not in known
     ]
     if fresh:
         write_json(sweep.path / "sweep.json", {**plan, "runs": [*plan["runs"], *fresh]})

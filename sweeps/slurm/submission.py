@@ -12,7 +12,9 @@ good by the next command: it finds the job by its comment.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import shlex
 import sys
 import uuid
@@ -91,24 +93,28 @@ class Executor(submitit.SlurmExecutor):
         return text
 
 
-def chunks(
-    runs: Sequence[RunDirectory],
-    resources: Mapping[str, Resources],
-    settings: SlurmSettings,
-    limit: int,
-) -> list[Chunk]:
-    """The arrays that ``runs`` become, teachers before their students.
+@dataclass(frozen=True)
+class Wanted:
+    """A run to be submitted: the key of its teacher, if that is to be submitted too or has been."""
 
-    Runs of one array want the same resources and wait for the same teacher. A teacher has a job to
+    key: str
+    teacher: str | None
+    resources: Resources
+
+
+def chunks(runs: Sequence[Wanted], settings: SlurmSettings, limit: int) -> list[Chunk]:
+    """The arrays that ``runs`` become, of at most ``limit`` tasks, teachers before their students.
+
+    Runs of one array want the same resources and wait for the same teacher. A teacher has a task to
     itself, so that its students wait for nobody else.
     """
     keys = {run.key for run in runs}
-    teacher = {run.key: t if (t := teacher_of(run)) in keys else None for run in runs}
-    teaching = {t for t in teacher.values() if t is not None}
+    teacher = {run.key: run.teacher if run.teacher in keys else None for run in runs}
+    teaching = {run.teacher for run in runs}
     groups: dict[tuple[int, str | None, Resources, bool], list[str]] = {}
     for run in runs:
-        alone = run.key in teaching or processes(resources[run.key]) > 1
-        group = (_depth(run.key, teacher), teacher[run.key], resources[run.key], alone)
+        alone = run.key in teaching or processes(run.resources) > 1
+        group = (_depth(run.key, teacher), run.teacher, run.resources, alone)
         groups.setdefault(group, []).append(run.key)
     made = []
     for (_, taught_by, wanted, alone), members in sorted(groups.items(), key=lambda g: g[0][0]):
@@ -181,6 +187,22 @@ def executor(
     return made
 
 
+@contextlib.contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Without what SLURM tells a job in its environment, which sbatch would hand on.
+
+    Who submits may be in a job himself: a collector, or a person on an interactive node.
+    """
+    told = {k: v for k, v in os.environ.items() if k.startswith(("SLURM_", "SUBMITIT_"))}
+    told.pop("SLURM_CONF", None)
+    for name in told:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(told)
+
+
 def processes(resources: Resources) -> int:
     """Of a run: one per GPU, one per node at least."""
     return resources.nodes * max(1, int(resources.gpus))
@@ -216,14 +238,16 @@ class Slurm:
         folder = self.sweep.path / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=600):
-            taken = set(self.queued())
-            runs = [run for run in runs if run.key not in taken]
+            number = {key: job.id for key, job in self.queued().items()}
+            left = {run.key for run in runs if run.key not in number}
+            wanted = [
+                Wanted(run.key, t if (t := teacher_of(run)) in left | set(number) else None,
+                       resources[run.key])
+                for run in runs if run.key in left
+            ]  # fmt: skip
             made: list[Submission] = []
-            number: dict[str, str] = {key: job.id for key, job in self.queued().items()}
-            for chunk in chunks(runs, resources, self.settings, queue.array_limit()):
-                after = None
-                if chunk.teacher is not None:
-                    after = f"afterok:{number[chunk.teacher]}"
+            for chunk in chunks(wanted, self.settings, queue.array_limit()):
+                after = None if chunk.teacher is None else f"afterok:{number[chunk.teacher]}"
                 done = self._submit(chunk, after)
                 made.append(done)
                 number |= {
@@ -249,7 +273,8 @@ class Slurm:
         write_json(folder / "manifest.json", manifest)
         packs = [Pack(str(folder), i) for i in range(len(chunk.tasks))]
         try:
-            jobs = ex.submit_array(packs) if len(packs) > 1 else [ex.submit(packs[0])]
+            with outside_of_jobs():
+                jobs = ex.submit_array(packs) if len(packs) > 1 else [ex.submit(packs[0])]
         except (FailedJobError, FailedSubmissionError) as error:
             write_json(folder / "manifest.json", {**manifest, "kind": "refused"})
             raise UserError(f"sbatch refused the sweep's jobs: {_reason(error)}") from None
@@ -268,7 +293,8 @@ class Slurm:
         manifest = {"name": self.name, "kind": "collect", "created": now(), "tasks": [[]]}
         write_json(folder / "manifest.json", {**manifest, "job": None, "of": list(jobs)})
         try:
-            job = ex._submit_command(command)
+            with outside_of_jobs():
+                job = ex._submit_command(command)
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"sbatch refused the collector: {_reason(error)}") from None
         write_json(folder / "manifest.json", {**manifest, "job": job.job_id, "of": list(jobs)})
@@ -307,6 +333,11 @@ class Slurm:
                     if before is None or not (before[2] and before[2].live):
                         made[key] = (s, i, job)
         return made
+
+    def never_began(self, run: RunDirectory) -> int:
+        """How many jobs the run had in which it did not begin."""
+        jobs = sum(run.key in keys for s in self.submissions() for keys in s.tasks)
+        return jobs - len({(a.get("job") or {}).get("id") for a in run.attempts()})
 
     def queued(self) -> dict[str, queue.Job]:
         """The runs that are in a live job, with that job."""

@@ -83,6 +83,8 @@ MORE = {
     "sweep digits data=mnist backbone=dit_mnist --plan": "mnist not found",
     "sweep digits training.device=gpu": "training.device 'gpu' cannot be used here",
     "sweep digits --workers 0": "--workers must be at least 1, got 0",
+    "sweep digits resources.gpu=1": "unknown resource 'resources.gpu'; did you mean",
+    "sweep digits sample.count=0": "sample.count must be at least 1, got 0",
     "sweep digits runs=file": "cannot write to run root 'file'",
     "list objective": "unknown kind 'objective'; did you mean 'objectives'?",
     "status digits": "unknown sweep under runs/ 'digits'",
@@ -100,7 +102,7 @@ MORE = {
 }
 
 
-NONE = "0 interrupted, 0 failed, 0 cells, 0 stale, 0 cached, 0 stopped"
+NONE = "0 interrupted, 0 failed, 0 cells, 0 stale, 0 cached"
 
 
 def refused_here(words, told, monkeypatch, capsys) -> None:

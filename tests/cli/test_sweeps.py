@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers.commands import TINY_DIT, succeed, tree
+
+from fewstep.experiments.rundir import RunDirectory
 
 SWEEP = """
 name: small
@@ -76,14 +80,14 @@ def test_status_sync_and_report_of_it(done, tmp_path):
     lines = succeed("status", cwd=folder).splitlines()
     assert lines[0].split() == ["sweep", "runs", "done", "running", "interrupted", "failed", "new"]
     assert lines[1].split() == ["small", "4", "4", "0", "0", "0", "0"]
-    rows = succeed("status", "small", cwd=folder).splitlines()[1:]
+    rows = succeed("status", "small", cwd=folder).splitlines()[1:-1]
     assert [row.split()[1:5] for row in rows] == [
         ["flow_matching", "0", "done", "8/8"],
         ["flow_matching", "1", "done", "8/8"],
         ["shortcut", "0", "done", "8/8"],
         ["shortcut", "1", "done", "8/8"],
     ]
-    assert all(re.search(r" 1: [\d.]+  2: [\d.]+$", row.rstrip()) for row in rows)
+    assert all(re.search(r" 1: [\d.]+  2: [\d.]+ +\S+$", row.rstrip()) for row in rows)
 
     before = tree(folder / "runs/small")
     said = succeed("report", "small", "--out", tmp_path / "paper", cwd=folder)
@@ -93,3 +97,50 @@ def test_status_sync_and_report_of_it(done, tmp_path):
     elsewhere = f"tracking.uri=sqlite:///{tmp_path}/other.db"
     assert "4 created, 0 updated" in succeed("sync", "small", elsewhere, cwd=folder)
     assert (tmp_path / "other.db").stat().st_size
+
+
+def test_the_plan_of_more_tells_time_resources_and_where_they_are_from(done):
+    folder, _ = done
+    before = tree(folder)
+    more = (*COMMAND, "seeds=3", "objective=shortcut", "--plan")
+    lines = succeed(*more, "resources.cpus=2", "slurm.partition=low", cwd=folder).splitlines()
+    assert lines[0].startswith("sweep small: 3 runs (1 new, ")
+    assert lines[1].split() == ["key", "state", "run", "time", "left"]
+    assert [line.split()[1] for line in lines[2:5]] == ["cached", "cached", "new"]
+    assert re.search(r"seed=2 +0:\d\d$", lines[4])
+    assert lines[5] == "resources of each run: 2 CPUs"
+    assert re.fullmatch(
+        r"estimate: [\d.]+ minutes for 1 of 1 runs to do, one after another; 1 from runs of the "
+        r"same objective, backbone and data \(4 finished runs on such backbones and data\)",
+        lines[6],
+    )
+    assert lines[7:] == ["run directories: runs/small", "nothing was started"]
+    member = RunDirectory(folder / "runs/small" / lines[4].split()[0])
+    member.path.mkdir()
+    try:
+        with FileLock(member.lock):
+            assert ", 0 stale, 1 running, 2 cached)" in succeed(*more, cwd=folder)
+    finally:
+        shutil.rmtree(member.path)
+    (folder / "ruled.yaml").write_text(
+        SWEEP + "resources: {rules: [{when: {objective: shortcut}, gpus: 1, hours: 3}]}\n"
+    )
+    try:
+        said = succeed("sweep", "ruled.yaml", *TINY_DIT, "seeds=1", "--plan", cwd=folder)
+    finally:
+        (folder / "ruled.yaml").unlink()
+    assert re.search(r"objective=flow_matching seed=0 +1 CPU *$", said, re.M)
+    assert re.search(r"objective=shortcut seed=0 +1 GPU, 1 CPU, 3 h *$", said, re.M)
+    after = tree(folder)
+    touched = (".", "runs/small", "ruled.yaml")  # by this test
+    assert {path: after[path] for path in after if path not in touched} == {
+        path: before[path] for path in before if path not in touched
+    }
+
+
+def test_choosing_one_objective_reports_all_that_were_planned(done, tmp_path):
+    folder, _ = done
+    said = succeed(*COMMAND, "objective=shortcut", "tracking.enabled=false", cwd=folder)
+    assert "sweep small: 2 runs (" in said
+    assert "Flow matching" in said
+    assert succeed("status", cwd=folder).splitlines()[1].split()[:3] == ["small", "4", "4"]

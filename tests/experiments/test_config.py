@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from helpers.tiny import registered
 
 from fewstep.backbones import BACKBONES, DiT
 from fewstep.errors import UserError
-from fewstep.experiments.config import GROUPS, RunConfig, amend, compose
+from fewstep.experiments.config import GROUPS, Override, RunConfig, amend, compose
 from fewstep.experiments.data import DATA
 from fewstep.experiments.settings import Training
 from fewstep.objectives import OBJECTIVES, FlowMatching
@@ -94,6 +95,28 @@ def test_compositions_do_not_share_what_they_hold() -> None:
     again = compose([])
     assert again.training == Training()
     assert again.evaluation.steps == [1, 2, 4, 8, 32, 128]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@pytest.mark.parametrize("data", ["digits", "gaussians", "mnist"])
+def test_the_quick_way_to_compose_gives_what_omegaconf_gives(objective: str, data: str) -> None:
+    """An interpolation is resolved by OmegaConf among all settings; no interpolation, without it.
+
+    The same values in another order, after others that fail: what is kept of them does no harm.
+    """
+    groups: list[Override] = [("objective", objective), ("data", data)]
+    values: list[Override] = [
+        ("training.lr", 1), ("training.betas", [0, 1 / 2]), ("evaluation.times", [1, 0.5, 0]),
+        ("training.clip", None), ("training.compile", "yes"), ("training.steps", "12"),
+        ("training.lr", 2.0), ("evaluation.steps", []), ("runs", "a b"), ("sweep", 7),
+    ]  # fmt: skip
+    quick = compose([*groups, *values]).values
+    slow = compose([*groups, *values, ("training.warmup", "${seed}")]).values
+    assert repr(quick) == repr(slow)
+    for bad in (("training.lr", "high"), ("training.steps", True), ("training.betas", 3)):
+        with contextlib.suppress(UserError):
+            compose([*groups, bad])
+    assert repr(compose([*groups, *reversed(values), *values]).values) == repr(slow)
 
 
 def test_the_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,28 @@
-"""One Ray for all tests of a process that want one: starting it takes seconds."""
+"""Sweeps written into a file of their own, and one Ray for all tests that want one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from fewstep.sweeps import definition
+from fewstep.sweeps.definition import Sweep
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Sweep]:
+    def write_and_load(text: str, name: str = "mine.yaml") -> Sweep:
+        (tmp_path / name).write_text(text)
+        return definition.load(str(tmp_path / name))
+
+    return write_and_load
 
 
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
-    """Ray with two cores and a GPU that is not there, started in this process."""
+    """Ray with two cores and a GPU that is not there; starting it takes seconds."""
     from fewstep.sweeps.ray import cluster
     from fewstep.sweeps.ray.settings import RaySettings
 

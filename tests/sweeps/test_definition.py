@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from fewstep.errors import UserError
 from fewstep.sweeps import definition
-from fewstep.sweeps.definition import Member, Sweep
+from fewstep.sweeps.definition import Member
 
 SWEEP = """
 description: two objectives at two rates
@@ -24,15 +22,6 @@ axes:
     - {training.lr: 1e-3, training.clip: null}
 seeds: 2
 """
-
-
-@pytest.fixture
-def write(tmp_path: Path):
-    def write_and_load(text: str, name: str = "mine.yaml") -> Sweep:
-        (tmp_path / name).write_text(text)
-        return definition.load(str(tmp_path / name))
-
-    return write_and_load
 
 
 def training(member: Member):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -39,8 +38,9 @@ def begun(folder: Path) -> list[int]:
 def told_in_status(folder: Path) -> list[str]:
     """The state of each run, as ``fewstep status`` shows it."""
     lines = succeed("status", "mine", cwd=folder).splitlines()
-    states = ("done", "running", "interrupted", "failed", "new")
-    return [word for line in lines[1:] for word in line.split()[1:] if word in states]
+    states = ("done", "running", "interrupted", "failed", "cancelled", "new")
+    rows = [line.split() for line in lines[1 : 1 + len(runs(folder))]]
+    return [word for row in rows for word in row[1:] if word in states]
 
 
 def test_nan_and_killed_runs_leave_the_others_alone(tmp_path):
@@ -56,6 +56,7 @@ def test_nan_and_killed_runs_leave_the_others_alone(tmp_path):
     found = runs(tmp_path)
     victim = found["victim"]
     wait_for(lambda: list(victim.checkpoints.glob("step-*")), "a checkpoint")
+    first_step = victim.metrics_file.read_text().splitlines()[0]
     os.kill(victim.progress()["pid"], signal.SIGKILL)
     done = finish(driver)
     assert done.returncode == 1, done.stderr
@@ -63,35 +64,64 @@ def test_nan_and_killed_runs_leave_the_others_alone(tmp_path):
 
     assert {name: run.status() for name, run in found.items()} == {
         "bad": "failed",
-        "victim": "failed",
+        "victim": "done",
         "first": "done",
         "second": "done",
     }
-    bad, killed = found["bad"].failure(), victim.failure()
+    bad = found["bad"].failure()
     assert (bad["class"], bad["step"]) == ("nan", 2)
     assert "NotFinite" in bad["traceback"]
-    assert killed["class"] == "killed"
-    assert killed["message"].startswith("killed by SIGKILL")
+    assert any("is not finite at step 2" in line for line in bad["log_tail"] + [bad["message"]])
     assert f"failed case=bad seed=0 ({found['bad'].key}): nan: " in done.stdout
-    assert f"failed case=victim seed=0 ({victim.key}): killed: " in done.stdout
-    assert sorted(told_in_status(tmp_path)) == ["done", "done", "failed", "failed"]
-    table = (tmp_path / "runs/mine/report/runs.csv").read_text()
-    assert "failed" in table
+    # who was killed is tried once more, from its checkpoint: the first line is the killed one's own
+    assert f"again case=victim seed=0 ({victim.key}): killed: killed by SIGKILL" in done.stdout
+    assert victim.failure() is None
+    assert [row["step"] for row in victim.metrics()] == list(range(100, 1501, 100))
+    assert victim.metrics_file.read_text().splitlines()[0] == first_step
+    killed, second = victim.attempts()
+    assert "ended" not in killed
+    assert second["ended"] == "done"
+    assert sorted(told_in_status(tmp_path)) == ["done", "done", "done", "failed"]
+    assert "failed" in (tmp_path / "runs/mine/report/runs.csv").read_text()
 
-    before = {name: tree(found[name].path) for name in ("first", "second")}
-    first_step = json.loads(victim.metrics_file.read_text().splitlines()[0])
+    before = {name: tree(run.path) for name, run in found.items()}
     again = fewstep("sweep", "mine.yaml", *OVERRIDES, cwd=tmp_path)
     assert again.returncode == 1
-    assert "2 failed, 0 cells, 0 stale, 2 cached" in again.stdout
+    assert "1 failed runs are left as they are (1 nan): fewstep retry mine" in again.stdout
     assert {name: tree(found[name].path) for name in before} == before
-    assert victim.status() == "done"
-    assert victim.failure() is None
-    steps = [row["step"] for row in victim.metrics()]
-    assert steps == list(range(100, 1501, 100))
-    # the first line is the killed process' own: the second went on from a checkpoint
-    assert json.loads(victim.metrics_file.read_text().splitlines()[0]) == first_step
+    retried = fewstep("retry", "mine", "--class", "nan", cwd=tmp_path)
+    assert retried.returncode == 1
+    assert "started case=bad" in retried.stdout
     assert found["bad"].failure()["finished"] >= bad["finished"]
-    assert "started case=bad" in again.stdout
+    assert len(found["bad"].attempts()) == 2
+    assert "no failed runs of class oom" in succeed("retry", "mine", "--class", "oom", cwd=tmp_path)
+
+
+def test_cancelled_runs_save_and_are_continued(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        BASE + "axes:\n  case:\n"
+        "  - {label: a, training.steps: 100000}\n  - {label: b, training.steps: 100001}\n"
+    )
+    driver = start("sweep", "mine.yaml", *TINY, "--workers", 1, cwd=tmp_path)
+    wait_for(lambda: begun(tmp_path), "a run at work")
+    found = runs(tmp_path)
+    wrong = fewstep("cancel", "mine", "--run", "nothing", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "1 runs of mine are cancelled" in succeed(
+        "cancel", "mine", "--run", found["a"].key, cwd=tmp_path
+    )
+    wait_for(lambda: found["a"].status() == "failed", "the run to stop")
+    assert found["a"].failure()["class"] == "cancelled"
+    assert list(found["a"].checkpoints.glob("step-*"))
+    wait_for(lambda: begun(tmp_path), "the other run at work")
+    succeed("cancel", "mine", cwd=tmp_path)
+    assert finish(driver).returncode == 1
+    assert told_in_status(tmp_path) == ["cancelled", "cancelled"]
+    saved = found["a"].failure()["step"]
+    driver = start("sweep", "mine.yaml", *TINY, "--workers", 1, cwd=tmp_path)
+    wait_for(lambda: (found["a"].progress() or {}).get("done", 0) > saved, "it to go on")
+    driver.send_signal(signal.SIGTERM)
+    finish(driver)
 
 
 @pytest.fixture

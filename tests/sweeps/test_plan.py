@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import hydra
 import pytest
 from helpers.commands import TINY, tree
 
+from fewstep.backbones.mlp import MLP
 from fewstep.errors import UserError
+from fewstep.experiments import config as configuration
+from fewstep.experiments import provenance
+from fewstep.experiments.claim import Claim
+from fewstep.experiments.data.toy import Gaussians
 from fewstep.experiments.run import Interrupted, RunFailed, prepare, run
 from fewstep.experiments.rungs import mark_stopped
 from fewstep.sweeps import definition
@@ -24,6 +32,7 @@ axes:
     - {label: failed, training.lr: 1e30}
     - {label: cells, training.steps: 6}
     - {label: stale, training.steps: 7}
+    - {label: running, training.steps: 5}
     - {label: cached, training.steps: 8}
     - {label: stopped, training.steps: 9}
 """
@@ -63,11 +72,18 @@ def test_states(sweep, tmp_path):
     mark_stopped(runs["stopped"].directory, "asha", 500)
 
     before = tree(tmp_path)
-    second = sweep()
-    assert tree(tmp_path) == before
+    with Claim(runs["running"].directory):
+        second = sweep()
+    after = tree(tmp_path)
+    touched = str(runs["running"].directory.path.relative_to(tmp_path))  # by the claim
+    assert {path: after[path] for path in after if not path.startswith(touched)} == {
+        path: before[path] for path in before if not path.startswith(touched)
+    }
     assert {r.member.choices["case"]: r.state for r in second.runs} == {s: s for s in STATES}
     assert second.counts() == dict.fromkeys(STATES, 1)
-    assert [r.state for r in second.runs if r.to_do] == ["new", "interrupted", "failed", "cells"]
+    to_do = ["new", "interrupted", "failed", "cells", "running"]
+    assert [r.state for r in second.runs if r.to_do] == to_do
+    assert sorted(r.state for r in second.to_do) == sorted(to_do)
 
     more = sweep("evaluation.steps=[1,2]").counts()  # the finished ones, trained as they are
     assert (more["cells"], more["cached"], more["stale"]) == (3, 0, 0)
@@ -146,3 +162,48 @@ def test_directory_of_another_configuration(sweep):
         sweep("case=new")
     with pytest.raises(UserError, match="is from another configuration"):
         prepare(made.runs[0].member.config)
+
+
+def test_planning_many_runs_builds_and_loads_each_thing_once(tmp_path, monkeypatch):
+    """What makes the plan of 2,000 runs a matter of seconds: docs/sweeps.md."""
+    calls: Counter[str] = Counter()
+
+    def count(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            calls[f"{owner.__name__}.{name}"] += 1
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(MLP, "build")
+    count(Gaussians, "load")
+    count(hydra, "compose")
+    configuration._composed.cache_clear()
+    provenance._hash.cache_clear()
+    (tmp_path / "many.yaml").write_text(
+        "axes:\n"
+        "  objective: [flow_matching, shortcut]\n"  # without and with a jump length
+        "  backbone.width: [16, 24, 32]\n"
+        "  training.lr: {logspace: [1.0e-4, 1.0e-2, 5]}\n"
+        "seeds: 4\n"
+    )
+    sweep = definition.load(str(tmp_path / "many.yaml")).with_overrides(
+        [
+            *(o for o in TINY if "width" not in o),
+            "training.steps=3",
+            "evaluation.steps=[]",
+            ("runs", str(tmp_path)),
+        ]
+    )
+    assert len(plan(sweep).runs) == 120
+    assert calls == {"MLP.build": 6, "Gaussians.load": 1, "hydra.compose": 2}
+    done = plan(sweep.with_overrides(["training.lr=1e-4", "backbone.width=16"]))
+    done.write()
+    finished = [run(planned.directory) for planned in done.runs]
+    assert len(finished) == 8
+    calls.clear()
+    assert plan(sweep).counts()["cached"] == 8
+    assert calls["hydra.compose"] == 0
+    assert provenance._hash.cache_info().misses == 3  # two objectives, one backbone

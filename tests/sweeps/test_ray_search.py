@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 import torch
 from helpers.tiny import checkpoint_steps, last_tensors, tiny
 
+from fewstep.cli.launch import sweep
 from fewstep.errors import UserError
 from fewstep.experiments.run import prepare, run
-from fewstep.experiments.rundir import RunDirectory, SweepDirectory
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory, write_json
 from fewstep.experiments.rungs import continue_stopped
-from fewstep.sweeps.definition import Member
+from fewstep.sweeps import definition
 from fewstep.sweeps.launcher import Event, Outcome
 from fewstep.sweeps.local import LocalLauncher
 from fewstep.sweeps.ray.launcher import RayLauncher
+from fewstep.sweeps.ray.proposals import Proposals, axes_of
 from fewstep.sweeps.ray.settings import RaySettings
 
 pytestmark = pytest.mark.xdist_group("ray")  # one Ray, in one process
@@ -70,76 +73,106 @@ def test_asha_ends_the_worst_early_and_marks_them(tmp_path, ray_here):
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
 
 
-def space_in(root: Path) -> Any:
-    """Learning rates for two seeds; tiny batches do not go with the highest."""
-
-    def space(suggest: Any) -> Sequence[Member]:
-        lr = suggest.number("training.lr", 1e-5, 1e-1, log=True)
-        size = suggest.choice("training.batch_size", ["8", "16"])
-        if lr > 0.09:
-            raise UserError("excluded")
-        choices = {"training.lr": str(lr), "training.batch_size": size}
-        settings = [f"{name}={value}" for name, value in choices.items()]
-        return [
-            Member(
-                tiny(root, *EVALUATED, "training.steps=3", *settings, f"seed={seed}"),
-                choices, seed, "tiny",
-            )
-            for seed in (0, 1)
-        ]  # fmt: skip
-
-    return space
+SWEEP = """
+base: {data: digits, backbone.width: 16, backbone.depth: 1, backbone.heads: 2, training.steps: 3,
+       evaluation.steps: [1], evaluation.extractor: raw, tracking.enabled: false}
+axes:
+  training.lr: {loguniform: [1.0e-5, 1.0e-1]}
+  training.batch_size: [8, 16]
+sample: 1
+exclude: [{training.batch_size: 8}]
+seeds: 2
+ray: {search: optuna, batch: 2, seed: 3}
+"""
 
 
-def search(root: Path, **settings: Any) -> tuple[Outcome, list[str]]:
-    """A search's end, and the keys in sweep.json."""
-    sweep = SweepDirectory(root / "train")
-    known = RaySettings.parse({"search": "optuna", "batch": 2, "seed": 3, **settings})
-    outcome = RayLauncher(known, space=space_in(root), sweep=sweep).launch([], silent)
-    return outcome, [member["key"] for member in (sweep.plan() or {})["runs"]]
+@pytest.fixture
+def search(tmp_path: Path) -> Callable[..., list[str]]:
+    """``fewstep sweep``, with Ray; the keys in sweep.json after it."""
+    (tmp_path / "mine.yaml").write_text(SWEEP)
+
+    def searched(root: Path, *overrides: str) -> list[str]:
+        words = [*overrides, ("runs", str(root))]
+        file, options = str(tmp_path / "mine.yaml"), {"plan_only": False, "workers": None}
+        assert sweep(file, words, launcher="ray", **options) == 0
+        return [member["key"] for member in (SweepDirectory(root / "mine").plan() or {})["runs"]]
+
+    return searched
 
 
-def test_a_search_is_the_same_whatever_runs_at_once_and_goes_on(tmp_path, ray_here):
-    whole, keys = search(tmp_path / "a", trials=6)
-    assert sorted(whole.done) == sorted(keys)
-    assert len(keys) == 12
-    runs = [RunDirectory(tmp_path / "a/train" / key) for key in keys]
-    assert all(len(run.attempts()) == 1 for run in runs)
+def test_a_search_is_the_same_whatever_runs_at_once_and_goes_on(tmp_path, ray_here, search):
+    keys = search(tmp_path / "a", "ray.trials=6")
+    # the sample comes first; proposals that are excluded are proposals, but no runs
+    assert 2 < len(keys) < 14
+    runs = [RunDirectory(tmp_path / "a/mine" / key) for key in keys]
+    assert [len(run.attempts()) for run in runs] == [1] * len(keys)
+    assert {run.spec()["config"]["training"]["batch_size"] for run in runs} == {16}
+    assert (tmp_path / "a/mine/report/runs.csv").read_text().count("done") == len(keys)
 
     # in two parts, one run at a time
-    _, first = search(tmp_path / "b", trials=4, max_parallel=1)
-    assert first == keys[:8]
-    outcome, both = search(tmp_path / "b", trials=6, max_parallel=1)
-    assert both == keys
-    assert sorted(outcome.done) == sorted(keys)
-    assert all(len(RunDirectory(tmp_path / "b/train" / k).attempts()) == 1 for k in keys)
+    begun = search(tmp_path / "b", "ray.trials=4", "ray.max_parallel=1")
+    assert begun == keys[: len(begun)]
+    assert 2 < len(begun) < len(keys)
+    assert search(tmp_path / "b", "ray.trials=6", "ray.max_parallel=1") == keys
+    runs = [RunDirectory(tmp_path / "b/mine" / key) for key in keys]
+    assert [len(run.attempts()) for run in runs] == [1] * len(keys)
 
-    # with another seed of the search, other settings
-    other = RaySettings(search="optuna", trials=6, seed=4)
-    from fewstep.sweeps.ray.proposals import Proposals
+    # what was proposed stays in the sweep when it is launched without a search
+    assert search(tmp_path / "b", "ray.search=none") == keys
 
-    proposals = Proposals(space_in(tmp_path / "c"), other, SweepDirectory(tmp_path / "c/train"))
-    assert {run.key for run in proposals.next() or []}.isdisjoint(keys)
+
+def proposals_of(text: str, root: Path, **settings: Any) -> Proposals:
+    file = root / "mine.yaml"
+    file.write_text(text)
+    made = definition.load(str(file)).with_overrides([("runs", str(root))])
+    known = RaySettings(search="optuna", **settings)
+    return Proposals(axes_of(made), known, SweepDirectory(root / "mine"))
 
 
 def test_proposals_learn_from_scores(tmp_path):
-    """TPE, told that low learning rates are best, comes to propose them."""
-    from fewstep.experiments.rundir import write_json
-    from fewstep.sweeps.ray.proposals import Proposals
-
-    settings = RaySettings(search="optuna", trials=40, batch=4)
-    proposals = Proposals(space_in(tmp_path), settings, SweepDirectory(tmp_path / "train"))
-    rates: list[float] = []
+    """TPE, told that a learning rate of 0.001 is best, comes to propose what is near."""
+    text = SWEEP.replace("exclude: [{training.batch_size: 8}]\n", "")
+    proposals = proposals_of(text, tmp_path, trials=40)
+    scores: list[float] = []
     while (batch := proposals.next()) is not None:
         for directory in batch:
             rate = directory.spec()["config"]["training"]["lr"]
-            rates.append(rate)
+            scores.append(abs(math.log10(rate) + 3))
             asked = directory.request()["evaluation"]
             cell = {"steps": 1, "weights": "ema", "guidance": 1.0, "sample_set": 0, "times": None}
-            record = {"cell": cell, "value": rate, "asked": {"samples": asked["samples"]}}
+            record = {"cell": cell, "value": scores[-1], "asked": {"samples": asked["samples"]}}
             write_json(directory.cell_file("steps0001"), record)
             directory.write("result", {"key": directory.key})
-    assert sum(rates[-20:]) < 0.2 * sum(rates[:20])
+    assert sum(scores[-40:]) < 0.6 * sum(scores[:40])
+
+
+def test_the_space_is_what_the_axes_say(tmp_path):
+    text = """
+base: {data: digits}
+axes:
+  objective: [flow_matching, shortcut]
+  objective.bootstrap_share: {uniform: [0.2, 0.6], when: {objective: shortcut}}
+  training.batch_size: {uniform: [30, 40]}
+sample: 1
+seeds: [7]
+"""
+    proposals = proposals_of(text, tmp_path, trials=12, batch=12)
+    configs = [directory.spec()["config"] for directory in proposals.next() or []]
+    assert len(configs) == 12
+    for config in configs:
+        assert config["seed"] == 7
+        assert config["training"]["batch_size"] in range(30, 41)
+        if config["objective"]["name"] == "shortcut":
+            assert 0.2 <= config["objective"]["bootstrap_share"] <= 0.6
+    assert {config["objective"]["name"] for config in configs} == {"flow_matching", "shortcut"}
+    told = [member["choices"] for member in proposals.sweep.plan()["runs"]]
+    assert all(
+        ("objective.bootstrap_share" in choices) == (choices["objective"] == "shortcut")
+        for choices in told
+    )
+    # with another seed of the search, other settings
+    other = proposals_of(text, tmp_path, trials=12, batch=12, seed=1)
+    assert {r.key for r in other.next() or []} != {m.key for p in proposals.batch for m in p.runs}
 
 
 def test_settings_that_do_not_fit_are_told_in_one_line():
@@ -162,6 +195,6 @@ def test_settings_that_do_not_fit_are_told_in_one_line():
 
 
 def test_a_search_without_a_space_is_refused(tmp_path):
-    launcher = RayLauncher(RaySettings(search="optuna"), sweep=SweepDirectory(tmp_path))
-    with pytest.raises(UserError, match="has nothing to propose from"):
+    launcher = RayLauncher(RaySettings(search="optuna"), directory=SweepDirectory(tmp_path))
+    with pytest.raises(UserError, match="no axis of the sweep has more than one value"):
         launcher.launch([], silent)

@@ -108,37 +108,96 @@ def sweep(
     plan: Annotated[
         bool, typer.Option("--plan", help="Show what would run; start nothing.")
     ] = False,
+    launcher: Annotated[str, typer.Option(help="local, ray or slurm.")] = "local",
     workers: Annotated[
         int | None, typer.Option(help="Processes at a time; default: as many as fit.")
     ] = None,
     runs: Runs = None,
 ) -> None:
-    """Run a sweep on this machine, record it in MLflow, write its report.
+    """Run a sweep here, on Ray or on SLURM; record it in MLflow, write its report.
 
-    Finished runs are not repeated; interrupted ones go on; failed ones are tried again.
+    Finished runs are not repeated; interrupted ones go on, wherever they were begun; failed ones
+    are tried again, but for those that ran out of memory or of numbers (fewstep retry).
 
     Example: [bold]fewstep sweep digits training.steps=500 seeds=5 --plan[/]
     """
-    from fewstep.cli import many
+    from fewstep.cli import launch
 
-    sys.exit(many.sweep(name, with_root(overrides, runs), plan_only=plan, workers=workers))
+    made = with_root(overrides, runs)
+    sys.exit(launch.sweep(name, made, plan_only=plan, launcher=launcher, workers=workers))
+
+
+@app.command()
+def retry(
+    sweep: Annotated[str, typer.Argument(help="The sweep's name.")],
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="Only failures of this class, as oom.")
+    ] = None,
+    run: Annotated[
+        list[str] | None, typer.Option("--run", help="Only this run (beginning of its key).")
+    ] = None,
+    overrides: Overrides = None,
+    runs: Runs = None,
+) -> None:
+    """Try failed runs again, with the launcher and settings of the last time.
+
+    Example: [bold]fewstep retry digits --class oom[/]
+    """
+    from fewstep.cli import launch
+
+    sys.exit(launch.retry(sweep, only_root(overrides, runs), classes or [], run or []))
+
+
+@app.command()
+def cancel(
+    sweep: Annotated[str, typer.Argument(help="The sweep's name.")],
+    run: Annotated[
+        list[str] | None, typer.Option("--run", help="Only this run (beginning of its key).")
+    ] = None,
+    overrides: Overrides = None,
+    runs: Runs = None,
+) -> None:
+    """Stop a sweep's runs, wherever they are; they save, and can be continued.
+
+    Example: [bold]fewstep cancel digits --run 3f2a[/]
+    """
+    from fewstep.cli import jobs
+
+    sys.exit(jobs.cancel(sweep, only_root(overrides, runs), run or []))
+
+
+@app.command()
+def logs(
+    run: RunName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    overrides: Overrides = None,
+    runs: Runs = None,
+) -> None:
+    """Show what a run printed.
+
+    Example: [bold]fewstep logs 3f2a --follow[/]
+    """
+    from fewstep.cli import jobs
+
+    jobs.logs(run, only_root(overrides, runs), follow)
 
 
 @app.command()
 def status(
     sweep: Annotated[str | None, typer.Argument(help="One sweep; default: all.")] = None,
     overrides: Overrides = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Until all runs have ended.")] = False,
     runs: Runs = None,
 ) -> None:
     """Show how far sweeps and their runs are.
 
-    Example: [bold]fewstep status digits[/]
+    Example: [bold]fewstep status digits --watch[/]
     """
-    from fewstep.cli import many
+    from fewstep.cli import status as stand
 
     if sweep is not None and sweep.startswith("runs="):
         overrides, sweep = [sweep, *(overrides or [])], None
-    many.status(sweep, only_root(overrides, runs))
+    stand.status(sweep, only_root(overrides, runs), watch)
 
 
 @app.command()
@@ -289,9 +348,15 @@ def bench(
     """Measure what objectives cost: FLOPs, time and memory of a step, speed of sampling.
 
     FLOPs and time are multiples of flow matching's. Without objective=, all are measured.
+    [bold]fewstep bench sweep[/] measures what launchers, status and sync cost instead.
 
     Example: [bold]fewstep bench "objective=[scm,shortcut]" backbone=dit_s_2 --shape 4,32,32[/]
     """
+    if overrides == ["sweep"]:
+        from fewstep.cli.bench_sweep import bench_sweep
+
+        bench_sweep(file)
+        return
     from fewstep.cli import bench as benchmark
 
     benchmark.bench(

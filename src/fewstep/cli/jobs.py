@@ -1,0 +1,93 @@
+"""Commands on runs that are somewhere at work: logs and cancel."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fewstep.cli.console import out
+from fewstep.cli.many import find_sweep
+from fewstep.errors import UserError
+from fewstep.experiments import failures
+from fewstep.experiments.claim import at_work
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory, find_run
+
+LINES = 200
+POLL_SECONDS = 0.5
+
+
+def logs(name: str, root: Path, follow: bool, lines: int = LINES) -> None:
+    """``fewstep logs``: what a run printed; ``follow`` until it is at work no more."""
+    run = find_run(name, root)
+    if not run.log.exists() and not follow:
+        raise UserError(f"run {run.key} has printed nothing yet ({run.status()})")
+    for line in failures.log_tail(run.log, lines):
+        out.print(line, markup=False, highlight=False)
+    if not follow:
+        return
+    position = run.log.stat().st_size if run.log.exists() else 0
+    try:
+        while True:
+            over = run.status() in ("done", "failed") and at_work(run) is None
+            if run.log.exists():
+                with run.log.open("rb") as file:
+                    file.seek(position)
+                    sys.stdout.write(file.read().decode(errors="replace"))
+                    sys.stdout.flush()
+                    position = file.tell()
+            if over:
+                return
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        return
+
+
+def cancel(name: str, root: Path, keys: Sequence[str]) -> int:
+    """``fewstep cancel``: ask runs to save and stop, wherever they are; returns the exit code."""
+    sweep = find_sweep(name, root)
+    runs = [r for r in sweep.runs() if not keys or r.key.startswith(tuple(keys))]
+    for key in keys:
+        if not any(run.key.startswith(key) for run in runs):
+            raise UserError(f"sweep {name} has no run {key!r}")
+    chosen = [run for run in runs if run.result() is None and run.path.is_dir()]
+    waits = _in_jobs(sweep, chosen)
+    asked = 0
+    for run in chosen:
+        if at_work(run) is not None:
+            run.cancel.touch()  # whoever has it looks once a second
+            asked += 1
+        elif run.key in waits or run.status() != "new":
+            run.write("failure", failures.record(run, "cancelled", "cancelled before it ended"))
+            asked += 1
+    out.print(f"{asked} runs of {name} are cancelled; fewstep sweep {name} goes on with them")
+    return 0
+
+
+def _in_jobs(sweep: SweepDirectory, chosen: Sequence[RunDirectory]) -> set[str]:
+    """The runs among ``chosen`` that were in SLURM's queue; jobs with no other runs are cancelled.
+
+    A job that is shared with other runs goes on: it passes over those that are cancelled.
+    """
+    from fewstep.sweeps.slurm import queue
+
+    if not (sweep.path / "_slurm").is_dir() or not queue.available():
+        return set()
+    from fewstep.sweeps.slurm.settings import SlurmSettings
+    from fewstep.sweeps.slurm.submission import Slurm
+
+    slurm = Slurm(sweep, SlurmSettings())
+    keys = {run.key for run in chosen}
+    finished = {run.key for run in sweep.runs() if run.result() is not None}
+    found, over = set(), set()
+    for key, (submission, index, job) in slurm.jobs().items():
+        if key in keys and job is not None and job.live:
+            found.add(key)
+            if set(submission.tasks[index]) <= keys | finished:
+                over.add(job.id)
+            else:
+                RunDirectory(sweep.path / key).cancel.touch()
+    if over:
+        queue.cancel(over)
+    return found

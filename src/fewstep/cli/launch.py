@@ -1,0 +1,220 @@
+"""Commands that start runs: sweep and retry."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.cli.console import err, out
+from fewstep.errors import UserError, check_choice, check_range
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory
+from fewstep.sweeps.launching import LAUNCHERS, failed, ready, recall, remember
+
+if TYPE_CHECKING:
+    from fewstep.sweeps.plan import Plan
+    from fewstep.sweeps.sweep import Sweep
+
+INTERRUPTED = 130
+
+
+def sweep(
+    name: str, overrides: Sequence[Any], *, plan_only: bool, launcher: str, workers: int | None
+) -> int:
+    """``fewstep sweep``; returns the exit code."""
+    from fewstep.cli.plan import headline, show
+    from fewstep.experiments.failures import resumed
+    from fewstep.experiments.trainer import choose_device
+    from fewstep.sweeps import definition
+    from fewstep.sweeps.plan import plan
+
+    check_choice("--launcher", launcher, LAUNCHERS)
+    made = plan(definition.load(name).with_overrides(overrides))
+    settings = dict(made.sweep.launchers.get(launcher, {}))
+    if workers is not None:
+        check_range("--workers", workers, 1)
+        if launcher != "local":
+            raise UserError(f"--workers is the local launcher's, not {launcher}'s")
+        settings["workers"] = workers
+    check_settings(launcher, settings)
+    out.print(headline(made))
+    if plan_only:
+        show(made, scripts(made, settings) if launcher == "slurm" else ())
+        return 0
+    waiting = made.to_do
+    begun = [run for run in waiting if resumed(run.directory)]
+    if launcher == "local":
+        for run in begun:
+            choose_device(run.member.config.training.device)
+    tell_left([run.directory for run in waiting if run not in begun], made.sweep.name)
+    made.write()
+    resources = {run.directory.key: run.resources for run in begun}
+    remember(made.directory, launcher, settings, resources)
+    labels = {run.directory.key: run.member.label for run in made.runs}
+    return launch(
+        made.directory,
+        [run.directory for run in begun],
+        labels,
+        launcher,
+        settings,
+        resources,
+        made.runs[0].member.config.values["tracking"],
+        made.sweep,
+    )
+
+
+def retry(name: str, root: Path, classes: Sequence[str], keys: Sequence[str]) -> int:
+    """``fewstep retry``; returns the exit code."""
+    from fewstep.cli.many import find_sweep
+    from fewstep.experiments.failures import CLASSES
+
+    for kind in classes:
+        check_choice("--class", kind, tuple(CLASSES))
+    directory = find_sweep(name, root)
+    runs = failed(directory, classes, keys)
+    if not runs:
+        asked = f" of class {', '.join(classes)}" if classes else ""
+        out.print(f"no failed runs{asked} in sweep {name}", markup=False)
+        return 0
+    launcher, settings, resources = recall(directory)
+    settings.pop("search", None)  # only what failed
+    plan = directory.plan() or {"runs": []}
+    labels = {
+        m["key"]: " ".join(f"{k}={v}" for k, v in {**m["choices"], "seed": m["seed"]}.items())
+        for m in plan["runs"]
+    }
+    tracking = ((runs[0].spec() or {})["config"])["tracking"]
+    out.print(f"sweep {name}: {len(runs)} failed runs are tried again ({launcher})")
+    return launch(directory, runs, labels, launcher, settings, resources, tracking)
+
+
+def launch(
+    directory: SweepDirectory,
+    runs: Sequence[RunDirectory],
+    labels: Mapping[str, str],
+    launcher: str,
+    settings: Mapping[str, Any],
+    resources: Mapping[str, Any],
+    tracking: Mapping[str, Any],
+    searched: Sweep | None = None,
+) -> int:
+    """Start ``runs``; wait for them, record and report, unless a scheduler does that.
+
+    ``searched``: the sweep whose axes a search may propose from.
+    """
+    from fewstep.cli.live import sweep_view
+
+    ready(runs)
+    if launcher == "slurm":
+        return submit(directory, runs, settings, resources)
+    outcome = None
+    if runs or settings.get("search", "none") != "none":
+        with sweep_view(runs, labels) as view:
+            made = launcher_of(launcher, settings, resources, directory, searched)
+            outcome = made.launch(runs, view)
+    if outcome is not None and outcome.interrupted:
+        n = len(outcome.interrupted)
+        err.print(f"{n} runs are not finished; the same command continues them")
+        return INTERRUPTED
+    from fewstep.cli.many import report, sync_sweeps
+
+    report(directory, None)
+    if tracking["enabled"]:
+        sync_sweeps([directory], directory.path.parent, tracking["uri"])
+    return 1 if any(run.status() == "failed" for run in directory.runs()) else 0
+
+
+def check_settings(launcher: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that the launcher does not have."""
+    if launcher == "slurm":
+        from fewstep.sweeps.slurm.settings import SlurmSettings
+
+        SlurmSettings.parse(settings)
+    elif launcher == "ray":
+        from fewstep.sweeps.ray.settings import RaySettings
+
+        RaySettings.parse(settings)
+    else:
+        launcher_of(launcher, settings, {})
+
+
+def launcher_of(
+    launcher: str,
+    settings: Mapping[str, Any],
+    resources: Mapping[str, Any],
+    directory: SweepDirectory | None = None,
+    searched: Sweep | None = None,
+) -> Any:
+    """A launcher that waits for its runs."""
+    if launcher == "ray":
+        from fewstep.sweeps.ray import RayLauncher, RaySettings
+
+        return RayLauncher(RaySettings.parse(settings), resources, directory, searched)
+    from fewstep.errors import unknown
+    from fewstep.sweeps.local import LocalLauncher
+
+    for key in settings:
+        if key != "workers":
+            raise unknown("setting of local", key, ("workers",))
+    return LocalLauncher(settings.get("workers"))
+
+
+def submit(
+    directory: SweepDirectory,
+    runs: Sequence[RunDirectory],
+    settings: Mapping[str, Any],
+    resources: Mapping[str, Any],
+) -> int:
+    """Submit to SLURM, and return: nobody needs to stay logged in."""
+    from fewstep.sweeps.resources import Resources
+    from fewstep.sweeps.slurm.settings import SlurmSettings
+    from fewstep.sweeps.slurm.submission import Slurm
+
+    wanted = {run.key: resources.get(run.key, Resources()) for run in runs}
+    made = Slurm(directory, SlurmSettings.parse(settings)).submit(runs, wanted)
+    sent = {key for s in made for keys in s.tasks for key in keys}
+    for s in made:
+        n = sum(len(keys) for keys in s.tasks)
+        out.print(f"submitted job {s.job}: {len(s.tasks)} tasks, {n} runs", markup=False)
+    if len(sent) < len(runs):
+        out.print(f"{len(runs) - len(sent)} runs are in the queue already, or at work")
+    out.print(f"to follow it: fewstep status {directory.name} --watch", markup=False)
+    return 0
+
+
+def tell_left(runs: Sequence[RunDirectory], name: str) -> None:
+    """Which failures are not tried again."""
+    if not runs:
+        return
+    kinds = Counter(run.failure()["class"] for run in runs)  # type: ignore[index]
+    told = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+    out.print(
+        f"{len(runs)} failed runs are left as they are ({told}): "
+        f"fewstep retry {name} tries them again",
+        markup=False,
+    )
+
+
+def scripts(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
+    """The arrays that SLURM would get, and the script of each kind."""
+    from fewstep.sweeps.slurm import submission
+    from fewstep.sweeps.slurm.queue import array_limit
+    from fewstep.sweeps.slurm.settings import SlurmSettings
+
+    parsed = SlurmSettings.parse(settings)
+    keys = {run.directory.key for run in made.to_do}
+    wanted = []
+    for run in made.to_do:
+        teacher = Path(run.member.config.values["teacher"] or "-").name
+        taught_by = teacher if teacher in keys else None
+        wanted.append(submission.Wanted(run.directory.key, taught_by, run.resources))
+    chunks = submission.chunks(wanted, parsed, array_limit())
+    shown = set()
+    for chunk, text in submission.scripts(made.directory, chunks, parsed):
+        runs = sum(len(keys) for keys in chunk.tasks)
+        yield f"an array of {len(chunk.tasks)} tasks, {runs} runs"
+        kind = (chunk.resources, chunk.teacher is None)
+        if kind not in shown:
+            shown.add(kind)
+            yield text

@@ -1,0 +1,131 @@
+"""``fewstep status``: how far sweeps and their runs are, once or live."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fewstep.cli.console import duration, err, out
+from fewstep.cli.many import find_sweep
+from fewstep.errors import UserError
+from fewstep.experiments.rundir import SweepDirectory, find_sweeps
+from fewstep.sweeps.status import STATES, RunStatus, counts, sweep_status
+
+COLOURS = {
+    "done": "green",
+    "running": "cyan",
+    "queued": "blue",
+    "failed": "red",
+    "interrupted": "yellow",
+    "cancelled": "yellow",
+    "stopped": "magenta",
+}
+ENDED = ("done", "failed", "cancelled", "stopped")
+REFRESH_SECONDS = 2.0
+
+
+def status(name: str | None, root: Path, watch: bool = False) -> None:
+    """All sweeps, or the runs of one; ``watch`` until all have ended."""
+    if not watch:
+        out.print(_runs(read(find_sweep(name, root))) if name else _sweeps(root))
+        return
+    if name is None:
+        raise UserError("--watch needs a sweep's name")
+    sweep = find_sweep(name, root)
+    runs = read(sweep)
+    if not out.is_terminal:
+        while True:
+            out.print(_line(runs))
+            if all(run.state in ENDED for run in runs):
+                return
+            time.sleep(10 * REFRESH_SECONDS)
+            runs = read(sweep)
+    with Live(_runs(runs), console=out, auto_refresh=False, screen=False) as live:
+        try:
+            while not all(run.state in ENDED for run in runs):
+                time.sleep(REFRESH_SECONDS)
+                runs = read(sweep)
+                live.update(_runs(runs), refresh=True)
+        except KeyboardInterrupt:
+            pass
+
+
+def read(sweep: SweepDirectory) -> list[RunStatus]:
+    """The runs of a sweep, with what SLURM says of those that wait for it."""
+    return sweep_status(sweep, waiting)
+
+
+def waiting(sweep: SweepDirectory) -> Mapping[str, str]:
+    """Why runs wait, by key; records on the way how jobs ended that could not say so."""
+    from fewstep.sweeps.slurm import queue  # imports submitit: only where there is something
+
+    if not (sweep.path / "_slurm").is_dir() or not queue.available():
+        return {}
+    from fewstep.sweeps.slurm.settings import SlurmSettings
+    from fewstep.sweeps.slurm.settle import settle
+    from fewstep.sweeps.slurm.submission import Slurm
+
+    try:
+        settle(sweep)
+        jobs = Slurm(sweep, SlurmSettings()).queued()
+    except UserError as error:
+        err.print(str(error), markup=False)
+        return {}
+    return {
+        key: f"job {job.id}: {job.state.lower()}" + (f", {job.reason}" if job.waiting else "")
+        for key, job in jobs.items()
+    }
+
+
+def _sweeps(root: Path) -> Table | str:
+    sweeps = find_sweeps(root)
+    if not sweeps:
+        return f"no runs under {root}/"
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("sweep")
+    found = [(sweep.name, counts(read(sweep))) for sweep in sweeps]
+    usual = ("done", "running", "interrupted", "failed", "new")
+    states = [s for s in STATES if s in usual or any(s in c for _, c in found)]
+    for column in ("runs", *states):
+        table.add_column(column, justify="right")
+    for name, count in found:
+        table.add_row(name, str(sum(count.values())), *(str(count.get(s, 0)) for s in states))
+    return table
+
+
+def _runs(runs: Sequence[RunStatus]) -> Group:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    right = ("seed", "step", "steps/s", "left", "restarts")
+    columns = ["key", "run", "seed", "state", "step", "steps/s", "left", "FD at steps", "node"]
+    restarted = any(run.restarts for run in runs)
+    for column in [*columns, *(["restarts"] if restarted else [])]:
+        table.add_column(column, justify="right" if column in right else "left")
+    for run in runs:
+        state = run.state if run.phase in ("", "train") else f"{run.state} ({run.phase})"
+        table.add_row(
+            run.key,
+            Text(" ".join(run.choices.values()) or run.title),
+            str(run.seed),
+            Text(state, style=COLOURS.get(run.state, "")),
+            f"{run.step}/{run.steps}",
+            "" if run.rate is None else f"{run.rate:.1f}",
+            "" if run.left is None else duration(run.left),
+            "  ".join(f"{steps}: {value:.1f}" for steps, value in run.values.items()),
+            run.node,
+            *([str(run.restarts)] if restarted else []),
+        )
+    notes = [Text(f"{run.key} {run.note}") for run in runs if run.note]
+    return Group(table, *notes, Text(_line(runs), style="dim"))
+
+
+def _line(runs: Sequence[RunStatus]) -> str:
+    found = counts(list(runs))
+    told = ", ".join(f"{found[s]} {s}" for s in STATES if s in found)
+    speed = sum(run.rate or 0 for run in runs if run.state == "running")
+    return f"{len(runs)} runs: {told}" + (f"; {speed:.0f} steps/s" if speed else "")

@@ -1,0 +1,55 @@
+"""With which launcher and settings a sweep was launched last: ``launch.json``, for ``retry``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fewstep.experiments.provenance import now
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory, read_json, write_json
+from fewstep.sweeps.resources import Resources
+
+LAUNCHERS = ("local", "ray", "slurm")
+
+
+def remember(
+    sweep: SweepDirectory,
+    launcher: str,
+    settings: Mapping[str, Any],
+    resources: Mapping[str, Resources],
+) -> None:
+    """Note how the sweep is launched now; resources of runs launched earlier are kept."""
+    _, _, before = recall(sweep)
+    told = {key: asdict(r) for key, r in {**before, **resources}.items()}
+    write_json(
+        sweep.path / "launch.json",
+        {"launcher": launcher, "settings": dict(settings), "resources": told, "time": now()},
+    )
+
+
+def recall(sweep: SweepDirectory) -> tuple[str, dict[str, Any], dict[str, Resources]]:
+    """(launcher, its settings, resources by key); local where nothing was noted."""
+    noted = read_json(sweep.path / "launch.json") or {}
+    resources = {key: Resources(**values) for key, values in noted.get("resources", {}).items()}
+    return noted.get("launcher", "local"), noted.get("settings", {}), resources
+
+
+def ready(runs: Iterable[RunDirectory]) -> None:
+    """Forget that somebody cancelled them: they are asked for again."""
+    for run in runs:
+        run.cancel.unlink(missing_ok=True)
+
+
+def failed(
+    sweep: SweepDirectory, classes: Sequence[str], keys: Sequence[str]
+) -> list[RunDirectory]:
+    """Runs that failed: of these classes, or of any; with these beginnings of keys, or all."""
+    return [
+        run
+        for run in sweep.runs()
+        if (failure := run.failure()) is not None
+        and run.result() is None
+        and (not classes or failure["class"] in classes)
+        and (not keys or run.key.startswith(tuple(keys)))
+    ]
