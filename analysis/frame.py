@@ -17,7 +17,7 @@ COLUMNS: dict[str, str] = {
     "sweep": "string",
     "key": "string",
     "seed": "Int64",
-    "status": "string",  # done | failed | running | new
+    "status": "string",  # done | failed | stopped | running | new
     "failure_class": "string",  # also "stopped" for a run that ended before its planned steps
     "failure_message": "string",
     "method": "string",  # display label: title and the choices that vary
@@ -59,11 +59,12 @@ COLUMNS: dict[str, str] = {
 }
 
 
-def load(sweep: SweepDirectory | Path) -> pd.DataFrame:
+def load(sweep: SweepDirectory | Path, stopped: bool = False) -> pd.DataFrame:
     """Every member of a sweep as rows with the columns ``COLUMNS``, in the plan's order.
 
     A run without any cell (failed, running or not begun) has one row whose value is missing, so
-    that it can not vanish from a table.
+    that it can not vanish from a table. So has a run that a search algorithm ended early, unless
+    ``stopped`` asks for it: then its cell is that of the rung at which it was ended.
 
     Raises:
         UserError: there is no such sweep, or one of its files is not what it should be.
@@ -84,7 +85,7 @@ def load(sweep: SweepDirectory | Path) -> pd.DataFrame:
     rows = [
         {**fact, "method": label, **cell}
         for run, fact, label in zip(runs, facts, labels, strict=True)
-        for cell in _cells(run)
+        for cell in _cells(run, stopped)
     ]
     frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     try:
@@ -129,6 +130,8 @@ def _run_facts(sweep: str, run: RunDirectory, member: Json) -> Json:
     status = run.status()
     result = (run.result() or {}) if status == "done" else {}
     failure = (run.failure() or {}) if status == "failed" else {}
+    if status == "stopped":
+        failure, result = _end_of_stopped(run)
     if not result and (lines := run.metrics()):  # costs so far, for one that did not end well
         last = lines[-1]
         result = {
@@ -167,9 +170,21 @@ def _run_facts(sweep: str, run: RunDirectory, member: Json) -> Json:
     }
 
 
-def _cells(run: RunDirectory) -> Iterator[Json]:
+def _end_of_stopped(run: RunDirectory) -> tuple[Json, Json]:
+    """What stands for the failure and the result of a run that was ended early."""
+    mark = run.stopped() or {}
+    step, by = mark.get("step"), mark.get("by")
+    rung = run.rungs().get(step, {}) if step is not None else {}
+    failure = {"class": "stopped", "message": f"ended early by {by} at step {step}"}
+    return failure, {"steps": step, "images_seen": rung.get("images_seen")}
+
+
+def _cells(run: RunDirectory, stopped: bool) -> Iterator[Json]:
     """The evaluated cells of a run; one empty mapping where there is none."""
     cells = run.cells()
+    if run.status() == "stopped":
+        step = (run.stopped() or {}).get("step")
+        cells = {f"rung-{s}": r for s, r in run.rungs().items() if stopped and s == step}
     if not cells:
         yield {}
     for name, record in cells.items():

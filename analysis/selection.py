@@ -24,10 +24,11 @@ class Filters(TypedDict, total=False):
 def counted(frame: pd.DataFrame) -> pd.Series[bool]:
     """Rows that are results: cells of networks trained on their whole budget.
 
-    A run may fail later, at another cell; what it had evaluated until then stands.
+    A run may fail later, at another cell; what it had evaluated until then stands. Runs that were
+    ended early have cells only where somebody asked for them.
     """
     whole = (frame["train_steps"] >= frame["planned_steps"]).fillna(frame["status"] == "done")
-    return frame["cell"].notna() & whole.astype(bool)
+    return frame["cell"].notna() & (whole.astype(bool) | (frame["status"] == "stopped"))
 
 
 def select(frame: pd.DataFrame, filters: Filters) -> pd.DataFrame:

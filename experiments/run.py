@@ -21,6 +21,7 @@ from fewstep.experiments.distributed import ranks
 from fewstep.experiments.evaluation import cells_lacking, evaluate
 from fewstep.experiments.provenance import environment, now, source_hash
 from fewstep.experiments.rundir import Json, RunDirectory
+from fewstep.experiments.rungs import Rungs
 from fewstep.experiments.trainer import Interrupted, Trainer
 from fewstep.objectives import sampling_fields
 
@@ -134,14 +135,15 @@ def run(
     directory: RunDirectory,
     stop: Callable[[], bool] = lambda: False,
     on_progress: OnProgress = lambda phase, done, total, rate: None,
+    rungs: Rungs | None = None,
 ) -> Json:
     """Bring the run to its end, from wherever it is, and return its result.
 
-    A finished run is only evaluated at the cells it lacks.
+    A finished run is only evaluated at the cells it lacks. At ``rungs`` it may be ended early.
 
     Raises:
         RunFailed: it ended as a failure, recorded in failure.json.
-        Interrupted: ``stop()`` became true; it can be continued.
+        Interrupted: ``stop()`` became true, or it was ended at a rung; it can be continued.
         Busy: another process has it.
         Superseded: a newer attempt took it away; what this one did is no loss.
         UserError: the directory holds no run, or one of another configuration.
@@ -166,14 +168,15 @@ def run(
         def leave() -> bool:
             if everyone.first:
                 claim.check()
-            return stop() or claim.cancelled
+            return stop() or claim.cancelled or (rungs is not None and rungs.ended)
 
         def note(how: str) -> None:
             if everyone.first:
                 directory.note(claim.attempt.token, ended=how)
 
         try:
-            result = _run(config, directory, claim, everyone.agreed(leave), on_progress)
+            stopping = everyone.agreed(leave)
+            result = _run(config, directory, claim, stopping, on_progress, rungs)
         except Superseded as reason:
             note(str(reason))
             raise
@@ -202,6 +205,7 @@ def _run(
     claim: Claim,
     stop: Callable[[], bool],
     on_progress: OnProgress,
+    rungs: Rungs | None,
 ) -> Json:
     started, begun = now(), time.perf_counter()
     everyone = ranks()
@@ -209,13 +213,22 @@ def _run(
         job, step = claim.attempt.job, directory.last_step()
         directory.note(claim.attempt.token, begun=started, job=job, step=step)
         directory.remove("failure")  # of an earlier attempt
+        directory.remove("stopped")  # whoever launches it wants it continued
     dataset = config.data.load()
+    cache = directory.path.parent.parent / "_cache"
     result = everyone.told(directory.result())
     trainer = None
     if result is None:
         trainer = Trainer(config, dataset, directory)
         trainer.prepare(stop, lambda done, total, rate: on_progress("pairs", done, total, rate))
-        trainer.train(stop, lambda done, total, rate: on_progress("train", done, total, rate))
+        learner = trainer
+
+        def on_step(done: int, total: int, rate: float) -> None:
+            on_progress("train", done, total, rate)
+            if rungs is not None:
+                rungs.look(learner, cache, stop)
+
+        trainer.train(stop, on_step)
     evaluation_begun = time.perf_counter()
 
     def on_cell(done: int, total: int, rate: float) -> None:
@@ -223,7 +236,6 @@ def _run(
         if stop() and done < total:
             raise Interrupted(f"stopped after {done} of {total} cells")
 
-    cache = directory.path.parent.parent / "_cache"
     added = evaluate(config, dataset, directory, cache, on_cell)
     if trainer is None:
         assert result is not None

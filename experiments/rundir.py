@@ -9,6 +9,7 @@
         pairs/                    noise and what the teacher makes of it, where they are trained on
         checkpoints/              the last two checkpoints
         evaluations/<cell>.json   one evaluated cell each
+        rungs/<step>.json         one cell, looked at while it trained (experiments/rungs.py)
         samples/<cell>.npz        the first samples of that cell
         diagnostics/              what ``fewstep diagnose`` found, and its figures
         progress.json             where a running run is (for status; may be stale)
@@ -17,6 +18,7 @@
         cancel                    there when somebody asks it to stop
         attempts.jsonl            when, where and how each attempt began and ended
         failure.json              why the last attempt failed, if it did
+        stopped.json              who ended it early, and at which step, if somebody did
         result.json               written last: its presence means done
 
 This module imports no torch: ``status``, ``sync`` and the reports read thousands of these.
@@ -35,7 +37,7 @@ from typing import Any, Literal
 from fewstep.errors import UserError
 
 Json = dict[str, Any]
-Status = Literal["done", "failed", "running", "new"]
+Status = Literal["done", "failed", "stopped", "running", "new"]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -153,15 +155,23 @@ class RunDirectory:
     def failure(self) -> Json | None:
         return read_json(self.path / "failure.json")
 
+    def stopped(self) -> Json | None:
+        return read_json(self.path / "stopped.json")
+
     def progress(self) -> Json | None:
         return read_json(self.path / "progress.json")
 
     def status(self) -> Status:
-        """``done`` | ``failed`` | ``running`` (begun, perhaps interrupted) | ``new``."""
+        """``done`` | ``failed`` | ``stopped`` | ``running`` (begun, perhaps interrupted) | ``new``.
+
+        Stopped: ended early by a search algorithm, which is no failure.
+        """
         if (self.path / "result.json").is_file():
             return "done"
         if (self.path / "failure.json").is_file():
             return "failed"
+        if (self.path / "stopped.json").is_file():
+            return "stopped"
         begun = (
             self.checkpoints.is_dir()
             or self.pairs.is_dir()
@@ -202,6 +212,15 @@ class RunDirectory:
 
     def cell_file(self, name: str) -> Path:
         return self.path / "evaluations" / f"{name}.json"
+
+    def rungs(self) -> dict[int, Json]:
+        """What was found at each rung, by training step."""
+        files = sorted((self.path / "rungs").glob("*.json"))
+        found = {int(file.stem): record for file in files if (record := read_json(file))}
+        return dict(sorted(found.items()))
+
+    def rung_file(self, step: int) -> Path:
+        return self.path / "rungs" / f"{step}.json"
 
     def diagnosed(self) -> Json | None:
         """``diagnostics/diagnostics.json``."""

@@ -126,6 +126,7 @@ class Trainer:
         self.order = Order(config.seed, len(dataset.train), self.training.batch_size)
         self.step = 0
         self.seconds = 0.0
+        self.aside = 0.0  # of those since it began: spent on other things than training
         self.last: dict[str, float] = {}
         self.first_bad = torch.tensor(0, device=self.device)  # step of the first NaN, 0 for none
 
@@ -193,7 +194,7 @@ class Trainer:
         begun, step_begun, seconds_begun = time.perf_counter(), self.step, self.seconds
         while self.step < total:
             logs = self._update()
-            elapsed = time.perf_counter() - begun
+            elapsed = time.perf_counter() - begun - self.aside
             self.seconds = seconds_begun + elapsed
             self._log(logs)
             on_step(self.step, total, (self.step - step_begun) / elapsed)

@@ -13,9 +13,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fewstep.errors import UserError
 from fewstep.experiments.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from fewstep.experiments.rungs import Rungs
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, BUSY, SUPERSEDED = 0, 1, 2, 75, 76, 77
 
@@ -57,8 +61,11 @@ class ProgressFile:
         )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one directory to its end; returns one of the exit codes above."""
+def main(arguments: list[str] | None = None, rungs: Rungs | None = None) -> int:
+    """Run one directory to its end; returns one of the exit codes above.
+
+    Where its launcher may end it early, ``rungs`` says when and how to ask.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--parent", type=int, default=None, help="stop when this parent is gone")
@@ -72,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         ranks = distributed.join()  # under torchrun, srun or Ray; alone otherwise
         progress = ProgressFile(directory) if ranks.first else lambda *told: None
-        run(directory, stop, progress)
+        run(directory, stop, progress, rungs)
     except RunFailed:
         distributed.abandon(FAILED)
         return FAILED

@@ -12,10 +12,11 @@ from fewstep.experiments.rundir import RunDirectory
 
 @dataclass(frozen=True)
 class Event:
-    """``kind``: started | done | failed | again | interrupted | busy | tick.
+    """``kind``: started | done | failed | stopped | again | interrupted | busy | tick.
 
-    Again: it failed, and is tried once more. Busy: another process has the run; it is looked at
-    again until that one lets go of it. Tick: nothing new, time passed.
+    Stopped: a search algorithm ended it early. Again: it failed, and is tried once more. Busy:
+    another process has the run; it is looked at again until that one lets go of it. Tick: nothing
+    new, time passed.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Outcome:
     done: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     interrupted: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
 
 
 class Launcher(Protocol):

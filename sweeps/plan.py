@@ -20,9 +20,9 @@ from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.status import is_busy
 from fewstep.sweeps.sweep import Member, Sweep
 
-STATES = ("new", "interrupted", "failed", "cells", "stale", "running", "cached")
+STATES = ("new", "interrupted", "failed", "cells", "stale", "running", "stopped", "cached")
 """Not begun; begun; failed; trained but lacking cells; done by other source; some process has it;
-done."""
+ended early by a search algorithm; done."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Planned:
     def to_do(self) -> bool:
         """Whether launching the sweep runs it. A stale result is told, not thrown away.
 
-        One that is running is launched too: it is found busy, and looked at again.
+        One that is running is launched too: it is found busy, and looked at again. One that was
+        ended early is left alone (see ``experiments.rungs.continue_stopped``).
         """
-        return self.state not in ("cached", "stale")
+        return self.state not in ("cached", "stale", "stopped")
 
     @property
     def resources(self) -> Resources:
@@ -105,18 +106,22 @@ class Plan:
                 for member in self.sweep.whole()
                 if member.config.key in planned or directory_of(member.config).spec() is not None
             ]
+        keys = {member.config.key for member in members}
+        before = self.directory.plan() or {"runs": []}  # what a search has added stays
+        kept = [run for run in before["runs"] if run.get("proposed") and run["key"] not in keys]
         write_json(
             self.directory.path / "sweep.json",
             {
                 "name": self.sweep.name,
                 "description": self.sweep.description,
                 "axes": list(self.sweep.axes),
-                "runs": [_entry(member) for member in members],
+                "runs": [*(entry(member) for member in members), *kept],
             },
         )
 
 
-def _entry(member: Member) -> Json:
+def entry(member: Member) -> Json:
+    """A member as sweep.json has it."""
     return {
         "key": member.config.key,
         "seed": member.seed,

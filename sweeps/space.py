@@ -71,7 +71,7 @@ def combinations(
     size = math.prod(len(axis.choices) for axis in axes)
     if size > MOST:
         raise UserError(f"{where}: its axes have {size} combinations, more than {MOST}")
-    found = [c for c in _grid(axes) if not _is_excluded(axes, exclude, c)]
+    found = [c for c in _grid(axes) if not is_excluded(axes, exclude, c)]
     if sample is None:
         return found
     # by a hash of each alone: those that were chosen stay so when the axes grow
@@ -115,7 +115,7 @@ def _draws(
         # a stream for each number: another axis, or a larger count, leaves it as it is
         shares = [Random(f"{sample.seed} {i} {axis.name}").random() for axis in axes]
         drawn = complete(axes, [axis.at(share) for axis, share in zip(axes, shares, strict=True)])
-        if not _is_excluded(axes, exclude, drawn):
+        if not is_excluded(axes, exclude, drawn):
             found[drawn] = None
         if len(found) == sample.count:
             return list(found)
@@ -125,9 +125,10 @@ def _draws(
     )
 
 
-def _is_excluded(
+def is_excluded(
     axes: Sequence[Axis], exclude: Sequence[Condition], combination: Combination
 ) -> bool:
+    """Whether one of the exclusions holds for the combination."""
     told = facts(axes, combination)
     return any(condition.holds(told) for condition in exclude)
 

@@ -13,7 +13,7 @@ from fewstep.experiments.run import directory_of
 from fewstep.sweeps.axes import Axis, Combination, facts
 from fewstep.sweeps.conditions import Condition
 from fewstep.sweeps.resources import DEFAULT, NO_REQUEST, Request, Resources
-from fewstep.sweeps.space import Sample, combinations, complete
+from fewstep.sweeps.space import Sample, combinations, complete, is_excluded
 
 LAUNCHERS = ("slurm", "ray", "local")
 
@@ -105,6 +105,16 @@ class Sweep:
                     )
                 found[key] = member
         return list(found.values())
+
+    def of(self, combination: Combination) -> list[Member]:
+        """The runs of one combination, by seed.
+
+        Raises:
+            UserError: a combination that is excluded, or not valid.
+        """
+        if is_excluded(tuple(self.axes.values()), self.exclude, combination):
+            raise UserError(f"sweep {self.name}: an excluded combination")
+        return [self._member(combination, seed) for seed in self.seeds]
 
     @property
     def is_whole(self) -> bool:

@@ -29,6 +29,7 @@ class Run:
     train_steps: int = 500
     reached: int = 200  # last logged training step
     images: Mapping[int, np.ndarray] = field(default_factory=dict)
+    rungs: Mapping[int, float] = field(default_factory=dict)  # of a run ended early at the last
 
     @property
     def name(self) -> str:
@@ -89,6 +90,16 @@ def write_run(folder: Path, run: Run) -> None:
         for step in (100, run.reached):
             line = {"step": step, "loss": 1.0, "images_seen": 128 * step, "seconds": step / 10}
             file.write(json.dumps(line) + "\n")
+    for step, value in run.rungs.items():
+        cell = {"steps": 1, "times": None, "sampler": {"solver": "euler"}, "weights": "ema",
+                "guidance": 1.0, "sample_set": 0}  # fmt: skip
+        _json(folder / "rungs" / f"{step}.json",
+              {"training_step": step, "images_seen": 128 * step, "cell": cell, "value": value,
+               "metric": METRIC, "floor": run.floor, "nfe": 1})  # fmt: skip
+    if run.rungs:
+        mark = {"class": "early_stopped", "by": "asha", "step": max(run.rungs)}
+        _json(folder / "stopped.json", mark)
+        return
     for steps, value in run.values.items():
         cell = {"steps": steps, "times": None, "sampler": {"solver": "euler"}, "weights": "ema",
                 "guidance": 1.0, "sample_set": 0, **run.cell}  # fmt: skip

@@ -48,6 +48,20 @@ def test_a_run_ended_early_is_told_apart(tmp_path: Path) -> None:
     assert frame["failure_class"].tolist() == ["stopped"]
 
 
+def test_a_run_stopped_by_a_search_has_no_value_unless_asked_for(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path, [Run("A", 0, {1: 1.0}), Run("A", 1, rungs={50: 9.0, 100: 7.0})])
+    frame = load(folder)
+    assert frame["status"].tolist() == ["done", "stopped"]
+    assert frame["value"].isna().tolist() == [False, True]
+    told = frame.iloc[1]
+    assert (told["failure_class"], told["failure_message"]) == (
+        "stopped", "ended early by asha at step 100")  # fmt: skip
+    assert (told["train_steps"], told["planned_steps"], told["images_seen"]) == (100, 500, 12800)
+    asked = load(folder, stopped=True)
+    assert asked["value"].tolist() == [1.0, 7.0]
+    assert asked["cell"].tolist()[1] == "rung-100"
+
+
 def test_without_a_plan_all_run_folders_are_read(tmp_path: Path) -> None:
     runs = [Run("B", 0, {1: 2.0}), Run("A", 0, {1: 1.0})]
     frame = load(write_sweep(tmp_path, runs, plan=False))

@@ -57,6 +57,20 @@ def test_failed_missing_and_stopped_runs_are_counted_not_averaged(tmp_path: Path
         ("a-s2", "nan"), ("a-s3", "stopped"), ("b-s0", "oom")}  # fmt: skip
 
 
+def test_runs_stopped_by_a_search_enter_a_table_only_when_asked(tmp_path: Path) -> None:
+    runs = [Run("A", 0, {1: 10.0}), Run("A", 1, rungs={50: 30.0, 100: 20.0})]
+    folder = write_sweep(tmp_path, runs)
+    summary = summarise(load(folder))
+    cell = summary.cells["A", 1]
+    assert (cell.mean, cell.n, cell.n_failed, cell.complete) == (10.0, 1, 1, False)
+    assert [(f.key, f.kind) for f in summary.failures] == [("a-s1", "stopped")]
+    assert summary.conditions.train_steps == (500,)
+    asked = summarise(load(folder, stopped=True))
+    assert (asked.cells["A", 1].mean, asked.cells["A", 1].n) == (15.0, 2)
+    assert asked.conditions.train_steps == (100, 500)  # so the table says that budgets differ
+    assert [f.key for f in asked.failures] == ["a-s1"]
+
+
 def test_what_was_evaluated_before_a_later_cell_failed_stands(tmp_path: Path) -> None:
     runs = [Run("A", 0, {1: 1.0, 2: 1.0}), Run("A", 1, {1: 3.0}, failure="nan", reached=500)]
     summary = summary_of(tmp_path, runs)

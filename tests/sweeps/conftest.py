@@ -1,8 +1,8 @@
-"""Sweeps written into a file of their own."""
+"""Sweeps written into a file of their own, and one Ray for all tests that want one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +18,13 @@ def write(tmp_path: Path) -> Callable[..., Sweep]:
         return definition.load(str(tmp_path / name))
 
     return write_and_load
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """Ray with two cores and a GPU that is not there; starting it takes seconds."""
+    from fewstep.sweeps.ray import cluster
+    from fewstep.sweeps.ray.settings import RaySettings
+
+    with cluster.connected(RaySettings(cpus=2, gpus=1)):
+        yield

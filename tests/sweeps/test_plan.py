@@ -18,6 +18,7 @@ from fewstep.experiments import provenance
 from fewstep.experiments.claim import Claim
 from fewstep.experiments.data.toy import Gaussians
 from fewstep.experiments.run import Interrupted, RunFailed, prepare, run
+from fewstep.experiments.rungs import mark_stopped
 from fewstep.sweeps import definition
 from fewstep.sweeps.plan import STATES, Plan, plan
 
@@ -33,6 +34,7 @@ axes:
     - {label: stale, training.steps: 7}
     - {label: running, training.steps: 5}
     - {label: cached, training.steps: 8}
+    - {label: stopped, training.steps: 9}
 """
 
 
@@ -67,6 +69,7 @@ def test_states(sweep, tmp_path):
     result = runs["stale"].directory.result()
     result["provenance"]["objective_source"] = "another"
     runs["stale"].directory.write("result", result)
+    mark_stopped(runs["stopped"].directory, "asha", 500)
 
     before = tree(tmp_path)
     with Claim(runs["running"].directory):

@@ -14,6 +14,7 @@ from fewstep.sweeps.launching import LAUNCHERS, failed, ready, recall, remember
 
 if TYPE_CHECKING:
     from fewstep.sweeps.plan import Plan
+    from fewstep.sweeps.sweep import Sweep
 
 INTERRUPTED = 130
 
@@ -59,6 +60,7 @@ def sweep(
         settings,
         resources,
         made.runs[0].member.config.values["tracking"],
+        made.sweep,
     )
 
 
@@ -76,6 +78,7 @@ def retry(name: str, root: Path, classes: Sequence[str], keys: Sequence[str]) ->
         out.print(f"no failed runs{asked} in sweep {name}", markup=False)
         return 0
     launcher, settings, resources = recall(directory)
+    settings.pop("search", None)  # only what failed
     plan = directory.plan() or {"runs": []}
     labels = {
         m["key"]: " ".join(f"{k}={v}" for k, v in {**m["choices"], "seed": m["seed"]}.items())
@@ -94,17 +97,21 @@ def launch(
     settings: Mapping[str, Any],
     resources: Mapping[str, Any],
     tracking: Mapping[str, Any],
+    searched: Sweep | None = None,
 ) -> int:
-    """Start ``runs``; wait for them, record and report, unless a scheduler does that."""
+    """Start ``runs``; wait for them, record and report, unless a scheduler does that.
+
+    ``searched``: the sweep whose axes a search may propose from.
+    """
     from fewstep.cli.live import sweep_view
 
     ready(runs)
     if launcher == "slurm":
         return submit(directory, runs, settings, resources)
     outcome = None
-    if runs:
+    if runs or settings.get("search", "none") != "none":
         with sweep_view(runs, labels) as view:
-            made = launcher_of(launcher, settings, resources)
+            made = launcher_of(launcher, settings, resources, directory, searched)
             outcome = made.launch(runs, view)
     if outcome is not None and outcome.interrupted:
         n = len(outcome.interrupted)
@@ -125,16 +132,26 @@ def check_settings(launcher: str, settings: Mapping[str, Any]) -> None:
         from fewstep.sweeps.slurm.settings import SlurmSettings
 
         SlurmSettings.parse(settings)
+    elif launcher == "ray":
+        from fewstep.sweeps.ray.settings import RaySettings
+
+        RaySettings.parse(settings)
     else:
         launcher_of(launcher, settings, {})
 
 
-def launcher_of(launcher: str, settings: Mapping[str, Any], resources: Mapping[str, Any]) -> Any:
+def launcher_of(
+    launcher: str,
+    settings: Mapping[str, Any],
+    resources: Mapping[str, Any],
+    directory: SweepDirectory | None = None,
+    searched: Sweep | None = None,
+) -> Any:
     """A launcher that waits for its runs."""
     if launcher == "ray":
         from fewstep.sweeps.ray import RayLauncher, RaySettings
 
-        return RayLauncher(RaySettings.parse(settings), resources)
+        return RayLauncher(RaySettings.parse(settings), resources, directory, searched)
     from fewstep.errors import unknown
     from fewstep.sweeps.local import LocalLauncher
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from fewstep.cli.console import duration, out
-from fewstep.experiments.rundir import RunDirectory
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory
 from fewstep.sweeps.launcher import Event
 
 LINE_SECONDS = 20.0
@@ -22,7 +22,7 @@ class SweepView:
     def __init__(self, runs: Sequence[RunDirectory], labels: Mapping[str, str]) -> None:
         self.labels = {**{r.key: r.key for r in runs}, **labels}
         self.cached = max(0, len(labels) - len(runs))
-        self.total = len(runs) + self.cached
+        self.planned = len(runs) + self.cached
         self.finished = self.failed = 0
         self.bar: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
@@ -40,9 +40,10 @@ class SweepView:
         text += f"{self._left(done)} left" if working else ""
         if self.bar is not None and self.whole is not None:
             self.bar.update(self.whole, completed=done + self.cached, text=text, runs=self._runs())
+            named = {run.key: run for run in working}
             for key, (share, rate, phase) in shares.items():
                 if key not in self.tasks:
-                    label = f"  {self.labels[key]}"
+                    label = f"  {self._label(named[key])}"
                     self.tasks[key] = self.bar.add_task(label, total=1, text="", runs="")
                 told = f"{phase}, {rate:.0f} steps/s" if rate else phase
                 self.bar.update(self.tasks[key], completed=share, text=told)
@@ -51,19 +52,19 @@ class SweepView:
             out.print(f"{self._runs()}, {text}".removesuffix(", "))
 
     def _told(self, kind: str, run: RunDirectory) -> None:
-        if kind in ("done", "failed"):
+        if kind in ("done", "failed", "stopped"):
             self.finished += 1
             self.failed += kind == "failed"
         if kind == "started":
             if self.bar is None:
-                out.print(f"started {self.labels[run.key]} ({run.key})")
+                out.print(f"started {self._label(run)} ({run.key})")
             return
         if kind == "busy":
-            out.print(f"waiting for {self.labels[run.key]} ({run.key}): another process has it")
+            out.print(f"waiting for {self._label(run)} ({run.key}): another process has it")
             return
         if kind == "again":
             why = run.failure() or {"class": "?", "message": "?"}
-            label = f"{self.labels[run.key]} ({run.key})"
+            label = f"{self._label(run)} ({run.key})"
             out.print(f"again {label}: {why['class']}: {why['message']}", markup=False)
             return
         if self.bar is not None and run.key in self.tasks:
@@ -72,12 +73,25 @@ class SweepView:
         note = ""
         if kind == "failed" and (failure := run.failure()):
             note = f": {failure['class']}: {failure['message']} (log: {run.log})"
-        out.print(f"{told} {self.labels[run.key]} ({run.key})", end="")
+        out.print(f"{told} {self._label(run)} ({run.key})", end="")
         out.print(note, markup=False)
 
     def _runs(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
         return f"{self.finished + self.cached}/{self.total} runs{failed}"
+
+    @property
+    def total(self) -> int:
+        """Runs there are, as far as they are known: a search adds to them."""
+        return max(self.planned, self.finished + self.cached)
+
+    def _label(self, run: RunDirectory) -> str:
+        if run.key not in self.labels:  # proposed by a search, since we began
+            plan = SweepDirectory(run.path.parent).plan() or {"runs": []}
+            told = {m["key"]: m["choices"] | {"seed": m["seed"]} for m in plan["runs"]}
+            choices = told.get(run.key, {})
+            self.labels[run.key] = " ".join(f"{k}={v}" for k, v in choices.items()) or run.key
+        return self.labels[run.key]
 
     def _share(self, run: RunDirectory) -> tuple[float, float, str]:
         """How much of a run is done, its speed in steps a second, and its phase."""

@@ -1,0 +1,242 @@
+"""The Ray launcher: runs as trials of one Tune experiment, here or on a cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from fewstep.errors import UserError
+from fewstep.experiments.claim import at_work
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory
+from fewstep.sweeps.launcher import Event, OnEvent, Outcome
+from fewstep.sweeps.ray import cluster
+from fewstep.sweeps.ray.asha import scheduler
+from fewstep.sweeps.ray.feed import Feed, finished
+from fewstep.sweeps.ray.settings import RaySettings
+from fewstep.sweeps.ray.trial import RunTrial, Terms, scores
+from fewstep.sweeps.resources import Resources
+
+if TYPE_CHECKING:
+    from fewstep.sweeps.ray.proposals import Proposals
+    from fewstep.sweeps.sweep import Sweep
+
+GRACE_SECONDS = 60.0
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class RayLauncher:
+    """Runs directories as trials of Ray Tune; see ``RaySettings`` for how.
+
+    Attributes:
+        resources: what a run asks for, by key; by default a core, and a GPU where there are any.
+        directory: the sweep's, where it is not that of the first run.
+        searched: the sweep whose axes a search proposes from, beside the runs that are given.
+    """
+
+    settings: RaySettings
+    resources: Mapping[str, Resources] | None = None
+    directory: SweepDirectory | None = None
+    searched: Sweep | None = None
+
+    def launch(self, runs: Sequence[RunDirectory], on_event: OnEvent) -> Outcome:
+        """Run all of them, then what is proposed.
+
+        On Ctrl-C or SIGTERM runs save and stop, resumable; a second does not wait for them.
+
+        Raises:
+            UserError: no cluster at the address, or a run that asks for more than there is.
+        """
+        sweep = self.directory or SweepDirectory(runs[0].path.parent)
+        proposals = self._proposals(sweep)
+        if proposals is None and all(finished(run) for run in runs):
+            feed = Feed(runs, [], None, lambda run: {}, on_event)  # nothing to start Ray for
+            assert feed.suggest("none") == feed.FINISHED
+            return feed.outcome
+        with cluster.connected(self.settings):
+            wanted = Wanted(self.resources or {}, proposals, cluster.total())
+            if self.settings.address is None:
+                wanted.check(runs)
+            known = self._known(sweep, runs)
+            feed = Feed(
+                runs, known, proposals, wanted, on_event,
+                self.settings.max_failures, self.settings.max_parallel,
+            )  # fmt: skip
+            with stopping(feed):
+                self._tune(feed)
+        left = feed.left()
+        end = time.monotonic() + GRACE_SECONDS
+        while any(at_work(run) for run in left) and time.monotonic() < end and not feed.hurried:
+            time.sleep(POLL_SECONDS)
+        for run in left:
+            ended = feed.outcome.done if finished(run) else feed.outcome.interrupted
+            ended.append(run.key)
+            on_event(Event("done" if finished(run) else "interrupted", run), [])
+        return feed.outcome
+
+    def _proposals(self, sweep: SweepDirectory) -> Proposals | None:
+        if self.settings.search == "none":
+            return None
+        varied = [] if self.searched is None else list(self.searched.axes.values())
+        if self.searched is None or not any(a.draw or len(a.choices) > 1 for a in varied):
+            raise UserError(
+                f"ray.search {self.settings.search} has nothing to propose from: no axis of the "
+                f"sweep has more than one value"
+            )
+        try:
+            from fewstep.sweeps.ray.proposals import Proposals, axes_of
+        except ModuleNotFoundError as error:
+            if error.name != "optuna":
+                raise
+            raise UserError("ray.search optuna needs it: pip install 'fewstep[optuna]'") from None
+        return Proposals(axes_of(self.searched), self.settings, sweep)
+
+    def _known(self, sweep: SweepDirectory, runs: Sequence[RunDirectory]) -> list[RunDirectory]:
+        """Runs that are not to be run, but whose scores at the rungs count."""
+        if not self.settings.rung_steps():
+            return []
+        launched = {run.key for run in runs if not finished(run)}
+        return [
+            run
+            for run in sweep.runs()
+            if run.key not in launched
+            and (run.status() == "stopped" or finished(run))
+            and scores(run, self.settings.metric_steps)
+        ]
+
+    def _tune(self, feed: Feed) -> None:
+        settings = self.settings
+        common = Terms(os.getcwd(), settings.rung_steps(), settings.metric_steps, settings.eta)
+
+        class Trial(RunTrial):
+            terms = common
+
+        storage = tempfile.mkdtemp(prefix="tune-", dir="/tmp")
+        try:
+            tune.run(
+                Trial,
+                name="fewstep",
+                storage_path=storage,
+                search_alg=feed,
+                scheduler=scheduler(common, feed.trials.get),
+                num_samples=-1,
+                reuse_actors=True,
+                max_failures=0,  # the feed tries again, by the failure's class
+                raise_on_failed_trial=False,
+                stop=Stop(feed),
+                callbacks=[Watch(feed)],
+                verbose=0,
+                log_to_file=False,
+            )
+        except KeyboardInterrupt:
+            if not feed.hurried:
+                raise
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What each run is given, in Ray's words."""
+
+    by_key: Mapping[str, Resources]
+    proposals: Proposals | None
+    total: Mapping[str, float]
+
+    def __call__(self, run: RunDirectory) -> dict[str, float]:
+        """CPU, GPU and memory (bytes) of a trial.
+
+        Raises:
+            UserError: more than one machine.
+        """
+        asked = self.by_key.get(run.key)
+        if asked is None and self.proposals is not None:
+            asked = self.proposals.resources.get(run.key)
+        if asked is None:
+            asked = Resources(gpus=1 if self.total.get("GPU", 0) >= 1 else 0)
+        if asked.nodes > 1:
+            raise UserError(
+                f"run {run.key} asks for {asked.nodes} nodes: on Ray a run has one; use SLURM"
+            )
+        wanted = {"CPU": float(asked.cpus), "GPU": float(asked.gpus)}
+        if asked.memory_gb is not None:
+            wanted["memory"] = float(int(asked.memory_gb * 1e9))
+        return {name: amount for name, amount in wanted.items() if amount}
+
+    def check(self, runs: Sequence[RunDirectory]) -> None:
+        """Raise a UserError where a run asks for more than all there is: it would wait for ever."""
+        for run in runs:
+            for name, amount in self(run).items():
+                if amount > self.total.get(name, 0):
+                    raise UserError(
+                        f"run {run.key} asks for {amount:g} {name}, and Ray has "
+                        f"{self.total.get(name, 0):g} here"
+                    )
+
+
+class Stop(tune.Stopper):
+    """Ends all trials once the feed is told to stop."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.feed.stopping
+
+
+class Watch(tune.Callback):
+    """Tells the feed what Tune does not tell a searcher."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.feed.begun(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.feed.died(trial.trial_id, *reason(trial))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.feed.tick()
+
+
+def reason(trial: Any) -> tuple[str, str, str]:
+    """Why a trial's actor is gone: the failure's class, a line, and what Ray says."""
+    told = str(trial.get_error() or "")
+    if "node has died" in told or "node was terminated" in told:
+        return "lost_node", "the machine was lost (Ray)", told
+    if "creation task" in told:
+        last = next((line for line in reversed(told.splitlines()) if line.strip()), "")
+        return "bug", f"the trial could not start: {last.strip()}", told
+    hint = " (memory ran short)" if "OutOfMemory" in told else ""
+    return "killed", f"the Ray actor that had the run is gone{hint}", told
+
+
+@contextmanager
+def stopping(feed: Feed) -> Iterator[None]:
+    """SIGINT and SIGTERM tell the feed to stop; the second does not wait."""
+
+    def on_signal(number: int, frame: object) -> None:
+        if feed.stopping:
+            feed.hurried = True
+            raise KeyboardInterrupt
+        feed.stopping = True
+
+    previous = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

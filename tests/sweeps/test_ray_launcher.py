@@ -1,0 +1,239 @@
+"""The Ray launcher on real Ray: failures, kills, a dead driver, shares of a machine, a cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from helpers.commands import TINY, wait_for
+from helpers.ray_driver import start_driver
+from helpers.tiny import last_tensors, times_changed, tiny
+
+from fewstep.errors import UserError
+from fewstep.experiments.claim import at_work
+from fewstep.experiments.config import Override, compose
+from fewstep.experiments.run import prepare, run
+from fewstep.experiments.rundir import RunDirectory
+from fewstep.sweeps.launcher import Event, Outcome
+from fewstep.sweeps.local import LocalLauncher
+from fewstep.sweeps.ray.launcher import RayLauncher
+from fewstep.sweeps.ray.settings import RaySettings
+from fewstep.sweeps.resources import Resources
+
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray, in one process
+
+
+class Told:
+    """What a launch told: events in their order, and how many runs were at work at most."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.most = 0
+
+    def __call__(self, event: Event, working: Sequence[RunDirectory]) -> None:
+        self.most = max(self.most, len(working))
+        if event.run is not None:
+            self.events.append((event.kind, event.run.key))
+
+    def kinds(self, run: RunDirectory) -> list[str]:
+        return [kind for kind, key in self.events if key == run.key]
+
+
+def launch(
+    runs: Sequence[RunDirectory], resources: Resources | None = None, **settings: object
+) -> tuple[Outcome, Told]:
+    told = Told()
+    wanted = None if resources is None else {run.key: resources for run in runs}
+    return RayLauncher(RaySettings.parse(settings), wanted).launch(runs, told), told
+
+
+def made(root: Path, *overrides: Override) -> RunDirectory:
+    return prepare(tiny(root, *overrides))
+
+
+def long_run(root: Path, steps: int) -> RunDirectory:
+    """About a second a thousand steps."""
+    every = ("training.log_every=100", "training.checkpoint_every=200", "evaluation.steps=[]")
+    return prepare(compose([*TINY, *every, f"training.steps={steps}", ("runs", str(root))]))
+
+
+def process_of(run: RunDirectory) -> int:
+    """The process id of a run that trains now; 0 for none."""
+    told = run.progress()
+    there = told is not None and told["done"] and psutil.pid_exists(told["pid"])
+    return int(told["pid"]) if told is not None and there else 0
+
+
+CPU_ONLY = Resources(cpus=1, gpus=0)
+
+
+def test_failures_have_classes_and_leave_the_others_alone(tmp_path, ray_here):
+    bad = made(tmp_path, "training.lr=1e30")
+    good = [made(tmp_path, f"seed={seed}") for seed in (1, 2)]
+    teacher = made(tmp_path, "seed=3")
+    student = made(tmp_path, "seed=3", "objective=scd", ("teacher", str(teacher.path)))
+    runs = [student, bad, *good, teacher]
+    outcome, told = launch(runs, CPU_ONLY)
+    assert set(outcome.done) == {r.key for r in [*good, teacher, student]}
+    assert outcome.failed == [bad.key]
+    assert (bad.failure()["class"], bad.failure()["step"]) == ("nan", 2)
+    assert "NotFinite" in bad.failure()["traceback"]
+    assert told.kinds(bad) == ["started", "failed"]
+    # a student waits for its teacher
+    assert told.events.index(("done", teacher.key)) < told.events.index(("started", student.key))
+    assert good[0].attempts()[0]["job"]["launcher"] == "ray"
+
+    # the second time only what failed runs
+    before = {r.key: times_changed(r.path) for r in good}
+    outcome, told = launch(runs, CPU_ONLY)
+    assert (len(outcome.done), len(outcome.failed)) == (4, 1)
+    assert {key for kind, key in told.events if kind == "started"} == {bad.key}
+    assert {r.key: times_changed(r.path) for r in good} == before
+
+
+def test_a_run_begun_by_the_local_launcher_goes_on_to_the_same_bits(tmp_path, ray_here):
+    config = tiny(tmp_path / "here", "training.steps=12", "training.checkpoint_every=2")
+    begun, alone = prepare(config), made(tmp_path / "alone", "training.steps=12")
+    local = LocalLauncher(workers=1)
+
+    def stop_soon(event: Event, working: Sequence[RunDirectory]) -> None:
+        if list(begun.checkpoints.glob("step-*")):
+            local.stop()
+
+    local.launch([begun], stop_soon)
+    run(alone)
+    if begun.result() is None:  # it may have been quick
+        assert begun.status() == "running"
+    outcome, _ = launch([begun], CPU_ONLY)
+    assert outcome.done == [begun.key] == [alone.key]
+    theirs, ours = last_tensors(alone), last_tensors(begun)
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_a_lost_actor_is_a_kill_that_is_tried_again_once(tmp_path, ray_here):
+    victim = long_run(tmp_path, 100_000)
+    killed: list[int] = []
+    told = Told()
+
+    def on_event(event: Event, working: Sequence[RunDirectory]) -> None:
+        told(event, working)
+        pid = process_of(victim)
+        if pid and pid not in killed and at_work(victim):
+            killed.append(pid)
+            server = psutil.Process(pid).parent()
+            os.kill(server.parent().pid, signal.SIGKILL)
+
+    outcome = RayLauncher(RaySettings(), {victim.key: CPU_ONLY}).launch([victim], on_event)
+    assert outcome.failed == [victim.key]
+    ends = [kind for kind in told.kinds(victim) if kind != "busy"]
+    assert ends == ["started", "again", "started", "failed"]
+    assert victim.failure()["class"] == "killed"
+    # its processes noticed, and saved: nothing was lost
+    wait_for(lambda: not at_work(victim), "the orphan to leave")
+    assert victim.status() == "failed"
+    first, second = victim.attempts()[1]["step"], victim.last_step()
+    assert 0 < first < second
+    steps = [row["step"] for row in victim.metrics()]
+    assert steps == list(range(100, second + 1, 100))
+
+
+@pytest.mark.parametrize(("share", "at_once"), [(0.5, 2), (1.0, 1)])
+def test_shares_of_gpus_and_cores_are_kept_to(tmp_path, ray_here, share, at_once):
+    runs = [long_run(tmp_path, 100 + i) for i in range(3)]
+    wanted = Resources(gpus=share, cpus=0.5)
+    outcome, told = launch(runs, wanted)
+    assert len(outcome.done) == 3
+    assert told.most == at_once
+
+
+def test_a_run_that_asks_for_more_than_there_is_is_refused():
+    from fewstep.sweeps.ray.launcher import Wanted
+
+    here = RunDirectory(Path("runs/mine/0123456789ab"))
+    with pytest.raises(UserError, match="asks for 4 GPU, and Ray has 1 here"):
+        Wanted({here.key: Resources(gpus=4)}, None, {"CPU": 2, "GPU": 1}).check([here])
+    with pytest.raises(UserError, match="asks for 2 nodes: on Ray a run has one"):
+        Wanted({here.key: Resources(nodes=2)}, None, {"CPU": 2})(here)
+
+
+def test_a_killed_driver_loses_nothing(tmp_path, ray_here):
+    """Its own Ray dies with it; the runs notice, save and leave; whoever comes next goes on."""
+    runs = [long_run(tmp_path, 3000 + i) for i in range(2)]
+    driver = start_driver(runs, cpus=2)
+    wait_for(lambda: all(process_of(r) for r in runs), "both runs at work")
+    reached = [r.progress()["done"] for r in runs]
+    workers = [psutil.Process(process_of(r)) for r in runs]
+    driver.kill()
+    driver.communicate()
+    wait_for(lambda: not any(w.is_running() for w in workers), "the orphans to leave")
+    assert [r.status() for r in runs] == ["running", "running"]
+    saved = [r.last_step() for r in runs]
+    assert all(s >= r for s, r in zip(saved, reached, strict=True))
+
+    outcome, _ = launch(runs, CPU_ONLY)
+    assert sorted(outcome.done) == sorted(r.key for r in runs)
+    for r, step in zip(runs, saved, strict=True):
+        assert [a["ended"] for a in r.attempts()] == ["interrupted", "done"]
+        assert r.attempts()[1]["step"] == step
+        steps = [row["step"] for row in r.metrics()]
+        assert steps == sorted({*range(100, r.result()["steps"] + 1, 100), r.result()["steps"]})
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """The address of a Ray that somebody else has started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        options = (f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block",
+                   "--disable-usage-stats", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1",
+                   "--object-store-memory=80000000")  # fmt: skip
+        head = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            yield f"127.0.0.1:{port}"
+            assert head.poll() is None, "the cluster is not ours to stop"
+        finally:
+            head.terminate()
+            head.communicate()
+
+
+def test_a_sweep_on_somebody_elses_cluster_is_stopped_and_goes_on(tmp_path, elsewhere):
+    runs = [long_run(tmp_path, 3000), long_run(tmp_path, 300)]
+    wait_for(lambda: not can_bind(elsewhere), "the cluster")
+    driver = start_driver(runs, address=elsewhere)
+    wait_for(lambda: process_of(runs[0]), "a run at work")
+    driver.send_signal(signal.SIGINT)
+    out, _ = driver.communicate(timeout=60)
+    assert f"interrupted {runs[0].key}" in out, out
+    assert driver.returncode == 0, out
+    assert not process_of(runs[0])
+    assert runs[0].attempts()[0]["ended"] == "interrupted"
+
+    again = start_driver(runs, address=elsewhere)
+    out, _ = again.communicate(timeout=120)
+    assert f"done {runs[0].key}" in out, out
+    assert [r.status() for r in runs] == ["done", "done"]
+    assert runs[0].attempts()[-1]["ended"] == "done"
+
+
+def can_bind(address: str) -> bool:
+    host, port = address.split(":")
+    with socket.socket() as taken:
+        return taken.connect_ex((host, int(port))) != 0
