@@ -1,10 +1,11 @@
 # make demo   sets up and runs the main job on real data, and shows the table
 # make test   sets up and passes the tests
-# Everything happens in .venv, which the targets build themselves.
+# Everything happens in .venv, which the targets build themselves. JOBS: processes of tests; one of
+# them mostly waits, for the SLURM cluster.
 
 PYTHON ?= python3
 BIN := .venv/bin
-JOBS ?= 2
+JOBS ?= 3
 
 .PHONY: demo test check format mutants clean
 

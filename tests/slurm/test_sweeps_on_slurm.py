@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import TINY, environment, finish, wait_for
+from helpers.commands import TINY, environment, finish, tree, wait_for
 from helpers.slurm import Box, lacking
 from safetensors.torch import load_file
 from torch import Tensor
@@ -426,3 +427,37 @@ def test_one_run_on_two_nodes(tmp_path: Path, box: Box, undisturbed: RunDirector
     mine, theirs = weights(run), weights(undisturbed)
     for name in mine:
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_one_sweep_on_three_launchers(tmp_path: Path, box: Box, undisturbed: RunDirectory) -> None:
+    """Begun here, continued on Ray, ended on SLURM; what is finished is never repeated."""
+    cases = f"  - {{label: short, training.steps: {SHORT}}}\n  - {long('a')}\n"
+    cases += "  - {label: last, objective: slow, training.steps: 320}\n"
+    sweep = Sweep(tmp_path, box, cases)
+
+    def interrupted(launcher: str, at: Callable[[], bool]) -> None:
+        words = ["sweep", "mine.yaml", *TINY, "--launcher", launcher, "resources.cpus=1"]
+        driver = sweep.start(*words, *(["--workers", "1"] if launcher == "local" else []))
+        wait_for(at, f"the moment to interrupt {launcher}", 120)
+        driver.send_signal(signal.SIGINT)
+        done = finish(driver)
+        assert done.returncode == 130, done.stdout + done.stderr
+
+    runs = lambda: sweep.runs if (tmp_path / "runs/mine/sweep.json").exists() else {}  # noqa: E731
+    interrupted("local", lambda: bool(runs()) and sweep.training("a")())
+    assert sweep.states == {"short": "done", "a": "running", "last": "new"}
+    short = tree(sweep.runs["short"].path)
+    interrupted("ray", lambda: sweep.states["a"] == "done" and sweep.training("last")())
+    told = sweep.submit("slurm.collect=false")
+    assert "1 tasks, 1 runs" in told
+    sweep.wait()
+    assert set(sweep.states.values()) == {"done"}, sweep.log()
+    same(sweep.runs["a"], undisturbed)
+    assert tree(sweep.runs["short"].path) == short
+    begun = {
+        case: [(a.get("job") or {}).get("launcher", "local") for a in run.attempts()]
+        for case, run in sweep.runs.items()
+    }
+    assert begun["short"] == ["local"]
+    assert begun["a"] == ["local", "ray"]
+    assert begun["last"] == ["ray", "slurm"]
