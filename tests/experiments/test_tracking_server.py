@@ -30,6 +30,7 @@ from tracking_helpers import clean_cwd  # noqa: F401  (used by all tests here)
 
 BINARIES = real.postgres_binaries()
 pytestmark = [
+    pytest.mark.xdist_group("mlflow server"),  # one server for all of them
     pytest.mark.skipif(
         BINARIES is None, reason="no PostgreSQL here: enable with `apt-get install postgresql`"
     ),

@@ -71,7 +71,7 @@ class Postgres(Process):
         subprocess.run(initdb, cwd=home, user=user, check=True, capture_output=True)
         options = ["-k", home, "-c", "listen_addresses=", "-F"]
         super().__init__([binaries / "postgres", "-D", data, *options], home, user)
-        self.uri = f"postgresql://mlflow@/postgres?host={home}"
+        self.uri = f"postgresql+psycopg://mlflow@/postgres?host={home}"
 
     def up(self) -> None:
         self.start(self._ready)
