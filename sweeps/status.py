@@ -61,6 +61,8 @@ def run_status(
     step = progress.get("done", 0) if progress.get("phase") == "train" else 0
     if result is not None or progress.get("phase") == "evaluate":
         step = steps
+    elif state == "stopped":
+        step = (run.stopped() or {}).get("step", step)
     elif failure.get("step") is not None:
         step = failure["step"]
     rate = result["steps_per_second"] if result else progress.get("rate")

@@ -67,7 +67,7 @@ def _init(**options: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         ray.init(
-            log_to_driver=False, configure_logging=True, logging_level=logging.ERROR, **options
+            log_to_driver=False, configure_logging=True, logging_level=logging.CRITICAL, **options
         )
 
 

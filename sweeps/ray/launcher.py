@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.exceptions import RayActorError
 
 from fewstep.errors import UserError
 from fewstep.experiments.claim import at_work
@@ -156,16 +157,17 @@ class Wanted:
         """CPU, GPU and memory (bytes) of a trial.
 
         Raises:
-            UserError: more than one machine.
+            UserError: more than one process could use.
         """
         asked = self.by_key.get(run.key)
         if asked is None and self.proposals is not None:
             asked = self.proposals.resources.get(run.key)
         if asked is None:
             asked = Resources(gpus=1 if self.total.get("GPU", 0) >= 1 else 0)
-        if asked.nodes > 1:
+        if asked.nodes > 1 or asked.gpus > 1:
             raise UserError(
-                f"run {run.key} asks for {asked.nodes} nodes: on Ray a run has one; use SLURM"
+                f"run {run.key} asks for {asked}: on Ray a run is one process, with one GPU or a "
+                f"share of one; start it with torchrun or on SLURM"
             )
         wanted = {"CPU": float(asked.cpus), "GPU": float(asked.gpus)}
         if asked.memory_gb is not None:
@@ -214,12 +216,15 @@ class Watch(tune.Callback):
 
 def reason(trial: Any) -> tuple[str, str, str]:
     """Why a trial's actor is gone: the failure's class, a line, and what Ray says."""
-    told = str(trial.get_error() or "")
+    error = trial.get_error()
+    told = str(error or "")
+    last = next((line.strip() for line in reversed(told.splitlines()) if line.strip()), "")
+    if error is not None and not isinstance(error, RayActorError):
+        return "bug", f"the trial itself failed: {last}", told
     if "node has died" in told or "node was terminated" in told:
         return "lost_node", "the machine was lost (Ray)", told
     if "creation task" in told:
-        last = next((line for line in reversed(told.splitlines()) if line.strip()), "")
-        return "bug", f"the trial could not start: {last.strip()}", told
+        return "bug", f"the trial could not start: {last}", told
     hint = " (memory ran short)" if "OutOfMemory" in told else ""
     return "killed", f"the Ray actor that had the run is gone{hint}", told
 

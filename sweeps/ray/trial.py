@@ -7,6 +7,7 @@ each rung.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -183,7 +184,8 @@ class RunTrial(tune.Trainable):
         end = time.monotonic() + GRACE_SECONDS
         while self.at_work and time.monotonic() < end:
             if self.fork.pid is not None and not asked:
-                os.kill(self.fork.pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # it has seen its mark, and left
+                    os.kill(self.fork.pid, signal.SIGTERM)
                 asked = True
             said = self.fork.next(0.1) or {}
             self.at_work = "code" not in said

@@ -71,7 +71,7 @@ def test_a_run_ended_early_is_neither_done_nor_failed_and_goes_on_when_asked(tmp
     assert (mark["class"], mark["by"], mark["step"]) == ("early_stopped", "asha", 3)
     assert mark["scores"] == {"3": ended.rungs()[3]["value"]}
     assert checkpoint_steps(ended) == [3]
-    assert run_status(ended).state == "stopped"
+    assert (run_status(ended).state, run_status(ended).step) == ("stopped", 3)
     assert ended.failure() is None
     assert ended.result() is None
 

@@ -159,10 +159,11 @@ def test_a_run_that_asks_for_more_than_there_is_is_refused():
     from fewstep.sweeps.ray.launcher import Wanted
 
     here = RunDirectory(Path("runs/mine/0123456789ab"))
-    with pytest.raises(UserError, match="asks for 4 GPU, and Ray has 1 here"):
-        Wanted({here.key: Resources(gpus=4)}, None, {"CPU": 2, "GPU": 1}).check([here])
-    with pytest.raises(UserError, match="asks for 2 nodes: on Ray a run has one"):
-        Wanted({here.key: Resources(nodes=2)}, None, {"CPU": 2})(here)
+    with pytest.raises(UserError, match=r"asks for 1 GPU, and Ray has 0\.5 here"):
+        Wanted({here.key: Resources(gpus=1)}, None, {"CPU": 2, "GPU": 0.5}).check([here])
+    for asked in (Resources(nodes=2), Resources(gpus=2)):
+        with pytest.raises(UserError, match="on Ray a run is one process"):
+            Wanted({here.key: asked}, None, {"CPU": 2, "GPU": 4})(here)
 
 
 def test_a_killed_driver_loses_nothing(tmp_path, ray_here):

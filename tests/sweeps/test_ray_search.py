@@ -132,7 +132,7 @@ def proposals_of(text: str, root: Path, **settings: Any) -> Proposals:
 def test_proposals_learn_from_scores(tmp_path):
     """TPE, told that a learning rate of 0.001 is best, comes to propose what is near."""
     text = SWEEP.replace("exclude: [{training.batch_size: 8}]\n", "")
-    proposals = proposals_of(text, tmp_path, trials=40)
+    proposals = proposals_of(text, tmp_path, trials=80)
     scores: list[float] = []
     while (batch := proposals.next()) is not None:
         for directory in batch:

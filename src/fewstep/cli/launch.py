@@ -20,11 +20,18 @@ INTERRUPTED = 130
 
 
 def sweep(
-    name: str, overrides: Sequence[Any], *, plan_only: bool, launcher: str, workers: int | None
+    name: str,
+    overrides: Sequence[Any],
+    *,
+    plan_only: bool,
+    launcher: str,
+    workers: int | None,
+    stopped: bool = False,
 ) -> int:
-    """``fewstep sweep``; returns the exit code."""
+    """``fewstep sweep``; returns the exit code. ``stopped``: go on with what was ended early."""
     from fewstep.cli.plan import headline, show
     from fewstep.experiments.failures import resumed
+    from fewstep.experiments.rungs import continue_stopped
     from fewstep.experiments.trainer import choose_device
     from fewstep.sweeps import definition
     from fewstep.sweeps.plan import plan
@@ -42,6 +49,8 @@ def sweep(
     if plan_only:
         show(made, scripts(made, settings) if launcher == "slurm" else ())
         return 0
+    if stopped and continue_stopped([run.directory for run in made.runs]):
+        made = plan(made.sweep)
     waiting = made.to_do
     begun = [run for run in waiting if resumed(run.directory)]
     if launcher == "local":

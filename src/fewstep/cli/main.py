@@ -112,6 +112,9 @@ def sweep(
     workers: Annotated[
         int | None, typer.Option(help="Processes at a time; default: as many as fit.")
     ] = None,
+    stopped: Annotated[
+        bool, typer.Option("--stopped", help="Go on with runs that were ended early, too.")
+    ] = False,
     runs: Runs = None,
 ) -> None:
     """Run a sweep here, on Ray or on SLURM; record it in MLflow, write its report.
@@ -124,7 +127,13 @@ def sweep(
     from fewstep.cli import launch
 
     made = with_root(overrides, runs)
-    sys.exit(launch.sweep(name, made, plan_only=plan, launcher=launcher, workers=workers))
+    options: Any = {
+        "plan_only": plan,
+        "launcher": launcher,
+        "workers": workers,
+        "stopped": stopped,
+    }
+    sys.exit(launch.sweep(name, made, **options))
 
 
 @app.command()
@@ -277,6 +286,9 @@ def report(
     times: Annotated[
         str | None, typer.Option(help="Times, where one number of steps has several.")
     ] = None,
+    stopped: Annotated[
+        bool, typer.Option("--stopped", help="Count runs that were ended early, as they were then.")
+    ] = False,
     overrides: Overrides = None,
     runs: Runs = None,
 ) -> None:
@@ -295,7 +307,7 @@ def report(
         "times": times,
     }
     root = only_root(overrides, runs)
-    many.report(many.find_sweep(sweep, root), output, filters)
+    many.report(many.find_sweep(sweep, root), output, filters, stopped)
 
 
 @app.command()

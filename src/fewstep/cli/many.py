@@ -11,18 +11,22 @@ from fewstep.experiments.rundir import SweepDirectory, find_sweeps
 
 
 def report(
-    directory: SweepDirectory, output: Path | None, filters: dict[str, Any] | None = None
+    directory: SweepDirectory,
+    output: Path | None,
+    filters: dict[str, Any] | None = None,
+    stopped: bool = False,
 ) -> None:
     """``fewstep report``: print the table, write the files, name them.
 
-    ``filters`` choose among cells, as in ``analysis.summarise``; None is no choice.
+    ``filters`` choose among cells, as in ``analysis.summarise``; None is no choice. ``stopped``:
+    count runs that a search ended early.
     """
     from fewstep.analysis import load, load_samples, summarise
     from fewstep.reports import terminal
     from fewstep.reports.report import write_report
 
     chosen: Any = {name: value for name, value in (filters or {}).items() if value is not None}
-    frame = load(directory)
+    frame = load(directory, stopped)
     out.print(terminal.table(summarise(frame, **chosen)))
     samples = load_samples(directory, frame, **chosen)
     target = output or directory.report
