@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from fewstep.experiments import failures
 from fewstep.experiments.rundir import RunDirectory
 
 
@@ -49,3 +50,11 @@ def teacher_of(run: RunDirectory) -> str | None:
     """The key of the run's teacher."""
     teacher = ((run.spec() or {}).get("config") or {}).get("teacher")
     return None if teacher is None else Path(teacher).name
+
+
+def called_off(run: RunDirectory) -> bool:
+    """Whether somebody cancelled a run that waits for its turn; it is recorded then."""
+    if not run.cancel.exists():
+        return False
+    run.write("failure", failures.record(run, "cancelled", "cancelled before it began"))
+    return True

@@ -16,7 +16,7 @@ import psutil
 from fewstep.experiments import failures, worker
 from fewstep.experiments.claim import SUPERSEDES, Attempt, at_work
 from fewstep.experiments.rundir import Json, RunDirectory
-from fewstep.sweeps.launcher import Event, OnEvent, Outcome, teacher_of
+from fewstep.sweeps.launcher import Event, OnEvent, Outcome, called_off, teacher_of
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
@@ -161,9 +161,8 @@ class Crew:
             if self.teacher[run.key] in {r.key for r in [*self.waiting, *self.at_work()]}:
                 continue
             attempt = at_work(run)
-            if run.cancel.exists() and attempt is None:
+            if attempt is None and called_off(run):
                 self.waiting.remove(run)
-                run.write("failure", failures.record(run, "cancelled", "cancelled before it began"))
                 self.outcome.failed.append(run.key)
                 self.tell("failed", run)
                 continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.tune.search import Searcher
 
@@ -19,10 +19,12 @@ from fewstep.experiments.claim import at_work
 from fewstep.experiments.evaluation import cells_lacking
 from fewstep.experiments.run import requested
 from fewstep.experiments.rundir import Json, RunDirectory
-from fewstep.sweeps.launcher import Event, OnEvent, Outcome, teacher_of
+from fewstep.sweeps.launcher import Event, OnEvent, Outcome, called_off, teacher_of
 from fewstep.sweeps.local import died
-from fewstep.sweeps.ray.proposals import Proposals
 from fewstep.sweeps.ray.trial import CODE
+
+if TYPE_CHECKING:
+    from fewstep.sweeps.ray.proposals import Proposals
 
 TICK_SECONDS = 0.2
 RESTLESS_SECONDS = 1.0  # between two looks at runs that others have
@@ -124,6 +126,11 @@ class Feed(Searcher):
                 taken.discard(run.key)
                 run.remove("failure")  # of cells asked for earlier
                 self._done(run)
+            elif at_work(run) is None and called_off(run):
+                self.waiting.remove(run)
+                taken.discard(run.key)
+                self.outcome.failed.append(run.key)
+                self._tell("failed", run)
             elif at_work(run) is None:
                 self.busy.discard(run.key)
                 return run

@@ -101,6 +101,7 @@ def test_cancelled_runs_save_and_are_continued(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         BASE + "axes:\n  case:\n"
         "  - {label: a, training.steps: 100000}\n  - {label: b, training.steps: 100001}\n"
+        "  - {label: c, training.steps: 100002}\n"
     )
     driver = start("sweep", "mine.yaml", *TINY, "--workers", 1, cwd=tmp_path)
     wait_for(lambda: begun(tmp_path), "a run at work")
@@ -116,7 +117,9 @@ def test_cancelled_runs_save_and_are_continued(tmp_path):
     wait_for(lambda: begun(tmp_path), "the other run at work")
     succeed("cancel", "mine", cwd=tmp_path)
     assert finish(driver).returncode == 1
-    assert told_in_status(tmp_path) == ["cancelled", "cancelled"]
+    assert told_in_status(tmp_path) == ["cancelled"] * 3
+    assert found["c"].failure()["message"] == "cancelled before it began"
+    assert not found["c"].attempts()
     saved = found["a"].failure()["step"]
     driver = start("sweep", "mine.yaml", *TINY, "--workers", 1, cwd=tmp_path)
     wait_for(lambda: (found["a"].progress() or {}).get("done", 0) > saved, "it to go on")

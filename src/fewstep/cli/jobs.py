@@ -53,15 +53,11 @@ def cancel(name: str, root: Path, keys: Sequence[str]) -> int:
             raise UserError(f"sweep {name} has no run {key!r}")
     chosen = [run for run in runs if run.result() is None and run.path.is_dir()]
     waits = _in_jobs(sweep, chosen)
-    asked = 0
     for run in chosen:
-        if at_work(run) is not None:
-            run.cancel.touch()  # whoever has it looks once a second
-            asked += 1
-        elif run.key in waits or run.status() != "new":
+        run.cancel.touch()  # who is at work on it, or would begin, looks for this
+        if at_work(run) is None and (run.key in waits or run.status() == "running"):
             run.write("failure", failures.record(run, "cancelled", "cancelled before it ended"))
-            asked += 1
-    out.print(f"{asked} runs of {name} are cancelled; fewstep sweep {name} goes on with them")
+    out.print(f"{len(chosen)} runs of {name} are cancelled; fewstep sweep {name} goes on with them")
     return 0
 
 
@@ -86,8 +82,6 @@ def _in_jobs(sweep: SweepDirectory, chosen: Sequence[RunDirectory]) -> set[str]:
             found.add(key)
             if set(submission.tasks[index]) <= keys | finished:
                 over.add(job.id)
-            else:
-                RunDirectory(sweep.path / key).cancel.touch()
     if over:
         queue.cancel(over)
     return found

@@ -51,6 +51,7 @@ def evaluate(name: str, root: Path, overrides: Sequence[str]) -> int:
 
 
 def _run(directory: RunDirectory, title: str) -> int:
+    directory.cancel.unlink(missing_ok=True)  # it is asked for again
     try:
         with meter(title) as progress:
             result = run(directory, StopFlag(), progress)
