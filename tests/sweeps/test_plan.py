@@ -53,9 +53,9 @@ def sweep(tmp_path: Path):
 def test_states(sweep, tmp_path):
     first = sweep()
     assert not (tmp_path / "runs").exists()  # a plan writes nothing
-    assert first.counts() == {**dict.fromkeys(STATES, 0), "new": 7}
+    assert first.counts() == {**dict.fromkeys(STATES, 0), "new": 8}
     first.write()
-    assert first.counts()["new"] == sweep().counts()["new"] == 7  # a directory is no beginning
+    assert first.counts()["new"] == sweep().counts()["new"] == 8  # a directory is no beginning
 
     runs = {r.member.choices["case"]: r for r in first.runs}
     with pytest.raises(Interrupted):

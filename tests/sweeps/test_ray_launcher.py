@@ -33,14 +33,12 @@ pytestmark = pytest.mark.xdist_group("ray")  # one Ray, in one process
 
 
 class Told:
-    """What a launch told: events in their order, and how many runs were at work at most."""
+    """What a launch told: events in their order."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
-        self.most = 0
 
     def __call__(self, event: Event, working: Sequence[RunDirectory]) -> None:
-        self.most = max(self.most, len(working))
         if event.run is not None:
             self.events.append((event.kind, event.run.key))
 
@@ -146,13 +144,19 @@ def test_a_lost_actor_is_a_kill_that_is_tried_again_once(tmp_path, ray_here):
     assert steps == list(range(100, second + 1, 100))
 
 
-@pytest.mark.parametrize(("share", "at_once"), [(0.5, 2), (1.0, 1)])
-def test_shares_of_gpus_and_cores_are_kept_to(tmp_path, ray_here, share, at_once):
-    runs = [long_run(tmp_path, 100 + i) for i in range(3)]
-    wanted = Resources(gpus=share, cpus=0.5)
-    outcome, told = launch(runs, wanted)
+def test_shares_of_gpus_and_cores_are_kept_to(tmp_path, ray_here):
+    big, other, small = runs = [long_run(tmp_path, 200 + i) for i in range(3)]
+    half = Resources(gpus=0.6, cpus=0.5)
+    wanted = {big.key: half, other.key: half, small.key: Resources(gpus=0.4, cpus=0.5)}
+    together = set()
+
+    def on_event(event: Event, working: Sequence[RunDirectory]) -> None:
+        together.add(frozenset(r.key for r in working))
+
+    outcome = RayLauncher(RaySettings(), wanted).launch(runs, on_event)
     assert len(outcome.done) == 3
-    assert told.most == at_once
+    assert any(small.key in keys and len(keys) == 2 for keys in together)
+    assert not any({big.key, other.key} <= keys for keys in together)
 
 
 def test_a_run_that_asks_for_more_than_there_is_is_refused():
@@ -209,32 +213,28 @@ def elsewhere() -> Iterator[str]:
         )
         try:
             yield f"127.0.0.1:{port}"
-            assert head.poll() is None, "the cluster is not ours to stop"
         finally:
             head.terminate()
             head.communicate()
 
 
-def test_a_sweep_on_somebody_elses_cluster_is_stopped_and_goes_on(tmp_path, elsewhere):
-    runs = [long_run(tmp_path, 3000), long_run(tmp_path, 300)]
-    wait_for(lambda: not can_bind(elsewhere), "the cluster")
-    driver = start_driver(runs, address=elsewhere)
-    wait_for(lambda: process_of(runs[0]), "a run at work")
+def test_a_sweep_on_somebody_elses_cluster_can_be_stopped_and_leaves_it(tmp_path, elsewhere):
+    long, short = long_run(tmp_path, 100_000), long_run(tmp_path, 100)
+    wait_for(lambda: is_there(elsewhere), "the cluster")
+    driver = start_driver([long, short], address=elsewhere)
+    wait_for(lambda: short.result() and process_of(long), "one run done, one at work", 120)
     driver.send_signal(signal.SIGINT)
     out, _ = driver.communicate(timeout=60)
-    assert f"interrupted {runs[0].key}" in out, out
     assert driver.returncode == 0, out
-    assert not process_of(runs[0])
-    assert runs[0].attempts()[0]["ended"] == "interrupted"
-
-    again = start_driver(runs, address=elsewhere)
-    out, _ = again.communicate(timeout=120)
-    assert f"done {runs[0].key}" in out, out
-    assert [r.status() for r in runs] == ["done", "done"]
-    assert runs[0].attempts()[-1]["ended"] == "done"
+    assert f"done {short.key}" in out
+    assert f"interrupted {long.key}" in out
+    assert not process_of(long)
+    assert long.attempts()[0]["ended"] == "interrupted"
+    assert long.last_step() > 0
+    assert is_there(elsewhere)
 
 
-def can_bind(address: str) -> bool:
+def is_there(address: str) -> bool:
     host, port = address.split(":")
-    with socket.socket() as taken:
-        return taken.connect_ex((host, int(port))) != 0
+    with socket.socket() as caller:
+        return caller.connect_ex((host, int(port))) == 0

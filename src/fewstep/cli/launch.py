@@ -49,7 +49,7 @@ def sweep(
     if plan_only:
         show(made, scripts(made, settings) if launcher == "slurm" else ())
         return 0
-    if stopped and continue_stopped([run.directory for run in made.runs]):
+    if stopped and continue_stopped(made.directory.runs()):
         made = plan(made.sweep)
     waiting = made.to_do
     begun = [run for run in waiting if resumed(run.directory)]
