@@ -80,6 +80,9 @@ def directory(root: Path, name: str, way: str) -> RunDirectory:
     return RunDirectory(path)
 
 
+pytestmark = pytest.mark.xdist_group("distributed")  # one story for all of them
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     """Two processes are started once, and play everything."""
