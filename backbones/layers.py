@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 NORMS = ("layer", "rms")
 
@@ -75,10 +75,12 @@ class Checkpointed(nn.Module):
     """
 
     checkpointing: bool = False
-    context: Callable[[], tuple[Any, Any]] = staticmethod(noop_context_fn)
+    context: Callable[[], tuple[Any, Any]] | None = None
 
     def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         """``block(*inputs)``."""
         if self.checkpointing:  # which does nothing where no gradient is wanted
+            if self.context is None:  # torch.compile can trace no other
+                return checkpoint(block, *inputs, use_reentrant=False)
             return checkpoint(block, *inputs, use_reentrant=False, context_fn=self.context)
         return block(*inputs)

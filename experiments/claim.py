@@ -88,7 +88,7 @@ def at_work(directory: RunDirectory) -> Attempt | None:
     try:
         touched = directory.claim.stat().st_mtime
         attempt = holder(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return attempt if attempt is not None and alive(attempt, touched, time.time()) else None
 

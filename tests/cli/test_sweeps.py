@@ -8,9 +8,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from helpers.commands import TINY_DIT, succeed, tree
 
+from fewstep.experiments.claim import Claim
 from fewstep.experiments.rundir import RunDirectory
 
 SWEEP = """
@@ -118,7 +118,7 @@ def test_the_plan_of_more_tells_time_resources_and_where_they_are_from(done):
     member = RunDirectory(folder / "runs/small" / lines[4].split()[0])
     member.path.mkdir()
     try:
-        with FileLock(member.lock):
+        with Claim(member):
             assert ", 0 stale, 1 running, 2 cached)" in succeed(*more, cwd=folder)
     finally:
         shutil.rmtree(member.path)

@@ -1,4 +1,4 @@
-"""One cluster for all tests of this folder, which run in one process (xdist_group)."""
+"""One cluster for all tests of this folder, which run in one process (their xdist_group)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ from pathlib import Path
 
 import pytest
 from helpers.slurm import Box, lacking
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
 
+pytestmark = pytest.mark.xdist_group("slurm")  # one cluster, in one process
+
 BASE = (
     "base: {evaluation.steps: [1], training.log_every: 20, training.checkpoint_every: 20,"
     " evaluation.samples: 100}\n"

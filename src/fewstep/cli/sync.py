@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -40,8 +42,15 @@ def sync(
     if not watch:
         sync_sweeps(sweeps, root, uri)
         return 0
+    asked = threading.Event()
+
+    def on_interrupt(number: int, frame: object) -> None:
+        asked.set()  # in a library's destructor the exception is swallowed
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, on_interrupt)
     try:
-        _watch(find, root, uri, every)
+        _watch(find, root, uri, every, asked)
     except KeyboardInterrupt:
         err.print("stopped watching; the same command goes on")
         return INTERRUPTED
@@ -65,7 +74,11 @@ def sync_sweeps(sweeps: Sequence[SweepDirectory], root: Path, uri: str | None) -
 
 
 def _watch(
-    find: Callable[[], Sequence[SweepDirectory]], root: Path, uri: str | None, every: float
+    find: Callable[[], Sequence[SweepDirectory]],
+    root: Path,
+    uri: str | None,
+    every: float,
+    asked: threading.Event,
 ) -> None:
     """A line whenever runs change their state, or the store goes and comes back."""
     from fewstep.experiments.tracking import tracking_uri, ui_command
@@ -77,6 +90,8 @@ def _watch(
     trouble, last = False, ""
     problems: set[str] = set()
     for this in watch(find, root, uri, every):
+        if asked.is_set():
+            raise KeyboardInterrupt
         now = time.strftime("%H:%M:%S")
         if this.report is None:
             if not trouble:
