@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from torch import Tensor
 from fewstep.experiments.distributed import Ranks, ranks
 
 KEPT = 2
+LEFT_SECONDS = 600.0
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +50,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     final = folder / f"step-{checkpoint.step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}"
     for leftover in folder.glob(".step-*"):  # of a process that was killed while writing
-        shutil.rmtree(leftover)
+        if leftover.name.endswith(f".{os.getpid()}") or _is_old(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     tensors = temporary / "tensors.safetensors"
     save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, tensors)
@@ -60,11 +63,18 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(final)
     temporary.rename(final)
     _sync(folder)
-    known = sorted(folder.glob("step-*"))
-    kept = [path for path in known if path.name <= final.name][-KEPT:]
-    for path in known:  # later ones are damaged, else training would have gone on from them
-        if path not in kept:
-            shutil.rmtree(path)
+    # not later ones: if they are damaged training comes by and replaces them, and if they are not,
+    # this process was suspended, and another has gone on meanwhile
+    for path in sorted(p for p in folder.glob("step-*") if p.name <= final.name)[:-KEPT]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_old(path: Path) -> bool:
+    """Not of another process that is writing now."""
+    try:
+        return time.time() - path.stat().st_mtime > LEFT_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def load_latest(folder: Path) -> Checkpoint | None:

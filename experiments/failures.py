@@ -105,9 +105,9 @@ def comes_again(run: RunDirectory) -> bool:
     Lost for ever it may be only if it gets on: one whose last attempts all began at the same step,
     and ended before the next checkpoint, is left to a person.
     """
-    if run.result() is not None or not run.attempts():
-        return False
     failure = run.failure()
+    if run.result() is not None or not (run.attempts() or failure):
+        return False
     if failure is not None and CLASSES[failure["class"]].retries != math.inf:
         return False
     began = [attempt.get("step") for attempt in run.attempts()][-STUCK:]

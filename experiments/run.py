@@ -228,6 +228,8 @@ def _run(
             if rungs is not None:
                 rungs.look(learner, cache, stop)
 
+        if everyone.first:
+            claim.check(at_once=True)  # it has not taken hold of the run's files yet
         trainer.train(stop, on_step)
     evaluation_begun = time.perf_counter()
 

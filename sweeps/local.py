@@ -64,6 +64,7 @@ class Worker:
     run: RunDirectory
     process: subprocess.Popen[bytes]
     slot: Slot
+    before: Json | None  # the failure that an earlier attempt has left
     company: bool = False
 
 
@@ -88,6 +89,7 @@ class LocalLauncher:
     def __post_init__(self) -> None:
         self._signals: list[int] = []  # heard, and not heeded yet
         self._crew: Crew | None = None
+        self.yielded = False  # whether a newer attempt took a run away
 
     def stop(self) -> None:
         """Ask the runs to save and leave, as a signal would."""
@@ -200,7 +202,7 @@ class Crew:
                 start_new_session=True,  # Ctrl-C is ours to pass on
                 preexec_fn=ignore_usr2,
             )
-        return Worker(run, process, slot)
+        return Worker(run, process, slot, run.failure())
 
     def collect(self) -> None:
         """Look which workers have ended, and how."""
@@ -212,6 +214,7 @@ class Crew:
     def _ended(self, w: Worker) -> None:
         code, run = w.process.returncode, w.run
         if code == worker.SUPERSEDED and self.launcher.yields:
+            self.launcher.yielded = True
             self.launcher.stop()
         if code in (worker.BUSY, worker.SUPERSEDED):  # another has it
             self.waiting.append(run)
@@ -222,7 +225,7 @@ class Crew:
             self.outcome.interrupted.append(run.key)
             self.tell("interrupted", run)
         else:
-            if run.failure() is None:  # it had no chance to say so itself
+            if run.failure() in (None, w.before):  # it had no chance to say so itself
                 run.write("failure", died(run, code))
             failure = run.failure() or {}
             if self.stopping is None and self._again(w, failure["class"]):

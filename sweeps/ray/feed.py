@@ -61,6 +61,7 @@ class Feed(Searcher):
         self.busy: set[str] = set()
         self.looked = self.ticked = 0.0
         self.tries: Counter[tuple[str, str]] = Counter()
+        self.before: dict[str, Json | None] = {}  # failures that earlier attempts have left
 
     # ---- what Tune asks ------------------------------------------------------------------------
 
@@ -155,6 +156,7 @@ class Feed(Searcher):
         """Tune has started a trial."""
         if trial_id in self.trials:
             run = self.started[trial_id] = self.trials[trial_id]
+            self.before[run.key] = run.failure()
             self._tell("started", run)
 
     def tick(self) -> None:
@@ -187,7 +189,7 @@ class Feed(Searcher):
             self.outcome.interrupted.append(run.key)
             self._tell("interrupted", run)
         else:
-            if run.failure() is None:  # it had no chance to say so itself
+            if run.failure() in (None, self.before.get(run.key)):  # it could not say so itself
                 run.write("failure", died(run, code))
             self._failed(run)
 

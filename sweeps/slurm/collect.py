@@ -11,13 +11,16 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
+from fewstep.errors import UserError
 from fewstep.experiments.claim import at_work
 from fewstep.experiments.failures import STUCK, comes_again
-from fewstep.experiments.rundir import SweepDirectory
-from fewstep.sweeps.launching import recall
+from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory
+from fewstep.sweeps.launcher import teacher_of
 from fewstep.sweeps.resources import Resources
+from fewstep.sweeps.slurm.job import read_manifest
 from fewstep.sweeps.slurm.settings import SlurmSettings
 from fewstep.sweeps.slurm.settle import settle
 from fewstep.sweeps.slurm.submission import Slurm
@@ -29,18 +32,11 @@ def main() -> int:
     """The collector; its exit code is that of the first command that fails."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     sweep = SweepDirectory(Path(sys.argv[1]).parent.parent)
-    settle(sweep)
-    _, settings, resources = recall(sweep)
-    slurm = Slurm(sweep, SlurmSettings.parse(settings))
-    again = [
-        run
-        for run in sweep.runs()
-        if at_work(run) is None and comes_again(run) and slurm.never_began(run) < STUCK
-    ]
-    if again:
-        wanted = {run.key: resources.get(run.key, Resources()) for run in again}
-        for made in slurm.submit(again, wanted):
-            log.info("lost runs are submitted again: job %s", made.job)
+    try:
+        for job in resubmit(sweep, read_manifest(Path(sys.argv[1]))):
+            log.info("lost runs are submitted again: job %s", job)
+    except UserError as error:  # what there is is synced and reported all the same
+        log.error("%s", error)
     code = 0
     for command in ("sync", "report"):
         words = [sys.executable, "-P", "-m", "fewstep.cli.main", command, sweep.name]
@@ -48,6 +44,29 @@ def main() -> int:
         log.info("%s: exit code %d", command, done.returncode)
         code = code or done.returncode
     return code
+
+
+def resubmit(sweep: SweepDirectory, manifest: Json) -> list[str]:
+    """Submit runs that were lost, and the students that waited for them in vain; the new jobs."""
+    settle(sweep)
+    slurm = Slurm(sweep, SlurmSettings.parse(manifest["settings"]))
+    resources = {key: Resources(**told) for key, told in manifest["resources"].items()}
+    runs = [run for run in sweep.runs() if run.result() is None and at_work(run) is None]
+    again = {r.key: r for r in runs if comes_again(r) and slurm.never_began(r) < STUCK}
+    for _ in runs:  # a student of a student comes in the second round
+        students = [r for r in runs if r.key not in again and waits_for(r, again)]
+        if not students:
+            break
+        again |= {run.key: run for run in students}
+    wanted = {key: resources.get(key, Resources()) for key in again}
+    return [s.job for s in slurm.submit(list(again.values()), wanted) if s.job] if again else []
+
+
+def waits_for(run: RunDirectory, again: Collection[str]) -> bool:
+    """Whether the run's job was removed because its teacher, one of ``again``, was lost."""
+    failure = run.failure() or {"class": "cancelled"}
+    untouched = not run.attempts() and not run.cancel.exists()
+    return teacher_of(run) in again and untouched and failure["class"] == "cancelled"
 
 
 if __name__ == "__main__":

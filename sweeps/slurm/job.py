@@ -11,7 +11,7 @@ checkpoints. Runs that were finished meanwhile, by whomever, are left as they ar
 
 from __future__ import annotations
 
-import contextlib
+import getpass
 import json
 import logging
 import os
@@ -33,7 +33,7 @@ from fewstep.experiments import failures, worker
 from fewstep.experiments.claim import JOB, SUPERSEDES, Attempt, at_work
 from fewstep.experiments.rundir import Json, RunDirectory, read_json
 from fewstep.sweeps.launcher import Event
-from fewstep.sweeps.local import GRACE_SECONDS, LocalLauncher, ignore_usr2
+from fewstep.sweeps.local import GRACE_SECONDS, POLL_SECONDS, LocalLauncher, ignore_usr2
 from fewstep.sweeps.slurm import queue
 
 FOR_EVER = 10**6  # time-outs that submitit lets a job have
@@ -69,10 +69,13 @@ class Pack:
             over=Ghosts(told, manifest["name"]),
         )
         outcome = self.launcher.launch(runs, report)
+        if self.launcher.yielded:
+            raise PackFailed("the job was started again elsewhere: this is its ghost")
         if outcome.interrupted:
-            self._ended_from_outside(runs)
-        if outcome.failed:
-            raise PackFailed(f"{len(outcome.failed)} of {len(runs)} runs failed")
+            self._ended_from_outside([run for run in runs if run.key in outcome.interrupted])
+        left = sum(run.result() is None for run in runs)
+        if left:  # not the job's success: students wait for it
+            raise PackFailed(f"{left} of {len(runs)} runs are not done")
         return None
 
     def checkpoint(self) -> DelayedSubmission:
@@ -81,8 +84,9 @@ class Pack:
             self.launcher.halt()
         elif self.process is not None:
             self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE_SECONDS)
+            end = time.monotonic() + GRACE_SECONDS
+            while self.process.poll() is None and time.monotonic() < end:
+                time.sleep(POLL_SECONDS)
         return DelayedSubmission(Pack(self.folder, self.index))
 
     __submitit_checkpoint__ = checkpoint
@@ -107,20 +111,30 @@ class Pack:
                     env=environment,
                     preexec_fn=ignore_usr2,
                 )
-            code = self.process.wait()
-            if code not in (worker.DONE, worker.INTERRUPTED, worker.BUSY, worker.SUPERSEDED):
-                raise PackFailed(f"run {run.key} failed (exit code {code})")
+            while (code := self.process.poll()) is None:  # wait() would bar poll() in a handler
+                time.sleep(POLL_SECONDS)
+            if code == worker.INTERRUPTED and int(environment["RANK"]) == 0:
+                self._ended_from_outside([run])
+            elif code == worker.INTERRUPTED:
+                wait_for_the_end()  # the first says what becomes of the job
+            if code != worker.DONE:
+                raise PackFailed(f"run {run.key} is not done (exit code {code})")
 
     def _ended_from_outside(self, runs: Sequence[RunDirectory]) -> None:
         """SIGTERM came, not USR2: somebody cancelled the job, or it is preempted without notice."""
         why = reason_of_end()
-        left = [run for run in runs if run.result() is None]
-        for run in left:
+        left = [r for r in runs if r.result() is None and r.failure() is None]
+        for run in [r for r in left if at_work(r) is None]:
             if why in ("cancelled", "timeout"):
                 run.write("failure", failures.record(run, why, f"the job was {WORDS[why]}"))
         if why == "preempted":  # a job that ends by itself now is not queued again
-            while True:
-                signal.pause()
+            wait_for_the_end()
+
+
+def wait_for_the_end() -> None:
+    """Until SLURM kills us."""
+    while True:
+        signal.pause()
 
 
 WORDS = {"cancelled": "cancelled (scancel)", "timeout": "at its time limit"}
@@ -172,7 +186,9 @@ class Ghosts:
         if found is None:
             return False
         now = found.get(job["id"])
-        return now is None or not now.live or now.waiting or now.restarts > job["restart"]
+        if now is None:  # forgotten; or of somebody, or a cluster, that we are not shown
+            return all(job.get(who) == self.mine[who] for who in ("user", "cluster"))
+        return not now.live or now.waiting or now.restarts > job["restart"]
 
 
 def this_job() -> Json:
@@ -183,6 +199,8 @@ def this_job() -> Json:
         "id": environment.job_id,
         "restart": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
         "node": os.environ.get("SLURMD_NODENAME", environment.hostname),
+        "user": getpass.getuser(),
+        "cluster": os.environ.get("SLURM_CLUSTER_NAME", ""),
     }
 
 
@@ -228,6 +246,8 @@ def main() -> None:
         fresh = pickle.with_name(f".{pickle.name}.{os.getpid()}")
         delayed.dump(fresh)
         os.replace(fresh, pickle)
+    # a job that was killed while it saved left this, and submitit does not write over it
+    pickle.with_name(f"{pickle.name}.save_tmp").unlink(missing_ok=True)
     process_job(folder)
 
 

@@ -88,12 +88,12 @@ def jobs(name: str, ids: Iterable[str]) -> dict[str, Job] | None:
 
 
 def by_comment(name: str, comment: str) -> list[Job]:
-    """The live jobs called ``name`` with this comment.
+    """The jobs called ``name`` with this comment that SLURM remembers.
 
     Raises:
         UserError: SLURM did not answer.
     """
-    told = command("squeue", "-h", "-r", "-n", name, "-O", FIELDS)
+    told = command("squeue", "-h", "-r", "-t", "all", "-n", name, "-O", FIELDS)
     return [job for job in _parse(told) if job.comment == comment]
 
 

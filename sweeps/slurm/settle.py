@@ -29,14 +29,24 @@ def settle(sweep: SweepDirectory) -> dict[str, str]:
         UserError: SLURM does not answer.
     """
     made = {}
+    runs = {run.key: run for run in sweep.runs()}
     for key, (submission, index, job) in Slurm(sweep, SlurmSettings()).jobs().items():
-        run = next((r for r in sweep.runs() if r.key == key), None)
-        if run is None or job is None or job.live or run.status() in ("done", "failed"):
+        run = runs.get(key)
+        if run is None or job is None or job.live or run.status() in ("done", "stopped"):
             continue
+        last = (run.attempts() or [{}])[-1]
+        its = (last.get("job") or {}).get("id") == job.id
         if at_work(run) is not None or job.state not in ENDS:
             continue
+        if not its and last.get("begun", "") > submission.created:
+            continue  # somebody else had it after that job
         kind, message = ENDS[job.state]
-        if _never_began(job) and kind == "cancelled":
+        failure = run.failure()
+        if failure is not None and not (its and kind == "oom" and failure["class"] == "killed"):
+            continue  # it says so itself; but one killed for its memory does not know why
+        if its and job.state == "FAILED" and last.get("ended") == "interrupted":
+            kind, message = "preempted", "it saved, but its job could not be queued again"
+        elif _never_began(job) and kind == "cancelled":
             message = "the job was cancelled before it began"
         where = f" (job {job.id}, log: {submission.log(index)})"
         run.write("failure", failures.record(run, kind, message + where))

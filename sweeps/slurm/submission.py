@@ -15,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import shlex
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +259,8 @@ class Slurm:
                 number |= {
                     key: done.task_of(i) for i, keys in enumerate(done.tasks) for key in keys
                 }
-            if made and self.settings.collect:
-                self._collect([s.job for s in made if s.job is not None])
+            if self.settings.collect:
+                self._collect_all([s.job for s in made if s.job is not None], resources)
             return made
 
     def _submit(self, chunk: Chunk, after: str | None) -> Submission:
@@ -281,21 +282,48 @@ class Slurm:
             with outside_of_jobs():
                 jobs = ex.submit_array(packs) if len(packs) > 1 else [ex.submit(packs[0])]
         except (FailedJobError, FailedSubmissionError) as error:
+            reason = _reason(error)
+            if re.search("timed out|contact|onnection", reason):  # it may have been taken
+                raise UserError(
+                    f"SLURM did not answer ({reason}); the same command finds out what it took"
+                ) from None
             write_json(folder / "manifest.json", {**manifest, "kind": "refused"})
-            raise UserError(f"sbatch refused the sweep's jobs: {_reason(error)}") from None
+            raise UserError(f"sbatch refused the sweep's jobs: {reason}") from None
         number = jobs[0].job_id.split("_")[0]
         write_json(folder / "manifest.json", {**manifest, "job": number})
         return _read(folder)
 
-    def _collect(self, jobs: Sequence[str]) -> None:
-        """A job that syncs and reports when all others have ended, however they ended."""
+    def _collect_all(self, new: Sequence[str], resources: Mapping[str, Resources]) -> None:
+        """A collector for ``new`` jobs, and for older ones whose submitter died before that."""
+        known = queue.jobs(self.name, [s.job for s in self.submissions() if s.job is not None])
+        live = {id.split("_")[0] for id, job in (known or {}).items() if job.live}
+        manifests = [read_json(s.folder / "manifest.json") or {} for s in self.submissions()]
+        collectors = [m for m in manifests if m["kind"] == "collect" and m["job"] in live]
+        own = os.environ.get("SLURM_JOB_ID")  # a collector that submits is none for what it submits
+        covered = {id for m in collectors if m["job"] != own for id in m["of"]}
+        runs = {m["job"] for m in manifests if m["kind"] == "runs"}
+        if wanted := sorted((set(new) | (live & runs)) - covered):
+            self._collect(wanted, resources)
+
+    def _collect(self, jobs: Sequence[str], resources: Mapping[str, Resources]) -> None:
+        """A job that syncs and reports when all others have ended, however they ended.
+
+        With what it needs to submit lost runs again: ``launch.json`` may be another launcher's then.
+        """
         folder = self.sweep.path / FOLDER / uuid.uuid4().hex[:12]
         small = Resources(cpus=1, hours=1.0)
         settings = self.settings
         ex = executor(folder, self.name, settings, small, f"afterany:{':'.join(jobs)}")
         folder.mkdir(parents=True)
         command = f"{ex.python} -u -P -m fewstep.sweeps.slurm.collect {shlex.quote(str(folder))}"
-        manifest = {"name": self.name, "kind": "collect", "created": now(), "tasks": [[]]}
+        manifest = {
+            "name": self.name,
+            "kind": "collect",
+            "created": now(),
+            "tasks": [[]],
+            "settings": asdict(settings),
+            "resources": {key: asdict(r) for key, r in resources.items()},
+        }
         write_json(folder / "manifest.json", {**manifest, "job": None, "of": list(jobs)})
         try:
             with outside_of_jobs():
@@ -335,7 +363,8 @@ class Slurm:
                 job = None if s.job is None else found.get(s.task_of(i))
                 for key in keys:
                     before = made.get(key)
-                    if before is None or not (before[2] and before[2].live):
+                    known = before is not None and before[2] is not None
+                    if not known or (job is not None and not (before[2] and before[2].live)):  # type: ignore[index]
                         made[key] = (s, i, job)
         return made
 

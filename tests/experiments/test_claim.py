@@ -183,7 +183,8 @@ def noted(directory: RunDirectory, *steps: int) -> None:
         ("timeout", [0, 0], True),
         ("lost_node", [0, 100, 100, 100], False),  # it does not get on
         (None, [0, 50], True),  # killed before it could say why
-        (None, [], False),  # never begun
+        (None, [], False),  # never begun, and nobody knows of a job
+        ("lost_node", [], True),  # lost before it could begin
         ("nan", [0], False),
         ("oom", [0], False),
         ("bug", [0], False),

@@ -278,6 +278,7 @@ def test_a_ghost_on_a_dropped_node_does_not_spoil_the_run(
     assert first["ended"].startswith("a newer attempt has")
     assert second["job"]["restart"] == 1
     wait_for(lambda: not Path(f"/proc/{ghost['pid']}").exists(), "the ghost to leave")
+    assert sweep.runs["a"].failure() is None
 
 
 def test_cancelled_jobs_are_told_and_can_be_continued(

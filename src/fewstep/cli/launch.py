@@ -53,10 +53,15 @@ def sweep(
         made = plan(made.sweep)
     waiting = made.to_do
     begun = [run for run in waiting if resumed(run.directory)]
+    left = {run.directory.key for run in waiting if run not in begun}
+    for _ in begun:  # students of a teacher that is left as it is, and theirs
+        orphans = [r for r in begun if Path(r.member.config.values["teacher"] or "-").name in left]
+        left |= {run.directory.key for run in orphans}
+        begun = [run for run in begun if run not in orphans]
     if launcher == "local":
         for run in begun:
             choose_device(run.member.config.training.device)
-    tell_left([run.directory for run in waiting if run not in begun], made.sweep.name)
+    tell_left([run.directory for run in waiting if run.directory.key in left], made.sweep.name)
     made.write()
     resources = {run.directory.key: run.resources for run in begun}
     remember(made.directory, launcher, settings, resources)
@@ -197,7 +202,7 @@ def tell_left(runs: Sequence[RunDirectory], name: str) -> None:
     """Which failures are not tried again."""
     if not runs:
         return
-    kinds = Counter(run.failure()["class"] for run in runs)  # type: ignore[index]
+    kinds = Counter((run.failure() or {"class": "without a teacher"})["class"] for run in runs)
     told = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
     out.print(
         f"{len(runs)} failed runs are left as they are ({told}): "
