@@ -308,7 +308,7 @@ class Slurm:
     def _collect(self, jobs: Sequence[str], resources: Mapping[str, Resources]) -> None:
         """A job that syncs and reports when all others have ended, however they ended.
 
-        With what it needs to submit lost runs again: ``launch.json`` may be another launcher's then.
+        With what it needs to submit lost runs again: ``launch.json`` may be another's then.
         """
         folder = self.sweep.path / FOLDER / uuid.uuid4().hex[:12]
         small = Resources(cpus=1, hours=1.0)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep.experiments.checkpoint import Checkpoint, load_latest, save
+from fewstep.experiments.checkpoint import LEFT_SECONDS, Checkpoint, load_latest, save
 
 
 def made(step: int, size: int = 5) -> Checkpoint:
@@ -141,7 +141,21 @@ def test_damaged_ones_never_push_out_whole_ones(tmp_path: Path) -> None:
         truncate(tmp_path / f"step-000000{step}")
     save(tmp_path, made(10))
     assert load_latest(tmp_path).step == 10  # type: ignore[union-attr]
-    assert folders(tmp_path) == ["step-00000010"]
+    for step in (20, 30):  # training comes by
+        save(tmp_path, made(step))
+    assert load_latest(tmp_path).step == 30  # type: ignore[union-attr]
+    assert folders(tmp_path) == ["step-00000020", "step-00000030"]
+
+
+def test_who_was_suspended_removes_nothing_newer(tmp_path: Path) -> None:
+    """Another process has gone on meanwhile, and is writing at this moment."""
+    for step in (10, 20, 30):
+        save(tmp_path, made(step))
+    writing = tmp_path / ".step-00000040.99999"
+    writing.mkdir()
+    save(tmp_path, made(10))
+    assert load_latest(tmp_path).step == 30  # type: ignore[union-attr]
+    assert writing.exists()
 
 
 def test_leftovers_of_a_killed_writer_are_ignored_and_cleaned(tmp_path: Path) -> None:
@@ -149,6 +163,8 @@ def test_leftovers_of_a_killed_writer_are_ignored_and_cleaned(tmp_path: Path) ->
     leftover = tmp_path / ".step-00000002.12345"
     leftover.mkdir()
     (leftover / "tensors.safetensors").write_bytes(b"half")
+    then = time.time() - LEFT_SECONDS - 1
+    os.utime(leftover, (then, then))
     assert load_latest(tmp_path).step == 1  # type: ignore[union-attr]
     save(tmp_path, made(3))
     assert folders(tmp_path) == ["step-00000001", "step-00000003"]
