@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from fewstep.errors import UserError
 from fewstep.experiments import failures
+from fewstep.experiments.evaluation import cells_lacking
+from fewstep.experiments.run import requested
 from fewstep.experiments.rundir import RunDirectory
 
 
@@ -58,3 +61,11 @@ def called_off(run: RunDirectory) -> bool:
         return False
     run.write("failure", failures.record(run, "cancelled", "cancelled before it began"))
     return True
+
+
+def finished(run: RunDirectory) -> bool:
+    """Whether there is nothing left to do: it need not become a trial."""
+    try:
+        return run.result() is not None and not cells_lacking(requested(run), run)
+    except UserError:  # which its own process is to tell
+        return False

@@ -13,13 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.search import Searcher
 
-from fewstep.errors import UserError
 from fewstep.experiments import failures, worker
 from fewstep.experiments.claim import at_work
-from fewstep.experiments.evaluation import cells_lacking
-from fewstep.experiments.run import requested
 from fewstep.experiments.rundir import Json, RunDirectory
-from fewstep.sweeps.launcher import Event, OnEvent, Outcome, called_off, teacher_of
+from fewstep.sweeps.launcher import Event, OnEvent, Outcome, called_off, finished, teacher_of
 from fewstep.sweeps.local import died
 from fewstep.sweeps.ray.trial import CODE
 
@@ -213,11 +210,3 @@ class Feed(Searcher):
 
     def _tell(self, kind: str, run: RunDirectory) -> None:
         self.on_event(Event(kind, run), self.at_work())
-
-
-def finished(run: RunDirectory) -> bool:
-    """Whether there is nothing left to do: it need not become a trial."""
-    try:
-        return run.result() is not None and not cells_lacking(requested(run), run)
-    except UserError:  # which its own process is to tell
-        return False

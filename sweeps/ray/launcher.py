@@ -18,10 +18,10 @@ from ray.exceptions import RayActorError
 from fewstep.errors import UserError
 from fewstep.experiments.claim import at_work
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
-from fewstep.sweeps.launcher import Event, OnEvent, Outcome
+from fewstep.sweeps.launcher import Event, OnEvent, Outcome, finished
 from fewstep.sweeps.ray import cluster
 from fewstep.sweeps.ray.asha import scheduler
-from fewstep.sweeps.ray.feed import Feed, finished
+from fewstep.sweeps.ray.feed import Feed
 from fewstep.sweeps.ray.settings import RaySettings
 from fewstep.sweeps.ray.trial import RunTrial, Terms, scores
 from fewstep.sweeps.resources import Resources

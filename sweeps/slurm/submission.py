@@ -31,7 +31,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from fewstep.errors import UserError
 from fewstep.experiments.provenance import now
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, read_json, write_json
-from fewstep.sweeps.launcher import teacher_of
+from fewstep.sweeps.launcher import finished, teacher_of
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.job import FOR_EVER, Pack
@@ -245,7 +245,7 @@ class Slurm:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=600):
             number = {key: job.id for key, job in self.queued().items()}
-            left = {run.key for run in runs if run.key not in number}
+            left = {run.key for run in runs if run.key not in number and not finished(run)}
             wanted = [
                 Wanted(run.key, t if (t := teacher_of(run)) in left | set(number) else None,
                        resources[run.key])
