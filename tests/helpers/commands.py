@@ -70,7 +70,7 @@ def succeed(*arguments: object, cwd: Path) -> str:
     return done.stdout
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 180.0) -> None:
     """Return once ``condition()`` holds."""
     end = time.monotonic() + seconds
     while not condition():
