@@ -30,10 +30,10 @@ from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, to_model, to_uint8
 from fewstep.experiments.data.toy import HasMixture, coefficients
 from fewstep.experiments.evaluation import BatchedNet
+from fewstep.experiments.network import build_network, choose_device, frozen, load_weights
 from fewstep.experiments.rundir import Json, RunDirectory, write_json
 from fewstep.experiments.seeds import Order, generator
 from fewstep.experiments.teacher import load_teacher
-from fewstep.experiments.trainer import build_network, choose_device, frozen, load_weights
 from fewstep.objectives import Batch, Nets, Objective, Progress
 from fewstep.objectives import Path as Interpolant
 from fewstep.objectives.base import randint, randn

@@ -25,11 +25,11 @@ from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, to_uint8
 from fewstep.experiments.distributed import ranks
 from fewstep.experiments.metric import Metric, short_hash
+from fewstep.experiments.network import choose_device, load_network
 from fewstep.experiments.rundir import Json, RunDirectory, write_json
 from fewstep.experiments.seeds import generator
 from fewstep.experiments.settings import Evaluation
 from fewstep.experiments.sharded import Sharded
-from fewstep.experiments.trainer import choose_device, load_network
 from fewstep.objectives import Guided, Net, Objective
 from fewstep.objectives.guidance import EVERYWHERE
 

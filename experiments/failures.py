@@ -20,21 +20,20 @@ class FailureClass:
     sweep another time does; else only ``fewstep retry``.
     """
 
-    what: str
     retries: float
     resumed: bool
 
 
 CLASSES = {
-    "nan": FailureClass("a loss, a gradient or a sample is not finite", 0, False),
-    "oom": FailureClass("out of memory", 0, False),
-    "bad_data": FailureClass("settings or data that do not fit", 0, True),
-    "bug": FailureClass("an exception", 0, True),
-    "killed": FailureClass("the process was killed from outside", 1, True),
-    "lost_node": FailureClass("the machine was lost", math.inf, True),
-    "preempted": FailureClass("another job took the machine", math.inf, True),
-    "timeout": FailureClass("the job's time ran out", math.inf, True),
-    "cancelled": FailureClass("somebody cancelled it", 0, True),
+    "nan": FailureClass(0, False),  # a loss, a gradient or a sample is not finite
+    "oom": FailureClass(0, False),  # out of memory
+    "bad_data": FailureClass(0, True),  # settings or data that do not fit
+    "bug": FailureClass(0, True),  # an exception
+    "killed": FailureClass(1, True),  # the process was killed from outside
+    "lost_node": FailureClass(math.inf, True),  # the machine was lost
+    "preempted": FailureClass(math.inf, True),  # another job took the machine
+    "timeout": FailureClass(math.inf, True),  # the job's time ran out
+    "cancelled": FailureClass(0, True),  # somebody cancelled it
 }
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from fewstep.errors import UserError
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset
+from fewstep.experiments.network import load_network
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.objectives import OBJECTIVES, Teacher
 
@@ -122,8 +123,6 @@ def load_teacher(config: RunConfig, dataset: Dataset) -> tuple[Teacher, nn.Modul
     Raises:
         UserError: as ``check_teacher``.
     """
-    from fewstep.experiments.trainer import load_network
-
     check_teacher(config)
     directory = teacher_directory(config)
     if directory is None:

@@ -10,8 +10,6 @@ from fewstep.experiments.provenance import now
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, read_json, write_json
 from fewstep.sweeps.resources import Resources
 
-LAUNCHERS = ("local", "ray", "slurm")
-
 
 def remember(
     sweep: SweepDirectory,

@@ -15,7 +15,7 @@ from fewstep.sweeps.conditions import Condition
 from fewstep.sweeps.resources import DEFAULT, NO_REQUEST, Request, Resources
 from fewstep.sweeps.space import Sample, combinations, complete, is_excluded
 
-LAUNCHERS = ("slurm", "ray", "local")
+LAUNCHERS = ("local", "ray", "slurm")
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from fewstep.errors import UserError, check_choice, check_range, unknown
+from fewstep.errors import UserError, check_choice, check_range
+from fewstep.sweeps.settings import parse
 
 SCHEDULERS = ("none", "asha")
 SEARCHES = ("none", "optuna")
@@ -86,13 +87,7 @@ class RaySettings:
         Raises:
             UserError: an unknown setting, or a value of the wrong kind.
         """
-        known = {f.name: str(f.type) for f in fields(cls)}
-        made: dict[str, Any] = {}
-        for name, value in values.items():
-            if name not in known:
-                raise unknown("setting of ray", str(name), known)
-            made[name] = _typed(str(name), value, known[name])
-        return cls(**made)
+        return parse(cls, "ray", values)
 
     def rung_steps(self) -> tuple[int, ...]:
         """The rungs, also those beyond the last step of a run; none without early stopping."""
@@ -103,22 +98,3 @@ class RaySettings:
             rung = max(rung * self.eta, found[-1] + 1)
             found.append(round(rung))
         return tuple(found)
-
-
-def _typed(name: str, value: Any, kind: str) -> Any:
-    if value is None and "None" in kind:
-        return None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind.startswith("tuple"):
-        if isinstance(value, list | tuple) and all(type(v) is int for v in value):
-            return tuple(value)
-    elif kind.startswith("int"):
-        if number and value == int(value):
-            return int(value)
-    elif kind.startswith("float"):
-        if number:
-            return float(value)
-    elif isinstance(value, str):
-        return value
-    asked = {"t": "a list of whole numbers", "i": "a whole number", "f": "a number", "s": "a word"}
-    raise UserError(f"ray.{name} takes {asked[kind[0]]}, got {value!r}")

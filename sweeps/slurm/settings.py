@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from fewstep.errors import UserError, check_range, unknown
+from fewstep.errors import UserError, check_range
+from fewstep.sweeps.settings import parse
 
 OURS = ("array", "dependency", "output", "error", "signal", "open-mode", "requeue", "comment")
 """sbatch options that are not the user's: a sweep would be lost with others."""
@@ -64,34 +65,4 @@ class SlurmSettings:
         Raises:
             UserError: an unknown setting, or a value of the wrong kind.
         """
-        known = {f.name: f for f in fields(cls)}
-        made: dict[str, Any] = {}
-        for name, value in values.items():
-            if name not in known:
-                raise unknown("setting of slurm", str(name), known)
-            made[name] = _typed(name, value, str(known[name].type))
-        return cls(**made)
-
-
-def _typed(name: str, value: Any, kind: str) -> Any:
-    if value is None and "None" in kind:
-        return None
-    if kind.startswith("tuple"):
-        if isinstance(value, str):
-            value = value.splitlines()
-        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-            return tuple(value)
-    elif kind.startswith("Mapping"):
-        if isinstance(value, Mapping):
-            return dict(value)
-    elif kind.startswith("bool"):
-        if isinstance(value, bool):
-            return value
-    elif kind.startswith(("int", "float")):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and (kind.startswith("float") or value == int(value)):
-            return float(value) if kind.startswith("float") else int(value)
-    elif isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    asked = {"t": "a list of strings", "M": "a mapping", "b": "true or false", "s": "a word"}
-    raise UserError(f"slurm.{name} takes {asked.get(kind[0], 'a number')}, got {value!r}")
+        return parse(cls, "slurm", values)

@@ -34,23 +34,11 @@ from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, read_
 from fewstep.sweeps.launcher import finished, teacher_of
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
+from fewstep.sweeps.slurm.chunks import Chunk, Wanted, chunks, processes
 from fewstep.sweeps.slurm.job import FOR_EVER, Pack
 from fewstep.sweeps.slurm.settings import SlurmSettings
 
 FOLDER = "_slurm"
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """An array to be submitted.
-
-    Attributes:
-        tasks: the keys of the runs of each task. teacher: the key that all of them wait for.
-    """
-
-    tasks: tuple[tuple[str, ...], ...]
-    resources: Resources
-    teacher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,56 +82,17 @@ class Executor(submitit.SlurmExecutor):
         return text
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A run to be submitted: the key of its teacher, if that is to be submitted too or has been."""
-
-    key: str
-    teacher: str | None
-    resources: Resources
-
-
-def chunks(runs: Sequence[Wanted], settings: SlurmSettings, limit: int) -> list[Chunk]:
-    """The arrays that ``runs`` become, of at most ``limit`` tasks, teachers before their students.
-
-    Runs of one array want the same resources and wait for the same teacher. A teacher has a task to
-    itself, so that its students wait for nobody else.
-    """
-    keys = {run.key for run in runs}
-    teacher = {run.key: run.teacher if run.teacher in keys else None for run in runs}
-    teaching = {run.teacher for run in runs}
-    groups: dict[tuple[int, str | None, Resources, bool], list[str]] = {}
-    for run in runs:
-        alone = run.key in teaching or processes(run.resources) > 1
-        group = (_depth(run.key, teacher), run.teacher, run.resources, alone)
-        groups.setdefault(group, []).append(run.key)
-    made = []
-    for (_, taught_by, wanted, alone), members in sorted(groups.items(), key=lambda g: g[0][0]):
-        packs = list(_split(members, 1 if alone else settings.runs_per_job))
-        made += [Chunk(tuple(part), wanted, taught_by) for part in _split(packs, limit)]
-    return made
-
-
-def _depth(key: str, teacher: Mapping[str, str | None]) -> int:
-    depth, above = 0, teacher[key]
-    while above is not None:
-        depth, above = depth + 1, teacher[above]
-    return depth
-
-
-def _split(items: Sequence[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    for begun in range(0, len(items), size):
-        yield tuple(items[begun : begun + size])
-
-
 def executor(
     folder: Path,
     name: str,
     settings: SlurmSettings,
     resources: Resources,
     dependency: str | None = None,
+    at_once: int = 1,
 ) -> Executor:
     """What submits a chunk from ``folder`` (which need not be there yet).
+
+    ``resources`` are a run's; a job asks for those of ``at_once`` runs.
 
     Raises:
         UserError: no SLURM on this machine.
@@ -157,8 +106,8 @@ def executor(
         ) from None
     options = {str(k).replace("_", "-"): v for k, v in settings.options.items()}
     options["requeue"] = True
-    if resources.memory_gb is not None:
-        options.setdefault("mem", f"{math.ceil(resources.memory_gb * 1024)}M")
+    if resources.memory_gb is not None:  # SLURM counts in 2^20 bytes
+        options.setdefault("mem", f"{math.ceil(at_once * resources.memory_gb * 1e9 / 2**20)}M")
     if dependency is not None:
         options["kill-on-invalid-dep"] = "yes"
     wanted: dict[str, Any] = {
@@ -168,7 +117,9 @@ def executor(
         "signal_delay_s": settings.save_seconds,
         "nodes": resources.nodes,
         "ntasks_per_node": processes(resources) // resources.nodes,
-        "cpus_per_task": max(1, math.ceil(resources.cpus * resources.nodes / processes(resources))),
+        "cpus_per_task": max(
+            1, math.ceil(at_once * resources.cpus * resources.nodes / processes(resources))
+        ),
         "stderr_to_stdout": True,
         "array_parallelism": settings.max_parallel or 10**6,
         "additional_parameters": options,
@@ -188,7 +139,7 @@ def executor(
         "dependency": dependency,
     }
     if resources.gpus and settings.gres is None:
-        wanted["gpus_per_node"] = math.ceil(resources.gpus)
+        wanted["gpus_per_node"] = math.ceil(at_once * resources.gpus)
     made.parameters.update({k: v for k, v in wanted.items() if v is not None or k == "wckey"})
     return made
 
@@ -207,11 +158,6 @@ def outside_of_jobs() -> Iterator[None]:
         yield
     finally:
         os.environ.update(told)
-
-
-def processes(resources: Resources) -> int:
-    """Of a run: one per GPU, one per node at least."""
-    return resources.nodes * max(1, int(resources.gpus))
 
 
 def minutes(settings: SlurmSettings, resources: Resources) -> int:
@@ -265,7 +211,8 @@ class Slurm:
 
     def _submit(self, chunk: Chunk, after: str | None) -> Submission:
         folder = self.sweep.path / FOLDER / uuid.uuid4().hex[:12]
-        ex = executor(folder, self.name, self.settings, chunk.resources, after)
+        at_once = chunk.at_once(self.settings)
+        ex = executor(folder, self.name, self.settings, chunk.resources, after, at_once)
         manifest = {
             "name": self.name,
             "kind": "runs",
@@ -273,7 +220,7 @@ class Slurm:
             "created": now(),
             "after": after,
             "minutes": minutes(self.settings, chunk.resources),
-            "at_a_time": self.settings.at_a_time,
+            "at_a_time": at_once,
             "tasks": [list(keys) for keys in chunk.tasks],
         }
         write_json(folder / "manifest.json", manifest)
@@ -363,8 +310,8 @@ class Slurm:
                 job = None if s.job is None else found.get(s.task_of(i))
                 for key in keys:
                     before = made.get(key)
-                    known = before is not None and before[2] is not None
-                    if not known or (job is not None and not (before[2] and before[2].live)):  # type: ignore[index]
+                    older = None if before is None else before[2]
+                    if older is None or (job is not None and not older.live):
                         made[key] = (s, i, job)
         return made
 
@@ -397,6 +344,7 @@ def scripts(
     for chunk in made:
         folder = sweep.path.absolute() / FOLDER / "TOKEN"
         after = None if chunk.teacher is None else f"afterok:JOB_OF_{chunk.teacher}"
-        ex = executor(folder, f"fewstep-{sweep.name}", settings, chunk.resources, after)
+        at_once, name = chunk.at_once(settings), f"fewstep-{sweep.name}"
+        ex = executor(folder, name, settings, chunk.resources, after, at_once)
         told.append((chunk, ex.script(len(chunk.tasks))))
     return told

@@ -26,11 +26,11 @@ from fewstep.experiments.evaluation import (
     evaluate,
 )
 from fewstep.experiments.metric import Metric
+from fewstep.experiments.network import build_network, load_network
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.experiments.seeds import generator
 from fewstep.experiments.settings import Evaluation
-from fewstep.experiments.trainer import build_network, load_network
 from fewstep.objectives import OBJECTIVES
 
 ALL = OBJECTIVES.names()

@@ -11,12 +11,13 @@ from helpers.tiny import flat, taught, tiny, train, trainer
 
 from fewstep.errors import UserError
 from fewstep.experiments.config import Override, amend
+from fewstep.experiments.network import load_network
 from fewstep.experiments.pairs import BLOCK
 from fewstep.experiments.preflight import check
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.experiments.teacher import check_teacher, teacher_directory
-from fewstep.experiments.trainer import Interrupted, load_network
+from fewstep.experiments.trainer import Interrupted
 from fewstep.objectives import OBJECTIVES, Progress, Trig
 
 

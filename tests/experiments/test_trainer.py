@@ -25,16 +25,10 @@ from torch import Generator
 
 from fewstep.errors import UserError
 from fewstep.experiments.config import Override, RunConfig, compose
+from fewstep.experiments.network import build_network, choose_device
 from fewstep.experiments.run import RunFailed, prepare, run
 from fewstep.experiments.settings import Training
-from fewstep.experiments.trainer import (
-    Interrupted,
-    NotFinite,
-    Trainer,
-    build_network,
-    choose_device,
-    learning_rate,
-)
+from fewstep.experiments.trainer import Interrupted, NotFinite, Trainer, learning_rate
 from fewstep.objectives import OBJECTIVES, Batch, FlowMatching, Loss, Nets, Progress
 
 ALL = OBJECTIVES.names()

@@ -10,8 +10,9 @@ import pytest
 from fewstep.errors import UserError
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
+from fewstep.sweeps.slurm.chunks import Wanted, chunks, processes
 from fewstep.sweeps.slurm.settings import SlurmSettings
-from fewstep.sweeps.slurm.submission import Wanted, chunks, outside_of_jobs, processes
+from fewstep.sweeps.slurm.submission import outside_of_jobs
 
 
 def test_settings_take_the_types_they_have() -> None:

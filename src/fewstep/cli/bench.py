@@ -16,8 +16,8 @@ from fewstep.cli.console import meter, out
 from fewstep.errors import UserError, check_range
 from fewstep.experiments.bench import TOLERANCE, Cost, Setting, measure
 from fewstep.experiments.config import GROUPS, RunConfig, compose, pair
+from fewstep.experiments.network import choose_device
 from fewstep.experiments.provenance import environment, now
-from fewstep.experiments.trainer import choose_device
 from fewstep.objectives import OBJECTIVES
 
 

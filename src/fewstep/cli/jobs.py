@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.cli.console import out
-from fewstep.cli.many import find_sweep
+from fewstep.cli.report import find_sweep
 from fewstep.errors import UserError
 from fewstep.experiments import failures
 from fewstep.experiments.claim import at_work

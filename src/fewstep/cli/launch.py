@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fewstep.cli.console import err, out
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
-from fewstep.sweeps.launching import LAUNCHERS, failed, ready, recall, remember
+from fewstep.sweeps.launching import failed, ready, recall, remember
 
 if TYPE_CHECKING:
     from fewstep.sweeps.plan import Plan
@@ -31,10 +31,11 @@ def sweep(
     """``fewstep sweep``; returns the exit code. ``stopped``: go on with what was ended early."""
     from fewstep.cli.plan import headline, show
     from fewstep.experiments.failures import resumed
+    from fewstep.experiments.network import choose_device
     from fewstep.experiments.rungs import continue_stopped
-    from fewstep.experiments.trainer import choose_device
     from fewstep.sweeps import definition
     from fewstep.sweeps.plan import plan
+    from fewstep.sweeps.sweep import LAUNCHERS
 
     check_choice("--launcher", launcher, LAUNCHERS)
     made = plan(definition.load(name).with_overrides(overrides))
@@ -80,7 +81,7 @@ def sweep(
 
 def retry(name: str, root: Path, classes: Sequence[str], keys: Sequence[str]) -> int:
     """``fewstep retry``; returns the exit code."""
-    from fewstep.cli.many import find_sweep
+    from fewstep.cli.report import find_sweep
     from fewstep.experiments.failures import CLASSES
 
     for kind in classes:
@@ -131,7 +132,7 @@ def launch(
         n = len(outcome.interrupted)
         err.print(f"{n} runs are not finished; the same command continues them")
         return INTERRUPTED
-    from fewstep.cli.many import report
+    from fewstep.cli.report import report
     from fewstep.cli.sync import sync_sweeps
 
     report(directory, None)
@@ -213,9 +214,10 @@ def tell_left(runs: Sequence[RunDirectory], name: str) -> None:
 
 def scripts(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
     """The arrays that SLURM would get, and the script of each kind."""
-    from fewstep.sweeps.slurm import submission
+    from fewstep.sweeps.slurm.chunks import Wanted, chunks
     from fewstep.sweeps.slurm.queue import array_limit
     from fewstep.sweeps.slurm.settings import SlurmSettings
+    from fewstep.sweeps.slurm.submission import scripts as rendered
 
     parsed = SlurmSettings.parse(settings)
     keys = {run.directory.key for run in made.to_do}
@@ -223,10 +225,10 @@ def scripts(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
     for run in made.to_do:
         teacher = Path(run.member.config.values["teacher"] or "-").name
         taught_by = teacher if teacher in keys else None
-        wanted.append(submission.Wanted(run.directory.key, taught_by, run.resources))
-    chunks = submission.chunks(wanted, parsed, array_limit())
+        wanted.append(Wanted(run.directory.key, taught_by, run.resources))
+    arrays = chunks(wanted, parsed, array_limit())
     shown = set()
-    for chunk, text in submission.scripts(made.directory, chunks, parsed):
+    for chunk, text in rendered(made.directory, arrays, parsed):
         runs = sum(len(keys) for keys in chunk.tasks)
         yield f"an array of {len(chunk.tasks)} tasks, {runs} runs"
         kind = (chunk.resources, chunk.teacher is None)

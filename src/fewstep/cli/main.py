@@ -296,7 +296,7 @@ def report(
 
     Example: [bold]fewstep report digits --out paper/figures[/]
     """
-    from fewstep.cli import many
+    from fewstep.cli import report as reporting
 
     filters = {
         "weights": weights,
@@ -307,7 +307,7 @@ def report(
         "times": times,
     }
     root = only_root(overrides, runs)
-    many.report(many.find_sweep(sweep, root), output, filters, stopped)
+    reporting.report(reporting.find_sweep(sweep, root), output, filters, stopped)
 
 
 @app.command()

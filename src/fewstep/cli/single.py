@@ -13,11 +13,11 @@ from fewstep.cli.console import err, meter, out
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.config import amend, compose
 from fewstep.experiments.evaluation import Cell, draw
+from fewstep.experiments.network import choose_device, load_network
 from fewstep.experiments.preflight import check
 from fewstep.experiments.run import Busy, Interrupted, RunFailed, load_config, prepare, run
 from fewstep.experiments.rundir import RunDirectory, find_run
 from fewstep.experiments.settings import WEIGHTS
-from fewstep.experiments.trainer import choose_device, load_network
 from fewstep.experiments.worker import BUSY, FAILED, INTERRUPTED, StopFlag
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fewstep.cli.console import duration, err, out
-from fewstep.cli.many import find_sweep
+from fewstep.cli.report import find_sweep
 from fewstep.errors import UserError
 from fewstep.experiments.rundir import SweepDirectory, find_sweeps
 from fewstep.sweeps.status import STATES, RunStatus, counts, sweep_status

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.cli.console import err, meter, out
-from fewstep.cli.many import find_sweep
+from fewstep.cli.report import find_sweep
 from fewstep.errors import UserError, check_range, unknown
 from fewstep.experiments.rundir import SweepDirectory, find_sweeps
 
