@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from fewstep.errors import UserError, check_range, unknown
-from fewstep.experiments.config import GROUPS, RunConfig, setting_names
+from fewstep.experiments.composition import GROUPS
+from fewstep.experiments.config import RunConfig, setting_names
 from fewstep.sweeps.conditions import Condition, Facts, read_condition
 
 

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from fewstep.errors import UserError, check_range, unknown
-from fewstep.experiments.config import GROUPS, Override, RunConfig, compose, pair, sweep_name
+from fewstep.experiments.composition import GROUPS
+from fewstep.experiments.config import Override, RunConfig, compose, pair, sweep_name
 from fewstep.experiments.run import directory_of
 from fewstep.sweeps.axes import Axis, Combination, facts
 from fewstep.sweeps.conditions import Condition

@@ -212,7 +212,8 @@ def test_from_submission_to_table(tmp_path: Path, box: Box) -> None:
 def test_packs_share_a_job(tmp_path: Path, box: Box) -> None:
     cases = "".join(f"  - {{label: c{i}, training.steps: {SHORT + i}}}\n" for i in range(3))
     sweep = Sweep(tmp_path, box, cases)
-    told = sweep.submit("slurm.runs_per_job=3", "slurm.at_a_time=2", "slurm.collect=false")
+    packed = ["slurm.runs_per_job=3", "slurm.at_a_time=2", "resources.cpus=1"]
+    told = sweep.submit(*packed, "slurm.collect=false")
     assert "1 tasks, 3 runs" in told
     sweep.wait()
     assert set(sweep.states.values()) == {"done"}, sweep.log()

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from fewstep.errors import UserError
+from fewstep.experiments.rundir import SweepDirectory
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.chunks import Wanted, chunks, processes
 from fewstep.sweeps.slurm.settings import SlurmSettings
-from fewstep.sweeps.slurm.submission import outside_of_jobs
+from fewstep.sweeps.slurm.submission import outside_of_jobs, scripts
 
 
 def test_settings_take_the_types_they_have() -> None:
@@ -43,7 +44,7 @@ def test_settings_take_the_types_they_have() -> None:
         ({"hours": "two"}, "slurm.hours takes a number, got 'two'"),
         ({"hours": 0}, "slurm.hours must be greater than 0"),
         ({"runs_per_job": 0}, "slurm.runs_per_job must be at least 1"),
-        ({"runs_per_job": 1.5}, "slurm.runs_per_job takes a number"),
+        ({"runs_per_job": 1.5}, "slurm.runs_per_job takes a whole number"),
         ({"setup": 3}, "slurm.setup takes a list of strings"),
         ({"options": ["x"]}, "slurm.options takes a mapping"),
         ({"collect": "no"}, "slurm.collect takes true or false"),
@@ -93,6 +94,25 @@ def test_students_wait_for_their_own_teacher_alone() -> None:
         ("ss1",): "s1",
         ("late",): "running",
     }
+
+
+def test_a_job_asks_for_all_runs_that_are_at_work_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    srun = tmp_path / "srun"
+    srun.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    settings = SlurmSettings(runs_per_job=3, at_a_time=2)
+    wanted = [Wanted(f"r{i}", None, Resources(cpus=4, gpus=0.5, memory_gb=10)) for i in range(4)]
+    (array,) = chunks(wanted, settings, limit=10)
+    assert array.at_once(settings) == 2
+    [(_, script)] = scripts(SweepDirectory(tmp_path), [array], settings)
+    asked = {line for line in script.splitlines() if line.startswith("#SBATCH")}
+    # two runs of 4 cores, half a GPU and 10^10 bytes
+    assert {"#SBATCH --cpus-per-task=8", "#SBATCH --gpus-per-node=1"} <= asked
+    assert "#SBATCH --mem=19074M" in asked
+    (single,) = chunks(wanted[:1], settings, limit=10)
+    assert single.at_once(settings) == 1
 
 
 def test_a_process_for_each_gpu_of_each_node() -> None:

@@ -15,7 +15,8 @@ from rich.table import Table
 from fewstep.cli.console import meter, out
 from fewstep.errors import UserError, check_range
 from fewstep.experiments.bench import TOLERANCE, Cost, Setting, measure
-from fewstep.experiments.config import GROUPS, RunConfig, compose, pair
+from fewstep.experiments.composition import GROUPS
+from fewstep.experiments.config import RunConfig, compose, pair
 from fewstep.experiments.network import choose_device
 from fewstep.experiments.provenance import environment, now
 from fewstep.objectives import OBJECTIVES

@@ -22,11 +22,10 @@ INTERRUPTED = 130
 def sweep(
     name: str,
     overrides: Sequence[Any],
-    *,
     plan_only: bool,
     launcher: str,
     workers: int | None,
-    stopped: bool = False,
+    stopped: bool,
 ) -> int:
     """``fewstep sweep``; returns the exit code. ``stopped``: go on with what was ended early."""
     from fewstep.cli.plan import headline, show

@@ -7,16 +7,26 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fewstep import __version__
+from fewstep.cli.arguments import (
+    OneSweep,
+    OnlyRuns,
+    Overrides,
+    RunName,
+    Runs,
+    SweepName,
+    only_root,
+    root_and_rest,
+    with_root,
+)
 from fewstep.cli.console import err, out
 from fewstep.errors import UserError
 
 BAD_INPUT = 2
-OVERRIDES = "Settings as key=value, in Hydra's grammar."
 
 app = typer.Typer(
     name="fewstep",
@@ -27,12 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES, show_default=False)]
-Runs = Annotated[
-    str | None, typer.Option("--runs", help="Run root (same as runs=DIR; default: runs).")
-]
-RunName = Annotated[str, typer.Argument(help="A run's directory, or the beginning of its key.")]
 
 
 def main() -> None:
@@ -47,31 +51,6 @@ def main() -> None:
     except BrokenPipeError:  # fewstep ... | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-
-
-def root_and_rest(overrides: list[str] | None, runs: str | None) -> tuple[str | None, list[str]]:
-    """The run root from ``--runs`` or a ``runs=DIR`` override, and the other overrides."""
-    rest = []
-    for override in overrides or []:
-        if override.startswith("runs="):
-            runs = override.removeprefix("runs=").strip("'\"")
-        else:
-            rest.append(override)
-    return runs, rest
-
-
-def with_root(overrides: list[str] | None, runs: str | None) -> list[Any]:
-    """All overrides, the run root as a pair (a path needs no quoting then)."""
-    root, rest = root_and_rest(overrides, runs)
-    return [*rest, ("runs", root)] if root else list(rest)
-
-
-def only_root(overrides: list[str] | None, runs: str | None) -> Path:
-    """The run root, for commands that take no other override."""
-    root, rest = root_and_rest(overrides, runs)
-    if rest:
-        raise UserError(f"this command takes no override but runs=DIR, got {rest[0]!r}")
-    return Path(root or "runs")
 
 
 def show_version(value: bool) -> None:
@@ -126,25 +105,17 @@ def sweep(
     """
     from fewstep.cli import launch
 
-    made = with_root(overrides, runs)
-    options: Any = {
-        "plan_only": plan,
-        "launcher": launcher,
-        "workers": workers,
-        "stopped": stopped,
-    }
-    sys.exit(launch.sweep(name, made, **options))
+    chosen = with_root(overrides, runs)
+    sys.exit(launch.sweep(name, chosen, plan, launcher, workers, stopped))
 
 
 @app.command()
 def retry(
-    sweep: Annotated[str, typer.Argument(help="The sweep's name.")],
+    sweep: SweepName,
     classes: Annotated[
         list[str] | None, typer.Option("--class", help="Only failures of this class, as oom.")
     ] = None,
-    run: Annotated[
-        list[str] | None, typer.Option("--run", help="Only this run (beginning of its key).")
-    ] = None,
+    run: OnlyRuns = None,
     overrides: Overrides = None,
     runs: Runs = None,
 ) -> None:
@@ -159,10 +130,8 @@ def retry(
 
 @app.command()
 def cancel(
-    sweep: Annotated[str, typer.Argument(help="The sweep's name.")],
-    run: Annotated[
-        list[str] | None, typer.Option("--run", help="Only this run (beginning of its key).")
-    ] = None,
+    sweep: SweepName,
+    run: OnlyRuns = None,
     overrides: Overrides = None,
     runs: Runs = None,
 ) -> None:
@@ -193,7 +162,7 @@ def logs(
 
 @app.command()
 def status(
-    sweep: Annotated[str | None, typer.Argument(help="One sweep; default: all.")] = None,
+    sweep: OneSweep = None,
     overrides: Overrides = None,
     watch: Annotated[bool, typer.Option("--watch", help="Until all runs have ended.")] = False,
     runs: Runs = None,
@@ -244,7 +213,7 @@ def sample(
 
 @app.command()
 def sync(
-    sweep: Annotated[str | None, typer.Argument(help="One sweep; default: all.")] = None,
+    sweep: OneSweep = None,
     overrides: Overrides = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Again and again, until all runs are done or failed.")
@@ -266,7 +235,7 @@ def sync(
 
 @app.command()
 def report(
-    sweep: Annotated[str, typer.Argument(help="The sweep's name.")],
+    sweep: SweepName,
     output: Annotated[
         Path | None, typer.Option("--out", help="Folder; default: runs/SWEEP/report.")
     ] = None,

@@ -1,0 +1,136 @@
+"""Settings assigned to what Hydra has composed: checked, converted, and quickly."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fewstep.backbones import BACKBONES
+from fewstep.errors import UserError
+from fewstep.experiments.data import DATA
+from fewstep.objectives import OBJECTIVES
+from fewstep.registry import Registry
+
+INTERPOLATION = "${"
+GROUPS: dict[str, Registry[Any]] = {
+    "objective": OBJECTIVES,
+    "backbone": BACKBONES,
+    "data": DATA,
+}
+
+
+def values_of(config: DictConfig) -> dict[str, Any]:
+    """All values, plain.
+
+    Raises:
+        UserError: one that is missing, or that looks for another in vain.
+    """
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:  # an interpolation to nowhere, or "???"
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    assert isinstance(values, dict)
+    return {str(k): v for k, v in values.items()}
+
+
+def assign(config: DictConfig, key: str, value: Any, known: Sequence[str]) -> None:
+    """Set ``key``, one of the ``known`` names.
+
+    Raises:
+        UserError: an unknown setting, or a value of a wrong type.
+    """
+    if key.split(".")[0] in GROUPS and (key in GROUPS or key.endswith(".name")):
+        group = key.split(".")[0]
+        raise UserError(f"{key} cannot be set to {value!r} here; choose it with {group}=NAME")
+    if key not in known:
+        near = difflib.get_close_matches(key, [*known, *GROUPS], n=1, cutoff=0.5)
+        inside = [k for k in known if k.startswith(key.rsplit(".", 1)[0] + ".")]
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"unknown setting {key!r}{hint} (choices: {', '.join(inside or known)})")
+    if OmegaConf.is_list(OmegaConf.select(config, key)) and not isinstance(value, list | tuple):
+        raise UserError(f"{key} takes a list, written [a,b], got {value!r}")
+    if key == "evaluation.times" and value and not any(isinstance(v, list | tuple) for v in value):
+        value = [value]  # one schedule, written without the brackets of the list of them
+    try:
+        OmegaConf.update(config, key, value, merge=False)
+    except OmegaConfBaseException as error:
+        line = str(error).splitlines()[0]
+        got = "" if str(value) in line else f", got {value!r}"
+        raise UserError(f"{key}: {line}{got}") from None
+
+
+def flat_keys(config: DictConfig) -> list[str]:
+    """The dotted names of all settings."""
+
+    def walk(node: Any, prefix: str) -> Iterable[str]:
+        for name in node:
+            child = node._get_node(name)
+            if isinstance(child, DictConfig):
+                yield from walk(child, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+    return list(walk(config, ""))
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """What Hydra makes of one choice of groups, and settings assigned to it."""
+
+    config: DictConfig
+    converted: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    @cached_property
+    def known(self) -> list[str]:
+        return flat_keys(self.config)
+
+    @cached_property
+    def scratch(self) -> DictConfig:
+        return copy.deepcopy(self.config)
+
+    @cached_property
+    def plain(self) -> dict[str, Any] | None:
+        """All values, unless some are to be looked up in the environment, anew each time."""
+        raw = OmegaConf.to_container(self.config)
+        return None if INTERPOLATION in repr(raw) else values_of(self.config)
+
+    def values_with(self, assignments: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        """All values, plain, with those of ``assignments``.
+
+        A DictConfig is slow to copy, and a sweep assigns the same few settings thousands of times:
+        so each is checked and converted once. An interpolation needs the others beside it.
+
+        Raises:
+            UserError: an unknown setting, or a value of a wrong type.
+        """
+        if any(mark in repr(value) for _, value in assignments for mark in (INTERPOLATION, "???")):
+            config = copy.deepcopy(self.config)
+            for key, value in assignments:
+                assign(config, key, value, self.known)
+            return values_of(config)
+        values = values_of(self.config) if self.plain is None else copy.deepcopy(self.plain)
+        for key, value in assignments:
+            *parents, name = key.split(".")
+            new = copy.deepcopy(self._convert(key, value))
+            inner = values
+            for parent in parents:
+                inner = inner[parent]
+            inner[name] = new
+        return values
+
+    def _convert(self, key: str, value: Any) -> Any:
+        """``value`` as the setting ``key`` keeps it."""
+        told = (key, repr(value))  # 1, 1.0 and True are equal, and not the same to a string
+        if told not in self.converted:
+            assign(self.scratch, key, value, self.known)
+            new = OmegaConf.select(self.scratch, key)
+            self.converted[told] = OmegaConf.to_container(new) if OmegaConf.is_config(new) else new
+            OmegaConf.update(self.scratch, key, OmegaConf.select(self.config, key), merge=False)
+        return self.converted[told]
