@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,16 +32,20 @@ BASE = (
 LONG, SHORT = 300, 20
 NAP = 0.04  # seconds a step of the long run takes on the cluster
 
-# a run that lasts, and leaves the processors to others
+# a run that lasts, leaves the processors to others, and waits for the test where it must
 SLOW = """
 import os, time
 from dataclasses import dataclass
+from pathlib import Path
 from fewstep.objectives import FlowMatching
 
 @dataclass(frozen=True)
 class Slow(FlowMatching):
     def loss(self, nets, batch, progress, g):
         time.sleep(float(os.environ.get("NAP", 0)))
+        held = Path(os.environ.get("HELD", ""), f"steps-{progress.total}")
+        while progress.step >= 100 and held.exists():
+            time.sleep(0.02)
         return super().loss(nets, batch, progress, g)
 """
 FLAKY = """
@@ -73,7 +78,8 @@ class Sweep:
     def __init__(self, folder: Path, box: Box, cases: str, base: str = BASE) -> None:
         self.folder, self.box = folder, box
         third_party(folder / "slow", "slow", SLOW)
-        self.environment = {**box.environment, "PYTHONPATH": f"{folder}/slow", "NAP": str(NAP)}
+        slow = {"PYTHONPATH": f"{folder}/slow", "NAP": str(NAP), "HELD": str(folder)}
+        self.environment = {**box.environment, **slow}
         (folder / "mine.yaml").write_text(f"{base}axes:\n  case:\n{cases}")
 
     def command(self, *words: object) -> subprocess.CompletedProcess[str]:
@@ -120,6 +126,16 @@ class Sweep:
             return bool(progress and progress["done"] >= step and run.claim.exists())
 
         return holds
+
+    @contextmanager
+    def held(self, steps: int = LONG) -> Iterator[None]:
+        """Meanwhile no run of so many steps gets beyond its hundredth."""
+        hold = self.folder / f"steps-{steps}"
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink(missing_ok=True)
 
     def wait(self, seconds: float = 300) -> None:
         """Until every job is over."""
@@ -297,9 +313,10 @@ def test_cancelled_jobs_are_told_and_can_be_continued(
     assert "cancelled before it began" in shown
     assert sweep.runs["a"].failure()["class"] == "cancelled"
     assert list(sweep.runs["a"].checkpoints.glob("step-*"))
-    sweep.submit("slurm.collect=false")
-    wait_for(sweep.training("a", 80), "the run at work again")
-    done = sweep.command("cancel", "mine")  # and by our own command
+    with sweep.held():
+        sweep.submit("slurm.collect=false")
+        wait_for(sweep.training("a", 80), "the run at work again")
+        done = sweep.command("cancel", "mine")  # and by our own command
     assert done.returncode == 0, done.stderr
     sweep.wait()
     assert {run.failure()["class"] for run in sweep.runs.values() if run.failure()} == {"cancelled"}
@@ -402,10 +419,11 @@ def test_without_accounting(tmp_path: Path, undisturbed: RunDirectory) -> None:
         bare.up()
         cases = f"  - {{label: a, training.steps: {SHORT}}}\n  - {long('b')}\n"
         sweep = Sweep(tmp_path, bare, cases)
-        sweep.submit("slurm.collect=false")
-        wait_for(sweep.training("b"), "a run at work")
-        assert "submitted" not in sweep.submit()
-        bare.run("scancel", sweep.job("b")["id"])
+        with sweep.held():
+            sweep.submit("slurm.collect=false")
+            wait_for(sweep.training("b"), "a run at work")
+            assert "submitted" not in sweep.submit()
+            bare.run("scancel", sweep.job("b")["id"])
         sweep.wait()
         assert "1 done, 1 cancelled" in sweep.command("status", "mine").stdout, sweep.log()
         assert "1 tasks, 1 runs" in sweep.submit("slurm.collect=false")
@@ -446,6 +464,7 @@ def test_one_sweep_on_three_launchers(tmp_path: Path, box: Box, undisturbed: Run
         driver = sweep.start(*words, *(["--workers", "1"] if launcher == "local" else []))
         wait_for(at, f"the moment to interrupt {launcher}", 240)
         driver.send_signal(signal.SIGINT)
+        (tmp_path / "steps-320").unlink(missing_ok=True)
         done = finish(driver)
         assert done.returncode == 130, done.stdout + done.stderr
 
@@ -453,7 +472,8 @@ def test_one_sweep_on_three_launchers(tmp_path: Path, box: Box, undisturbed: Run
     interrupted("local", lambda: bool(runs()) and sweep.training("a")())
     assert sweep.states == {"short": "done", "a": "running", "last": "new"}
     short = tree(sweep.runs["short"].path)
-    interrupted("ray", lambda: sweep.states["a"] == "done" and sweep.training("last")())
+    with sweep.held(320):
+        interrupted("ray", lambda: sweep.states["a"] == "done" and sweep.training("last")())
     told = sweep.submit("slurm.collect=false")
     assert "1 tasks, 1 runs" in told
     sweep.wait()
