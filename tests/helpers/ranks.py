@@ -29,6 +29,7 @@ from fewstep.experiments import trainer as training
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, Split
 from fewstep.experiments.evaluation import Cell, draw
+from fewstep.experiments.network import load_network
 from fewstep.experiments.parallel import Disagreement
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.experiments.trainer import Interrupted, Trainer
@@ -144,7 +145,7 @@ def play(scene: Scene) -> dict[str, Any]:
     except Disagreement as error:
         return {"error": str(error)}
     found["last"] = made.last
-    network = training.load_network(config, made.dataset, directory.checkpoints, "raw")
+    network = load_network(config, made.dataset, directory.checkpoints, "raw")
     found["samples"] = [
         draw(config, made.dataset, network, Cell(**cell), SAMPLES, BATCH) for cell in scene.cells
     ]

@@ -92,7 +92,10 @@ def search(tmp_path: Path) -> Callable[..., list[str]]:
 
     def searched(root: Path, *overrides: str) -> list[str]:
         words = [*overrides, ("runs", str(root))]
-        file, options = str(tmp_path / "mine.yaml"), {"plan_only": False, "workers": None}
+        file, options = (
+            str(tmp_path / "mine.yaml"),
+            {"plan_only": False, "workers": None, "stopped": False},
+        )
         assert sweep(file, words, launcher="ray", **options) == 0
         return [member["key"] for member in (SweepDirectory(root / "mine").plan() or {})["runs"]]
 
