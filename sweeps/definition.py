@@ -17,6 +17,7 @@
     exclude:                          # combinations that are left out
       - {objective: scd, training.lr: 0.01}
     sample: {count: 4}                # so many of the combinations, by chance
+    budget: flops                     # what all runs spend the same of: budget.py
     resources: {gpus: 1, hours: 2}    # and rules: resources.py
     slurm: {partition: low}           # settings of a launcher, which checks them; also ray, local
 
@@ -36,6 +37,7 @@ from omegaconf import OmegaConf
 from fewstep.errors import UserError, unknown
 from fewstep.experiments.config import sweep_name
 from fewstep.sweeps.axes import Axis, Choice, known_facts, read_axes
+from fewstep.sweeps.budget import read_budget
 from fewstep.sweeps.conditions import Condition, read_condition
 from fewstep.sweeps.resources import read_resources
 from fewstep.sweeps.space import read_sample
@@ -43,7 +45,8 @@ from fewstep.sweeps.sweep import LAUNCHERS, Member, Sweep, seeds_of
 
 __all__ = ["Axis", "Choice", "Member", "Sweep", "load", "names"]
 
-PARTS = ("name", "description", "base", "axes", "seeds", "exclude", "sample", "resources")
+PARTS = ("name", "description", "base", "axes", "seeds", "exclude", "sample", "budget",
+         "resources")  # fmt: skip
 FIELDS = (*PARTS, *LAUNCHERS)
 OWN = {
     "seed": "write seeds: N, or seeds: [..], beside them",
@@ -104,6 +107,7 @@ def _read(text: str, source: str, stem: str) -> Sweep:
         seeds=seeds_of(content.get("seeds", 1)),
         exclude=_exclude(source, content.get("exclude"), varied),
         sample=read_sample(source, content.get("sample")),
+        budget=read_budget(source, content.get("budget"), {a: x.labels for a, x in varied.items()}),
         request=read_resources(source, content.get("resources"), known),
         launchers={name: _settings(source, name, content[name])
                    for name in LAUNCHERS if name in content},

@@ -80,6 +80,13 @@ def estimate(work: Sequence[tuple[Member, RunDirectory]], root: Path) -> Estimat
     return Estimate(seconds, sources, gpus, unknown, finished.count)
 
 
+def speed_of(config: RunConfig) -> float | None:
+    """Images a second in training, as the finished runs of this very objective tell."""
+    finished = _Finished(Path(config.values["runs"]), [_place(config.values)])
+    speed = finished.speed(config, Resources())
+    return speed.images_per_second if speed is not None and speed.source == SAME else None
+
+
 @dataclass(frozen=True)
 class _Speed:
     """``per_step``: seconds of sampling an image by a step; ``per_cell``: of measuring a cell."""

@@ -115,6 +115,7 @@ class Plan:
                 "name": self.sweep.name,
                 "description": self.sweep.description,
                 "axes": list(self.sweep.axes),
+                **({} if self.sweep.budget is None else {"budget": self.sweep.accounts}),
                 "runs": [*(entry(member) for member in members), *kept],
             },
         )

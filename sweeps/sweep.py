@@ -12,6 +12,7 @@ from fewstep.experiments.composition import GROUPS
 from fewstep.experiments.config import Override, RunConfig, compose, pair, sweep_name
 from fewstep.experiments.run import directory_of
 from fewstep.sweeps.axes import Axis, Combination, facts
+from fewstep.sweeps.budget import Accounts, Budget
 from fewstep.sweeps.conditions import Condition
 from fewstep.sweeps.resources import DEFAULT, NO_REQUEST, Request, Resources
 from fewstep.sweeps.space import Sample, combinations, complete, is_excluded
@@ -39,6 +40,7 @@ class Member:
 class Sweep:
     """Base settings, axes by name, and seeds; ``members`` are the runs they make.
 
+    ``budget``: what all of them spend the same of (budget.py).
     ``request``: what its runs ask a machine for. ``launchers``: settings by the name of a launcher,
     which checks them. ``overrides`` and ``chosen`` (labels by axis) are the command line's say, and
     ``file_seeds`` those of the file where the command line has others: what it does not choose
@@ -52,6 +54,7 @@ class Sweep:
     seeds: tuple[int, ...]
     exclude: tuple[Condition, ...] = ()
     sample: Sample | None = None
+    budget: Budget | None = None
     request: Request = NO_REQUEST
     launchers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     overrides: tuple[tuple[str, Any], ...] = ()
@@ -181,13 +184,60 @@ class Sweep:
         settings = [*self.base, *(s for choice in combination if choice for s in choice.settings)]
         teacher = self._teacher(combination)
         if teacher is not None:
-            run = directory_of(self._config(teacher, seed, [*students, combination]))
-            settings.append(("teacher", str(run.path.absolute())))
+            taught_by = self._config(teacher, seed, [*students, combination])
+            place = str(directory_of(taught_by).path.absolute())
+            settings.append(("teacher", place))
+            if self.budget is not None:
+                self._accounts.known[place] = taught_by
         settings += [("sweep", self.name), ("seed", seed)]
         overrides = self.overrides
         if overrides and not self._is_chosen(combination):  # of those that are, maybe
             overrides = _applicable(settings, overrides)
-        return compose([*settings, *overrides])
+        config = compose([*settings, *overrides])
+        if self.budget is None or _sets_steps(combination) or combination == self._model:
+            return config
+        if combination not in self._steps:  # the same for all seeds
+            self._steps[combination] = self._accounts.steps(config, self.total)
+        return compose([*settings, *overrides, ("training.steps", self._steps[combination])])
+
+    @cached_property
+    def _accounts(self) -> Accounts:
+        assert self.budget is not None
+        return Accounts(self.budget)
+
+    @cached_property
+    def _steps(self) -> dict[Combination, int]:
+        return {}
+
+    @cached_property
+    def total(self) -> float:
+        """What every run spends, in the unit of the budget."""
+        assert self.budget is not None
+        if self.budget.amount is not None:
+            return self.budget.amount
+        assert self._model is not None
+        return self._accounts.spent(self._config(self._model, self.seeds[0]))
+
+    @cached_property
+    def _model(self) -> Combination | None:
+        """The combination whose own ``training.steps`` set the budget."""
+        if self.budget is None or self.budget.amount is not None:
+            return None
+        for combination in self._combinations:
+            labels = {a: c.label for a, c in zip(self.axes, combination, strict=True) if c}
+            if all(labels.get(axis) == label for axis, label in self.budget.like.items()):
+                return combination
+        told = ", ".join(f"{axis}={label}" for axis, label in self.budget.like.items())
+        raise UserError(f"sweep {self.name}: no run has {told}, which is to set the budget")
+
+    @property
+    def accounts(self) -> dict[str, Any] | None:
+        """The budget as sweep.json keeps it; None where there is none."""
+        if self.budget is None:
+            return None
+        told = {"equal": self.budget.equal, "total": self.total, "teacher": self.budget.teacher}
+        speeds = {"images_per_second": self._accounts.speeds} if self._accounts.speeds else {}
+        return {**told, **speeds, "description": self.budget.describe(self.total)}
 
     def _teacher(self, combination: Combination) -> Combination | None:
         """The combination that this one learns from, where its teacher is a value of an axis."""
@@ -212,6 +262,15 @@ class Sweep:
                 f"sweep {self.name}: which run of {label} teaches {student}? axis {error} varies "
                 f"among them and does not apply to {student}"
             ) from None
+
+
+def _sets_steps(combination: Combination) -> bool:
+    return any(
+        key == "training.steps"
+        for choice in combination
+        if choice is not None
+        for key, _ in choice.settings
+    )
 
 
 def seeds_of(value: Any) -> tuple[int, ...]:
