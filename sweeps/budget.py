@@ -22,7 +22,7 @@ the weather.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.backbones import Backbone
@@ -65,7 +67,7 @@ class Budget:
         return f"{total:,.6g} {WORDS[self.equal]} of training for every run, {beside}"
 
 
-def read_budget(source: str, spec: Any, labels: Mapping[str, tuple[str, ...]]) -> Budget | None:
+def read_budget(source: str, spec: Any, labels: Mapping[str, Sequence[str]]) -> Budget | None:
     """The field ``budget`` of the sweep file ``source``; ``labels``: of its axes' values.
 
     Raises:
@@ -80,7 +82,7 @@ def read_budget(source: str, spec: Any, labels: Mapping[str, tuple[str, ...]]) -
     for name in told:
         if name not in FIELDS:
             raise unknown(f"field of {where.removeprefix('sweep ')}", name, FIELDS)
-    check_choice(f"{where}.equal", told["equal"], EQUAL)
+    check_choice(f"budget of sweep {source}", told["equal"], EQUAL)
     like = told.get("as") or {}
     if not isinstance(like, dict):
         raise UserError(f"{where}.as must be a mapping of axes to their values, got {like!r}")
@@ -197,13 +199,19 @@ def speed_label(config: RunConfig) -> str:
 
 def forward_flops(config: RunConfig) -> int:
     """Of one pass of the run's network forward, for one example."""
-    return _forward(config.backbone, config.data, config.objective.uses_jump)
+    jump = config.objective.uses_jump
+    return _forward(config.backbone, config.data, jump)  # type: ignore[arg-type]  # frozen
 
 
 @lru_cache(maxsize=256)
 def _forward(backbone: Backbone, data: DataSource, jump: bool) -> int:
-    shape, classes = _shape(data)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:  # shapes alone
+    shape, classes = _shape(data)  # type: ignore[arg-type]
+    counter = FlopCounterMode(display=False)
+    with (
+        FakeTensorMode(),
+        counter,
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # shapes alone, as bench.py counts
         net = backbone.build(shape, classes, jump)
         t = torch.zeros(1)
         labels = torch.zeros(1, dtype=torch.int64) if classes else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import UserError
 from fewstep.experiments.config import RunConfig, build
@@ -22,7 +22,9 @@ from fewstep.experiments.evaluation import cells_to_come
 from fewstep.experiments.rundir import Json, RunDirectory
 from fewstep.objectives import OBJECTIVES
 from fewstep.sweeps.resources import Resources
-from fewstep.sweeps.sweep import Member
+
+if TYPE_CHECKING:
+    from fewstep.sweeps.sweep import Member
 
 LATEST = 5  # finished runs that a speed is the median of: the machine may have changed
 SAME, SCALED = "same", "scaled"

@@ -98,6 +98,8 @@ class Sweep:
             UserError: a setting that is not valid, or two members that are the same run.
         """
         found: dict[str, Member] = {}
+        if self.budget is not None:
+            self.total  # noqa: B018  (a budget that cannot be told is told now)
         for combination in filter(self._is_chosen, self._combinations):
             for seed in self.seeds:
                 member = self._member(combination, seed)

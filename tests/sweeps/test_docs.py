@@ -40,6 +40,9 @@ def test_every_feature_once(sweeps):
     }
     assert sweeps["scaling"].launchers["slurm"]["account"] == "abc"
     assert len(sweeps["random"].members()) == 40
+    steps = {m.choices["objective"]: m.config.training.steps for m in sweeps["equal"].members()}
+    assert steps["flow_matching"] == 2 * steps["teacher"] == 20_000
+    assert steps["scd"] == int(10_000 / (5 / 3))
     for sweep in sweeps.values():
         assert plan(sweep).counts()["new"] == len(sweep.members())
 

@@ -30,12 +30,17 @@ def show(made: Plan, submission: Iterable[str] = ()) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("key", "state", "run"):
         table.add_column(column)
+    budget = made.sweep.budget is not None
+    if budget:
+        table.add_column("training steps", justify="right")
     if len(asked) > 1:
         table.add_column("resources")
     if estimate.seconds:
         table.add_column("time left", justify="right")
     for run in made.runs:
         row: list[str | Text] = [run.directory.key, run.state, Text(run.member.label)]
+        if budget:
+            row.append(f"{run.member.config.training.steps:,}")
         if len(asked) > 1:
             row.append(str(run.resources))
         if estimate.seconds:
@@ -44,6 +49,8 @@ def show(made: Plan, submission: Iterable[str] = ()) -> None:
             row.append(unknown if seconds is None else duration(seconds))
         table.add_row(*row)
     out.print(table)
+    if (accounts := made.sweep.accounts) is not None:
+        out.print(f"equal {accounts['equal']}: {accounts['description']}")
     if made.sweep.request.given and len(asked) == 1:
         out.print(f"resources of each run: {asked.pop()}")
     if made.to_do:
