@@ -79,6 +79,32 @@ def test_on_another_machine_who_is_silent_is_dead(directory: RunDirectory) -> No
         pass
 
 
+@pytest.mark.parametrize("wrong", [-3600.0, 3600.0])
+def test_a_clock_that_is_wrong_kills_nobody_and_raises_nobody(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    right = time.time
+    held_by(directory, elsewhere(), silent_for=claims.STALE_SECONDS / 2)
+    monkeypatch.setattr(claims.time, "time", lambda: right() + wrong)
+    assert at_work(directory) is not None
+    assert os.listdir(directory.path) == [directory.claim.name]  # looking leaves nothing behind
+    then = right() - claims.STALE_SECONDS * 2
+    os.utime(directory.claim, (then, then))
+    assert at_work(directory) is None
+
+
+def test_who_may_not_write_looks_at_his_own_clock(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**where: object) -> None:
+        raise PermissionError("read only")
+
+    monkeypatch.setattr(claims.tempfile, "TemporaryFile", refused)
+    for silent, lives in [(claims.STALE_SECONDS / 2, True), (claims.STALE_SECONDS * 2, False)]:
+        held_by(directory, elsewhere(), silent_for=silent)
+        assert (at_work(directory) is not None) is lives
+
+
 def test_whom_a_launcher_knows_to_be_over_is_superseded(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
