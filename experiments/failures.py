@@ -34,6 +34,7 @@ CLASSES = {
     "preempted": FailureClass(math.inf, True),  # another job took the machine
     "timeout": FailureClass(math.inf, True),  # the job's time ran out
     "cancelled": FailureClass(0, True),  # somebody cancelled it
+    "no_teacher": FailureClass(0, True),  # its teacher failed or was lost: it could not begin
 }
 
 
