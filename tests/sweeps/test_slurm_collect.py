@@ -173,6 +173,16 @@ def test_one_whose_jobs_are_lost_before_it_begins_is_left_in_the_end(
     assert len(resubmit(sweep, manifest())) == 1
 
 
+def test_of_jobs_of_the_same_second_the_one_with_the_higher_number_is_newer(
+    tmp_path: Path, commands: Commands
+) -> None:
+    sweep = sweep_of(tmp_path, a=None)
+    made = {"name": "fewstep-mine", "tasks": [["a"]], "kind": "runs", "created": LONG_AGO}
+    for token, job in [("z", "9"), ("m", "10"), ("a", "11")]:
+        write_json(sweep.path / FOLDER / token / "manifest.json", {**made, "job": job})
+    assert [s.job for s in Slurm(sweep, SlurmSettings()).submissions()] == ["9", "10", "11"]
+
+
 # ------------------------------------------------------------------------- who collects
 
 

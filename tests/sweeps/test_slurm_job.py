@@ -61,6 +61,7 @@ def test_who_is_in_no_job_is_not_for_slurm_to_tell(commands: Commands) -> None:
         ("COMPLETING", 0, False),
         ("RUNNING", 1, True),  # it was started again elsewhere
         ("PENDING", 1, True),
+        ("REQUEUE_HOLD", 0, True),
         ("COMPLETED", 0, True),
         ("NODE_FAIL", 0, True),
         ("CANCELLED", 0, True),
