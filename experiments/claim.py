@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import threading
 import time
 import uuid
@@ -71,7 +72,7 @@ def holder(directory: RunDirectory) -> Attempt | None:
     return None if found is None else Attempt(**found)
 
 
-def alive(attempt: Attempt, touched: float, now: float) -> bool:
+def alive(attempt: Attempt, claim: Path) -> bool:
     """Whether the attempt's process lives; by its last touch where it is on another machine."""
     if attempt.machine == _machine():
         try:
@@ -80,17 +81,25 @@ def alive(attempt: Attempt, touched: float, now: float) -> bool:
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
-    return now - touched < STALE_SECONDS
+    return _clock(claim.parent) - claim.stat().st_mtime < STALE_SECONDS
+
+
+def _clock(folder: Path) -> float:
+    """The time of the file system, for clocks of machines differ; ours where we may not write."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as fresh:
+            return os.fstat(fresh.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def at_work(directory: RunDirectory) -> Attempt | None:
     """The living attempt that holds the run."""
     try:
-        touched = directory.claim.stat().st_mtime
         attempt = holder(directory)
+        return attempt if attempt is not None and alive(attempt, directory.claim) else None
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return attempt if attempt is not None and alive(attempt, touched, time.time()) else None
 
 
 class Claim:
@@ -146,12 +155,7 @@ class Claim:
         write_json(fresh, asdict(self.attempt))
         try:
             held = holder(self.directory)
-            # both times are the file system's own: clocks of machines differ
-            if (
-                held is not None
-                and held.token != os.environ.get(SUPERSEDES)
-                and alive(held, path.stat().st_mtime, fresh.stat().st_mtime)
-            ):
+            if held is not None and held.token != os.environ.get(SUPERSEDES) and alive(held, path):
                 raise Busy(f"another process is at work on {self.directory.path}")
             os.replace(fresh, path)
         finally:

@@ -34,6 +34,7 @@ CLASSES = {
     "preempted": FailureClass(math.inf, True),  # another job took the machine
     "timeout": FailureClass(math.inf, True),  # the job's time ran out
     "cancelled": FailureClass(0, True),  # somebody cancelled it
+    "no_teacher": FailureClass(0, True),  # its teacher failed or was lost: it could not begin
 }
 
 
@@ -95,22 +96,24 @@ def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> list[str]:
         return []
 
 
-STUCK = 3  # attempts from the same checkpoint, after which a run that is lost again is left
+STUCK = 3  # attempts that kept nothing, after which a run that is lost again is left
 
 
 def comes_again(run: RunDirectory) -> bool:
     """Whether a launcher tries the run again by itself when its jobs are over: it was lost.
 
-    Lost for ever it may be only if it gets on: one whose last attempts all began at the same step,
-    and ended before the next checkpoint, is left to a person.
+    Lost for ever it may be only if it gets on: one whose last attempts all began where it is now,
+    with no step, pair or cell more, is left to a person.
     """
     failure = run.failure()
     if run.result() is not None or not (run.attempts() or failure):
         return False
     if failure is not None and CLASSES[failure["class"]].retries != math.inf:
         return False
-    began = [attempt.get("step") for attempt in run.attempts()][-STUCK:]
-    return len(began) < STUCK or len(set(began)) > 1
+    last, kept = run.attempts()[-STUCK:], run.kept()
+    return len(last) < STUCK or any(
+        attempt.get(what) != number for attempt in last for what, number in kept.items()
+    )
 
 
 def resumed(run: RunDirectory, asked: Iterable[str] = ()) -> bool:

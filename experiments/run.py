@@ -210,8 +210,8 @@ def _run(
     started, begun = now(), time.perf_counter()
     everyone = ranks()
     if everyone.first:
-        job, step = claim.attempt.job, directory.last_step()
-        directory.note(claim.attempt.token, begun=started, job=job, step=step)
+        job = claim.attempt.job
+        directory.note(claim.attempt.token, begun=started, job=job, **directory.kept())
         directory.remove("failure")  # of an earlier attempt
         directory.remove("stopped")  # whoever launches it wants it continued
     dataset = config.data.load()

@@ -205,6 +205,15 @@ class RunDirectory:
         steps = [p.name.removeprefix("step-") for p in self.checkpoints.glob("step-*")]
         return max((int(step) for step in steps if step.isdigit()), default=0)
 
+    def kept(self) -> dict[str, int]:
+        """How much of the run's work outlives an interruption; each number only grows."""
+        return {
+            "step": self.last_step(),
+            "pairs": sum(1 for _ in self.pairs.glob("*.safetensors")),
+            "rungs": sum(1 for _ in (self.path / "rungs").glob("*.json")),
+            "cells": sum(1 for _ in (self.path / "evaluations").glob("*.json")),
+        }
+
     def cells(self) -> dict[str, Json]:
         """Evaluated cells by name, in name order."""
         files = sorted((self.path / "evaluations").glob("*.json"))

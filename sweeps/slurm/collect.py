@@ -64,9 +64,9 @@ def resubmit(sweep: SweepDirectory, manifest: Json) -> list[str]:
 
 def waits_for(run: RunDirectory, again: Collection[str]) -> bool:
     """Whether the run's job was removed because its teacher, one of ``again``, was lost."""
-    failure = run.failure() or {"class": "cancelled"}
-    untouched = not run.attempts() and not run.cancel.exists()
-    return teacher_of(run) in again and untouched and failure["class"] == "cancelled"
+    failure = run.failure() or {"class": "no_teacher"}  # nobody has settled it yet
+    left = failure["class"] == "no_teacher" and not run.attempts() and not run.cancel.exists()
+    return left and teacher_of(run) in again
 
 
 if __name__ == "__main__":

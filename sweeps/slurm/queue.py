@@ -13,6 +13,7 @@ from fewstep.errors import UserError
 SECONDS = 30
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED")
 WORKING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED")
+IN_VAIN = "DependencyNeverSatisfied"  # why SLURM removed a job that waited for another
 FIELDS = "JobArrayID:64,State:24,RestartCnt:12,NodeList:64,Comment:128,Reason:64"
 
 
@@ -132,10 +133,12 @@ def _accounted(ids: list[str]) -> list[Job]:
         return []
     made = []
     for line in told.splitlines():
-        id, state, nodes = line.split("|")[:3]
+        id, word, nodes = line.split("|")[:3]
         if "[" not in id:  # tasks that are still together have not begun: squeue knows them
-            state = state.split(" ")[0]
+            state = word.split(" ")[0]
+            # who cancels is named ("CANCELLED by 0"), but for SLURM: what it removes waited in vain
+            reason = IN_VAIN if word == "CANCELLED" else ""
             # it will come back, or is gone: only squeue can tell, and does not know it
             doubtful = state in (*WAITING, *WORKING, "NODE_FAIL", "PREEMPTED", "BOOT_FAIL")
-            made.append(Job(id, "LOST" if doubtful else state, 0, nodes))
+            made.append(Job(id, "LOST" if doubtful else state, 0, nodes, reason=reason))
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fewstep.experiments import failures
 from fewstep.experiments.claim import at_work
 from fewstep.experiments.rundir import SweepDirectory
-from fewstep.sweeps.slurm.queue import Job
+from fewstep.sweeps.slurm.queue import IN_VAIN, Job
 from fewstep.sweeps.slurm.settings import SlurmSettings
 from fewstep.sweeps.slurm.submission import Slurm
 
@@ -18,7 +18,7 @@ ENDS = {
     "BOOT_FAIL": ("lost_node", "the node did not start"),
     "LOST": ("lost_node", "the node was lost, and the job is in the queue no more"),
     "PREEMPTED": ("preempted", "another job took the node, and the job is in the queue no more"),
-    "FAILED": ("bug", "the job failed before its runs could begin"),
+    "FAILED": ("bug", "the job failed"),
 }
 
 
@@ -32,22 +32,28 @@ def settle(sweep: SweepDirectory) -> dict[str, str]:
     runs = {run.key: run for run in sweep.runs()}
     for key, (submission, index, job) in Slurm(sweep, SlurmSettings()).jobs().items():
         run = runs.get(key)
-        if run is None or job is None or job.live or run.status() in ("done", "stopped"):
+        if run is None or job is None or job.state not in ENDS:
+            continue
+        if run.status() in ("done", "stopped") or at_work(run) is not None:
             continue
         last = (run.attempts() or [{}])[-1]
         its = (last.get("job") or {}).get("id") == job.id
-        if at_work(run) is not None or job.state not in ENDS:
-            continue
         if not its and last.get("begun", "") > submission.created:
             continue  # somebody else had it after that job
         kind, message = ENDS[job.state]
         failure = run.failure()
+        if failure is not None and not its and failure["finished"] <= submission.created:
+            failure = None  # of an earlier job
         if failure is not None and not (its and kind == "oom" and failure["class"] == "killed"):
             continue  # it says so itself; but one killed for its memory does not know why
         if its and job.state == "FAILED" and last.get("ended") == "interrupted":
             kind, message = "preempted", "it saved, but its job could not be queued again"
+        elif not its and job.state == "FAILED":
+            message = "the job failed before the run could begin"
         elif _never_began(job) and kind == "cancelled":
             message = "the job was cancelled before it began"
+            if job.reason == IN_VAIN:
+                kind, message = "no_teacher", "the run's teacher failed or was lost"
         where = f" (job {job.id}, log: {submission.log(index)})"
         run.write("failure", failures.record(run, kind, message + where))
         made[key] = kind

@@ -21,6 +21,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,7 @@ class Slurm:
                     manifest["job"] = found[0].id.split("_")[0]
                     write_json(file, manifest)
             made.append(_read(file.parent))
-        return sorted(made, key=lambda s: s.created)
+        return sorted(made, key=lambda s: (s.created, int(s.job or 0)))  # seconds are long
 
     def jobs(self) -> dict[str, tuple[Submission, int, queue.Job | None]]:
         """The newest task of each run: its submission, its index, and what SLURM says of it.
@@ -316,9 +317,11 @@ class Slurm:
         return made
 
     def never_began(self, run: RunDirectory) -> int:
-        """How many jobs the run had in which it did not begin."""
-        jobs = sum(run.key in keys for s in self.submissions() for keys in s.tasks)
-        return jobs - len({(a.get("job") or {}).get("id") for a in run.attempts()})
+        """How many jobs the run had since the last one in which it began."""
+        began = {(attempt.get("job") or {}).get("id") for attempt in run.attempts()}
+        noted = [s for s in self.submissions() if s.job is not None]
+        jobs = [s.task_of(i) for s in noted for i, keys in enumerate(s.tasks) if run.key in keys]
+        return len(list(takewhile(lambda job: job not in began, reversed(jobs))))
 
     def queued(self) -> dict[str, queue.Job]:
         """The runs that are in a live job, with that job."""

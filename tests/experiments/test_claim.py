@@ -18,7 +18,7 @@ from helpers.tiny import tiny
 from fewstep.experiments import claim as claims
 from fewstep.experiments import failures
 from fewstep.experiments.claim import Attempt, Busy, Claim, Superseded, at_work, holder
-from fewstep.experiments.run import RunFailed, prepare, run
+from fewstep.experiments.run import Interrupted, RunFailed, prepare, run
 from fewstep.experiments.rundir import RunDirectory, write_json
 
 
@@ -77,6 +77,32 @@ def test_on_another_machine_who_is_silent_is_dead(directory: RunDirectory) -> No
     assert at_work(directory) is None
     with Claim(directory):
         pass
+
+
+@pytest.mark.parametrize("wrong", [-3600.0, 3600.0])
+def test_a_clock_that_is_wrong_kills_nobody_and_raises_nobody(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    right = time.time
+    held_by(directory, elsewhere(), silent_for=claims.STALE_SECONDS / 2)
+    monkeypatch.setattr(claims.time, "time", lambda: right() + wrong)
+    assert at_work(directory) is not None
+    assert os.listdir(directory.path) == [directory.claim.name]  # looking leaves nothing behind
+    then = right() - claims.STALE_SECONDS * 2
+    os.utime(directory.claim, (then, then))
+    assert at_work(directory) is None
+
+
+def test_who_may_not_write_looks_at_his_own_clock(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**where: object) -> None:
+        raise PermissionError("read only")
+
+    monkeypatch.setattr(claims.tempfile, "TemporaryFile", refused)
+    for silent, lives in [(claims.STALE_SECONDS / 2, True), (claims.STALE_SECONDS * 2, False)]:
+        held_by(directory, elsewhere(), silent_for=silent)
+        assert (at_work(directory) is not None) is lives
 
 
 def test_whom_a_launcher_knows_to_be_over_is_superseded(
@@ -170,9 +196,18 @@ def test_cancelled_it_saves_and_is_recorded(
 # ----------------------------------------------------------------------------- failures as data
 
 
+def kept(directory: RunDirectory, steps: int) -> None:
+    """A checkpoint after so many steps, if any."""
+    if steps:
+        (directory.checkpoints / f"step-{steps:08d}").mkdir(parents=True)
+
+
 def noted(directory: RunDirectory, *steps: int) -> None:
+    """Attempts that began at these checkpoints."""
     for i, step in enumerate(steps):
-        directory.note(str(i), begun="then", step=step)
+        if step > directory.last_step():
+            kept(directory, step)
+        directory.note(str(i), begun="then", **directory.kept())
 
 
 @pytest.mark.parametrize(
@@ -198,6 +233,39 @@ def test_what_is_tried_again_when_all_jobs_are_over(
     if kind is not None:
         directory.write("failure", failures.record(directory, kind, "why"))
     assert failures.comes_again(directory) is again
+
+
+def test_lost_for_ever_it_may_be_if_each_attempt_keeps_something(directory: RunDirectory) -> None:
+    directory.write("failure", failures.record(directory, "preempted", "why"))
+    ways = {
+        "a checkpoint": lambda i: kept(directory, 100 * (i + 1)),
+        "pairs": lambda i: (directory.pairs / f"{i:05d}.safetensors").touch(),
+        "a cell": lambda i: write_json(directory.cell_file(f"cell{i}"), {}),
+        "a rung": lambda i: write_json(directory.rung_file(i), {}),
+    }
+    directory.pairs.mkdir()
+    for what, keep in ways.items():
+        for i in range(failures.STUCK):
+            directory.note(f"{what} {i}", begun="then", **directory.kept())
+            keep(i)
+        assert failures.comes_again(directory), what
+    for i in range(failures.STUCK):
+        assert failures.comes_again(directory)
+        directory.note(f"nothing {i}", begun="then", **directory.kept())
+    assert not failures.comes_again(directory)
+    keep(failures.STUCK)  # the last attempt counts by what it has kept, too
+    assert failures.comes_again(directory)
+
+
+def test_stopped_between_cells_it_gets_on(tmp_path: Path) -> None:
+    directory = prepare(tiny(tmp_path, "training.steps=2", "evaluation.steps=[1,2,3,4,5]"))
+    for cells in range(1, failures.STUCK + 2):
+        with pytest.raises(Interrupted):
+            run(directory, stop=lambda: bool(directory.cells()))
+        assert len(directory.cells()) == cells
+        assert failures.comes_again(directory)
+    began = [(attempt["step"], attempt["cells"]) for attempt in directory.attempts()]
+    assert began == [(0, 0), (2, 1), (2, 2), (2, 3)]
 
 
 def test_what_launching_again_tries_again(directory: RunDirectory) -> None:
