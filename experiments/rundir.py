@@ -57,7 +57,7 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
-def read_json(path: Path) -> Json | None:
+def read_json(path: Path | str) -> Json | None:
     """The JSON object in ``path``; None where there is no such file.
 
     Raises:
@@ -213,7 +213,7 @@ class RunDirectory:
             names = sorted(n for n in os.listdir(folder) if n.endswith(".json"))
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        found = ((name, read_json(Path(folder, name))) for name in names)
+        found = ((name, read_json(os.path.join(folder, name))) for name in names)
         return {name[: -len(".json")]: cell for name, cell in found if cell is not None}
 
     def cell_file(self, name: str) -> Path:
