@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +59,79 @@ COLUMNS: dict[str, str] = {
     "dirty": "boolean",
     "host": "string",
 }
+CELL_COLUMNS = (
+    "cell", "steps", "times", "sampler", "weights", "guidance", "sample_set", "metric", "metric_id",
+    "metric_name", "extractor", "extractor_sha256", "value", "floor", "nfe", "samples", "reference",
+    "reference_samples", "reference_sha256", "sample_images_per_second",
+)  # fmt: skip
+"""What differs from cell to cell; all else is the run's."""
 
 
-def load(sweep: SweepDirectory | Path, stopped: bool = False) -> pd.DataFrame:
-    """Every member of a sweep as rows with the columns ``COLUMNS``, in the plan's order.
+def load(*sweeps: SweepDirectory | Path | str, stopped: bool = False) -> pd.DataFrame:
+    """Every member of the sweeps as rows with the columns ``COLUMNS``, in the plans' order.
 
     A run without any cell (failed, running or not begun) has one row whose value is missing, so
     that it can not vanish from a table. So has a run that a search algorithm ended early, unless
     ``stopped`` asks for it: then its cell is that of the rung at which it was ended.
 
+    Where methods of several sweeps share a label, the sweep's name is added to it.
+
     Raises:
-        UserError: there is no such sweep, or one of its files is not what it should be.
+        UserError: there is no such sweep, two have one name, or one of the files is not what it
+            should be.
     """
-    directory = sweep if isinstance(sweep, SweepDirectory) else SweepDirectory(Path(sweep))
+    read = [_read(directory, stopped) for directory in sweep_directories(sweeps)]
+    sweeps_of = Counter(label for table in read for label in set(table.labels))
+    return pd.concat(
+        [
+            table.frame([f"{label} · sweep={table.name}" if sweeps_of[label] > 1 else label
+                         for label in table.labels])
+            for table in read
+        ],
+        ignore_index=True,
+    )  # fmt: skip
+
+
+def sweep_directories(sweeps: Sequence[SweepDirectory | Path | str]) -> list[SweepDirectory]:
+    """The directories, each name once.
+
+    Raises:
+        UserError: there is none, or two have one name.
+    """
+    found = [s if isinstance(s, SweepDirectory) else SweepDirectory(Path(s)) for s in sweeps]
+    if not found:
+        raise UserError("no sweep was named")
+    twice = [name for name, count in Counter(sweep.name for sweep in found).items() if count > 1]
+    if twice:
+        raise UserError(f"two sweeps have the name {twice[0]!r}; no label could tell them apart")
+    return found
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One sweep as read: facts of each run, the cells by column, and each cell's run."""
+
+    name: str
+    labels: list[str]
+    facts: list[Json]
+    cells: dict[str, list[Any]]
+    runs: list[int]
+
+    def frame(self, labels: list[str]) -> pd.DataFrame:
+        """What is the same for all cells of a run is held once until it is typed."""
+        names = [name for name in COLUMNS if name not in CELL_COLUMNS]
+        facts = pd.DataFrame(self.facts, columns=names, dtype=object)
+        facts["method"] = labels
+        cells = pd.DataFrame(self.cells, columns=list(CELL_COLUMNS), dtype=object)
+        try:
+            runs = facts.astype({name: COLUMNS[name] for name in names}).take(self.runs)
+            typed = cells.astype({name: COLUMNS[name] for name in CELL_COLUMNS})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"sweep {self.name!r} holds a field of a wrong type: {error}") from None
+        return pd.concat([runs.reset_index(drop=True), typed], axis=1)[list(COLUMNS)]
+
+
+def _read(directory: SweepDirectory, stopped: bool) -> _Table:
     plan = directory.plan()
     runs = directory.runs()
     if plan is None and not runs:
@@ -82,18 +144,14 @@ def load(sweep: SweepDirectory | Path, stopped: bool = False) -> pd.DataFrame:
          for run, fact in zip(runs, facts, strict=True)],
         (plan or {}).get("axes", ()),
     )  # fmt: skip
-    rows = [
-        {**fact, "method": label, **cell}
-        for run, fact, label in zip(runs, facts, labels, strict=True)
-        for cell in _cells(run, stopped)
-    ]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
-    try:
-        return frame.astype(COLUMNS)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"sweep {directory.name!r} holds a field of a wrong type: {error}"
-        ) from None
+    columns: dict[str, list[Any]] = {name: [] for name in CELL_COLUMNS}
+    runs_of: list[int] = []
+    for index, (run, fact) in enumerate(zip(runs, facts, strict=True)):
+        for cell in _cells(run, fact["status"], stopped):
+            runs_of.append(index)
+            for name, column in columns.items():
+                column.append(cell.get(name))
+    return _Table(directory.name, labels, facts, columns, runs_of)
 
 
 def method_labels(
@@ -179,10 +237,10 @@ def _end_of_stopped(run: RunDirectory) -> tuple[Json, Json]:
     return failure, {"steps": step, "images_seen": rung.get("images_seen")}
 
 
-def _cells(run: RunDirectory, stopped: bool) -> Iterator[Json]:
+def _cells(run: RunDirectory, status: str, stopped: bool) -> Iterator[Json]:
     """The evaluated cells of a run; one empty mapping where there is none."""
     cells = run.cells()
-    if run.status() == "stopped":
+    if status == "stopped":
         step = (run.stopped() or {}).get("step")
         cells = {f"rung-{s}": r for s, r in run.rungs().items() if stopped and s == step}
     if not cells:

@@ -16,18 +16,20 @@ ALPHA = 0.05
 class Cell:
     """One method at one number of sampling steps, over seeds."""
 
-    values: Mapping[int, float]  # by seed; of networks trained on their whole budget
+    values: Mapping[int, float]  # by seed, a mean over sample sets; of networks trained to the end
     failed_seeds: tuple[int, ...]
     missing_seeds: tuple[int, ...]  # not run, still running, or this cell not evaluated
     mean: float  # nan for no value
     half_width: float  # of the 95% t-interval over seeds; nan for n < 2
     keys: tuple[str, ...]  # of the runs behind ``values``
     nfe: int | None
-    best: bool = False
+    best: bool = False  # lowest mean of the column
     second: bool = False
-    tie: bool = False  # not distinguished from the best: p_value > .05
-    p_value: float = math.nan  # against the column's best, Holm over the steps
+    tie: bool = False  # may be the best, though not the lowest: no method was shown to be better
+    p_value: float = math.nan  # of the surest of those that are lower: Holm over the table's pairs
     underpowered: bool = False  # a tie that so few seeds could hardly have resolved
+    seed_sd: float = math.nan  # spread of single values from seed to seed, sampling taken out
+    sampling_sd: float = math.nan  # and from sample set to sample set; nan for one set
 
     @property
     def n(self) -> int:
@@ -64,7 +66,7 @@ class Conditions:
     reference_samples: int | None = None
     weights: str | None = None
     guidance: float | None = None
-    sample_set: int | None = None
+    sample_sets: tuple[int, ...] = ()
     data: tuple[str, ...] = ()
     backbones: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
@@ -89,7 +91,7 @@ class Failure:
 class Summary:
     """Rows ``methods`` (in the sweep's order) by columns ``steps`` (ascending). Lower is better."""
 
-    sweep: str
+    sweep: str  # their names joined by " + " where there are several
     methods: tuple[str, ...]
     steps: tuple[int, ...]
     cells: Mapping[tuple[str, int], Cell]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fewstep.analysis.frame import sweep_directories
 from fewstep.analysis.selection import Filters, select
 from fewstep.errors import UserError, unknown
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
@@ -17,28 +19,31 @@ Samples = dict[tuple[str, int], NDArray[Any]]
 
 
 def load_samples(
-    sweep: SweepDirectory | Path,
+    sweeps: SweepDirectory | Path | str | Sequence[SweepDirectory | Path | str],
     frame: pd.DataFrame,
     seed: int | None = None,
     **filters: Unpack[Filters],
 ) -> Samples:
     """Samples by (method, steps): uint8 images (n, C, H, W), or vectors as they were saved.
 
-    All are of one ``seed`` (the lowest of the sweep unless given), hence of the same noise. Cells
-    without samples are left out. ``filters`` as in ``summarise``.
+    All are of one ``seed`` (the lowest there is unless given) and of the table's first sample set,
+    hence of the same noise. Cells without samples are left out. ``sweeps``: those that ``frame``
+    was loaded from. ``filters`` as in ``summarise``.
 
     Raises:
         UserError: no run has this seed, the cells can not stand in one table, or a file is broken.
     """
-    directory = sweep if isinstance(sweep, SweepDirectory) else SweepDirectory(Path(sweep))
+    named = [sweeps] if isinstance(sweeps, SweepDirectory | Path | str) else sweeps
+    paths = {directory.name: directory.path for directory in sweep_directories(named)}
     seeds = sorted(int(s) for s in frame["seed"].dropna().unique())
     chosen = seeds[0] if seed is None and seeds else seed
     if chosen not in seeds:
         raise unknown("seed", chosen, map(str, seeds))
     rows = select(frame, filters)
     found: Samples = {}
-    for row in rows[rows["seed"] == chosen].to_dict("records"):
-        file = RunDirectory(directory.path / row["key"]).samples / f"{row['cell']}.npz"
+    first = rows["sample_set"] == rows["sample_set"].min()
+    for row in rows[first & (rows["seed"] == chosen)].to_dict("records"):
+        file = RunDirectory(paths[row["sweep"]] / row["key"]).samples / f"{row['cell']}.npz"
         if file.is_file():
             found[row["method"], int(row["steps"])] = _images(file)
     return found

@@ -9,9 +9,15 @@ import pandas as pd
 
 from fewstep.errors import UserError
 
+RUN = ["sweep", "key"]
+"""What names a run; the same configuration has the same key in two sweeps."""
+
 
 class Filters(TypedDict, total=False):
-    """What a caller may choose; None (or left out) stands for "there had better be only one"."""
+    """What a caller may choose; None (or left out) stands for "there had better be only one".
+
+    Of sample sets there may be several: a run's value is its mean over all of them.
+    """
 
     weights: str | None  # ema | raw
     guidance: float | None
@@ -35,12 +41,10 @@ def select(frame: pd.DataFrame, filters: Filters) -> pd.DataFrame:
     """The counted rows that ``filters`` leave, all of one protocol.
 
     Raises:
-        UserError: a filter leaves nothing, or the rows mix two metrics, weights, guidances or
-            sample sets, or two samplers or times for one method; the message names both.
+        UserError: a filter leaves nothing, or the rows mix two metrics, weights or guidances, or
+            two samplers or times for one method; the message names both.
     """
-    if frame["sweep"].nunique() > 1:
-        raise UserError(f"a table holds one sweep, got {_either(frame['sweep'])}")
-    _refuse_doubles(frame.drop_duplicates("key"))
+    _refuse_doubles(frame.drop_duplicates(RUN))
     rows = frame[counted(frame)]
     for column in ("weights", "guidance", "sample_set"):
         wanted = filters.get(column)
@@ -85,20 +89,21 @@ def _refuse_mixtures(rows: pd.DataFrame) -> None:
     if rows["metric_id"].nunique() > 1:
         labels = (rows["metric"] + " [" + rows["metric_id"] + "]").astype(str)
         raise UserError(f"a table holds one metric, got {_either(labels)}; choose with metric=")
-    for column in ("weights", "guidance", "sample_set"):
+    for column in ("weights", "guidance"):
         if rows[column].nunique() > 1:
             raise UserError(
                 f"a table holds one {column}, got {_either(rows[column])}; choose with {column}="
             )
     # A sampler belongs to its objective, so methods may differ in it; one method may not.
     for column, scope in (("sampler", ["method"]), ("times", ["method", "steps"])):
-        for _, group in rows.groupby(scope, sort=False):
-            if group[column].nunique() > 1:
-                method = group["method"].iloc[0]
-                raise UserError(
-                    f"{method!r} was evaluated with more than one {column}: "
-                    f"{_either(group[column])}; choose with {column}="
-                )
+        kinds = rows.drop_duplicates([*scope, column])
+        mixed = kinds[kinds.duplicated(scope, keep=False)]
+        if len(mixed):
+            same = (mixed[scope] == mixed[scope].iloc[0]).all(axis=1)
+            raise UserError(
+                f"{mixed['method'].iloc[0]!r} was evaluated with more than one {column}: "
+                f"{_either(mixed.loc[same, column])}; choose with {column}="
+            )
 
 
 def _distinct(values: Iterable[object]) -> list[object]:

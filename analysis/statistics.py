@@ -1,12 +1,14 @@
-"""Small statistics for few seeds: Student t, paired by seed, Holm.
+"""Small statistics for few seeds: Student t, paired by seed, Holm; bootstrap only from 10 seeds.
 
-Student t and nothing else: at 3 seeds a nominal 95% percentile bootstrap of a mean covers it in
-about 72% of experiments, the t-interval in 95% (measured; the tests repeat the latter).
+At 3 seeds a nominal 95% percentile bootstrap of a mean covers it in about 72% of experiments, the
+t-interval in 95% (measured; the tests repeat the latter).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,6 +74,17 @@ class PairedRatio:
     n: int
 
 
+@dataclass(frozen=True)
+class PairedDifference:
+    """method - baseline: mean over seeds, its t-interval, and p."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+
 def paired_log_ratio(
     method: ArrayLike, baseline: ArrayLike, confidence: float = 0.95
 ) -> PairedRatio:
@@ -83,20 +96,113 @@ def paired_log_ratio(
     Raises:
         UserError: the lengths differ, or a value is not positive and so has no logarithm.
     """
+    a, b = _pairs(method, baseline)
+    if not (np.all(a > 0) and np.all(b > 0)):
+        raise UserError(f"log ratios need positive values, got {min([*a, *b]):g}")
+    logs = paired_difference(np.log(a), np.log(b), confidence)
+    ratio, low, high = (float(np.exp(x)) for x in (logs.difference, logs.low, logs.high))
+    return PairedRatio(ratio, low, high, logs.p_value, logs.n)
+
+
+def paired_difference(
+    method: ArrayLike, baseline: ArrayLike, confidence: float = 0.95
+) -> PairedDifference:
+    """As ``paired_log_ratio``, for values that may be negative, as an unbiased KID's.
+
+    Raises:
+        UserError: the lengths differ.
+    """
+    a, b = _pairs(method, baseline)
+    center = estimate(a - b, confidence)
+    low, high = center.mean - center.half_width, center.mean + center.half_width
+    return PairedDifference(center.mean, low, high, float(t_test(a - b)), center.n)
+
+
+def _pairs(method: ArrayLike, baseline: ArrayLike) -> tuple[Array, Array]:
     a, b = np.asarray(method, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1:
         raise UserError(f"pairs need two lists of one length, got shapes {a.shape} and {b.shape}")
-    if not (np.all(a > 0) and np.all(b > 0)):
-        raise UserError(f"log ratios need positive values, got {min([*a, *b]):g}")
-    logs = np.log(a) - np.log(b)
-    center = estimate(logs, confidence)
-    return PairedRatio(
-        ratio=float(np.exp(center.mean)),
-        low=float(np.exp(center.mean - center.half_width)),
-        high=float(np.exp(center.mean + center.half_width)),
-        p_value=float(t_test(logs)),
-        n=center.n,
-    )
+    return a, b
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of single values: from seed to seed, and from sample set to sample set.
+
+    ``seed_sd`` is what training alone would show if infinitely many samples were drawn.
+    """
+
+    seed_sd: float
+    sampling_sd: float
+
+
+def spread(values: ArrayLike) -> Spread:
+    """Take (n seeds, k sample sets) apart: one-way random effects, estimated from mean squares.
+
+    x_ij = mu + a_i + e_ij; sampling_sd^2 = MS_within, seed_sd^2 = (MS_between - MS_within) / k, and
+    0 where that is negative (Searle, Casella and McCulloch 1992, Variance Components, section 3.5).
+    nan where it can not be known: sampling for k < 2, seeds for k < 2 or n < 2.
+
+    The mean's interval takes no part of this: its unit is the seed, ``estimate(values.mean(-1))``,
+    whose spread holds both. Sets as units would count one training run k times.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    n, k = x.shape
+    if not n or k < 2:
+        return Spread(float("nan"), float("nan"))
+    within = float(x.var(axis=1, ddof=1).mean())
+    if n < 2:
+        return Spread(float("nan"), within**0.5)
+    between = float(x.mean(axis=1).var(ddof=1)) - within / k
+    return Spread(max(0.0, between) ** 0.5, within**0.5)
+
+
+FEWEST_FOR_BOOTSTRAP = 10
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A statistic of ``n`` seeds and its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap(
+    statistic: Callable[..., Any],
+    *samples: ArrayLike,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of what has no t-interval: a median over seeds, a median of ratios.
+
+    ``statistic(*samples, axis=-1)`` of (n,) values each; several are resampled together, seed by
+    seed. The same ``seed`` gives the same interval.
+
+    Measured at 10 seeds, nominally 95%: a median is covered in 92 to 95% of experiments, a mean in
+    86 to 90, a ratio of means in 89 to 90; BCa is within a point of the percentiles throughout. So
+    take ``estimate`` and ``paired_log_ratio`` for means and ratios, and this for medians.
+
+    Raises:
+        UserError: fewer than 10 seeds, or lists of several lengths.
+    """
+    data = [np.asarray(x, dtype=np.float64) for x in samples]
+    shapes = {x.shape for x in data}
+    if len(shapes) != 1 or data[0].ndim != 1:
+        raise UserError(f"a bootstrap needs lists of one length, got shapes {sorted(shapes)}")
+    n = data[0].size
+    if n < FEWEST_FOR_BOOTSTRAP:
+        raise UserError(
+            f"a bootstrap needs at least {FEWEST_FOR_BOOTSTRAP} seeds, got {n}: with fewer its "
+            "intervals are too short; use the t-interval"
+        )
+    drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    tails = (1 - confidence) / 2, (1 + confidence) / 2
+    low, high = np.quantile(statistic(*(x[drawn] for x in data), axis=-1), tails)
+    return Interval(float(statistic(*data, axis=-1)), float(low), float(high), n)
 
 
 def holm(p_values: ArrayLike) -> Array:
@@ -109,9 +215,15 @@ def holm(p_values: ArrayLike) -> Array:
     adjusted = np.full(p.shape, np.nan)
     tested = np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, factors * p[order]))
+    adjusted[order] = holm_in_order(p[order])
     return adjusted
+
+
+def holm_in_order(p: Array) -> Array:
+    """``holm`` of (m,) p-values that ascend and hold no nan, in their own memory."""
+    p *= np.arange(len(p), 0, -1)
+    np.minimum(1.0, p, out=p)
+    return np.maximum.accumulate(p, out=p)
 
 
 def underpowered(n: int, alpha: float = 0.05) -> bool:

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 
+from fewstep.analysis.ranking import shown_worse
 from fewstep.analysis.records import ALPHA, Cell, Conditions, Failure
 from fewstep.analysis.records import Summary as Summary
-from fewstep.analysis.selection import Filters, select
-from fewstep.analysis.statistics import (
-    estimate,
-    holm,
-    paired_log_ratio,
-    t_test,
-    underpowered,
-)
+from fewstep.analysis.selection import RUN, Filters, select
+from fewstep.analysis.statistics import half_width, spread, underpowered
 from fewstep.errors import UserError
+
+Place = tuple[str, int]  # method, steps
 
 
 def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
     """Summarise the cells that ``filters`` choose (see ``selection.Filters``).
 
     Only networks trained on their whole budget count towards a mean; the runs without a value are
-    counted as failed or missing in every column. Only cells with all their seeds are ranked.
+    counted as failed or missing in every column. Only cells with all their seeds are ranked. Of
+    several sample sets, a run needs every one that the table has; else its cell is missing.
 
     Raises:
         UserError: the frame is empty, or its cells can not stand in one table.
@@ -35,21 +35,14 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
     if frame.empty:
         raise UserError("there are no runs to summarise")
     rows = select(frame, filters)
-    runs = frame.drop_duplicates("key")
+    runs = frame.drop_duplicates(RUN)
     methods = tuple(runs["method"].unique())
     steps = tuple(sorted(int(s) for s in rows["steps"].unique())) or _planned_steps(runs)
-    by_place = dict(iter(rows.groupby(["method", "steps"], sort=False)))
-    by_method = dict(iter(runs.groupby("method", sort=False)))
-    nothing = rows.iloc[:0]
-    cells = {
-        (method, step): _cell(by_method[method], by_place.get((method, step), nothing))
-        for method in methods
-        for step in steps
-    }
     floors = rows["floor"].dropna().unique()
-    lost = runs[_failed(runs)]
+    failed = _failed(runs)
+    cells = _cells(rows, runs, failed, methods, steps)
     return Summary(
-        sweep=str(frame["sweep"].iloc[0]),
+        sweep=" + ".join(runs["sweep"].unique()),
         methods=methods,
         steps=steps,
         cells=_ranked(cells, methods, steps),
@@ -64,7 +57,7 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
                 kind=_text(run["failure_class"]),
                 message=_text(run["failure_message"]),
             )
-            for run in lost.to_dict("records")
+            for run in runs[failed].to_dict("records")
         ),
     )
 
@@ -77,60 +70,112 @@ def _failed(runs: pd.DataFrame) -> pd.Series[bool]:
     return (runs["status"] == "failed") | runs["failure_class"].notna()
 
 
-def _cell(runs: pd.DataFrame, rows: pd.DataFrame) -> Cell:
+@dataclass
+class _Found:
+    """What was found of a place, by seed."""
+
+    sets: dict[int, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
+    keys: dict[int, str] = field(default_factory=dict)
+    nfe: set[int] = field(default_factory=set)
+
+
+def _cells(
+    rows: pd.DataFrame,
+    runs: pd.DataFrame,
+    failed: pd.Series[bool],
+    methods: Sequence[str],
+    steps: Sequence[int],
+) -> dict[Place, Cell]:
     """Account for every run of a method: a value, failed or missing."""
-    finite = rows[np.isfinite(rows["value"])]  # a distance that is nan is a failure, not a value
-    values = {int(seed): float(v) for seed, v in zip(finite["seed"], finite["value"], strict=True)}
-    failed = [*runs.loc[_failed(runs), "seed"], *rows.loc[~np.isfinite(rows["value"]), "seed"]]
-    failed_seeds = tuple(sorted({int(seed) for seed in failed if seed not in values}))
-    missing = sorted(int(seed) for seed in runs["seed"] if seed not in values)
-    mean = estimate(list(values.values()))
-    nfe = rows["nfe"].dropna().unique()
+    found: dict[Place, _Found] = defaultdict(_Found)
+    wanted = ("method", "steps", "seed", "sample_set", "value", "key")
+    for method, step, seed, sample_set, value, key in zip(
+        *(rows[name].tolist() for name in wanted), strict=True
+    ):
+        place = found[method, step]
+        place.sets[seed][sample_set] = value
+        place.keys[seed] = key
+    evaluations = rows[["method", "steps", "nfe"]].drop_duplicates().dropna()
+    for method, step, nfe in evaluations.itertuples(index=False):
+        found[method, step].nfe.add(int(nfe))
+    seeds: dict[str, dict[int, bool]] = defaultdict(dict)  # of all runs; whether it failed
+    for method, seed, lost in zip(runs["method"], runs["seed"], failed, strict=True):
+        seeds[method][int(seed)] = bool(lost)
+    sets = sorted(int(s) for s in rows["sample_set"].unique())
+    return _with_means({
+        (method, step): _cell(found.get((method, step), _Found()), seeds[method], sets)
+        for method in methods
+        for step in steps
+    })  # fmt: skip
+
+
+def _cell(found: _Found, runs: Mapping[int, bool], sets: Sequence[int]) -> Cell:
+    """All but the means: those are taken of many cells at once."""
+    # a distance that is nan is a failure, not a value
+    broken = {s for s, values in found.sets.items() if not all(map(math.isfinite, values.values()))}
+    whole = {
+        seed: [values[s] for s in sets]
+        for seed, values in found.sets.items()
+        if seed not in broken and len(values) == len(sets)
+    }
+    values = {seed: v[0] if len(v) == 1 else float(np.mean(v)) for seed, v in whole.items()}
+    lost = {seed for seed in runs if seed not in values and (runs[seed] or seed in broken)}
+    spreads = spread(list(whole.values())) if len(sets) > 1 and whole else None
     return Cell(
         values=values,
-        failed_seeds=failed_seeds,
-        missing_seeds=tuple(seed for seed in missing if seed not in failed_seeds),
-        mean=mean.mean,
-        half_width=mean.half_width,
-        keys=tuple(finite["key"]),
-        nfe=int(nfe[0]) if len(nfe) == 1 else None,
+        failed_seeds=tuple(sorted(lost)),
+        missing_seeds=tuple(sorted(runs.keys() - values.keys() - lost)),
+        mean=math.nan,
+        half_width=math.nan,
+        keys=tuple(found.keys[seed] for seed in values),
+        nfe=next(iter(found.nfe)) if len(found.nfe) == 1 else None,
+        seed_sd=spreads.seed_sd if spreads else math.nan,
+        sampling_sd=spreads.sampling_sd if spreads else math.nan,
     )
 
 
+def _with_means(cells: dict[Place, Cell]) -> dict[Place, Cell]:
+    """Mean and half-width of every cell with values, those of one n together."""
+    by_n: dict[int, list[Place]] = defaultdict(list)
+    for place, cell in cells.items():
+        by_n[cell.n].append(place)
+    for n, places in by_n.items():
+        if n:
+            values = np.array([list(cells[place].values.values()) for place in places])
+            summary = zip(
+                places, values.mean(-1).tolist(), half_width(values).tolist(), strict=True
+            )
+            for place, mean, half in summary:
+                cells[place] = replace(cells[place], mean=mean, half_width=half)
+    return cells
+
+
 def _ranked(
-    cells: Mapping[tuple[str, int], Cell], methods: Sequence[str], steps: Sequence[int]
-) -> dict[tuple[str, int], Cell]:
+    cells: Mapping[Place, Cell], methods: Sequence[str], steps: Sequence[int]
+) -> dict[Place, Cell]:
     """Mark best, second and ties. Ranks are of unrounded means; equal means share a rank."""
+    seeds = {s: i for i, s in enumerate(sorted({s for c in cells.values() for s in c.values}))}
+    table = np.full((len(methods), len(steps), len(seeds)), np.nan)
+    for i, method in enumerate(methods):
+        for j, step in enumerate(steps):
+            if (cell := cells[method, step]).complete:
+                table[i, j, [seeds[s] for s in cell.values]] = list(cell.values.values())
+    p_values = shown_worse(table)
     ranked = dict(cells)
-    p_values: dict[tuple[str, int], float] = {}
-    for step in steps:
-        means = {m: cells[m, step].mean for m in methods if cells[m, step].complete}
-        order = sorted(means.values())
-        for method, mean in means.items():
-            rank = order.index(mean)  # two bests leave no second
-            ranked[method, step] = replace(ranked[method, step], best=rank == 0, second=rank == 1)
-        if len(means) > 1:
-            best = min(means, key=means.__getitem__)
-            for method in means.keys() - {best}:
-                p_values[method, step] = _paired_p(cells[method, step], cells[best, step])
-    for method in methods:  # one family per method: its comparisons across the step grid
-        places = [(method, step) for step in steps if (method, step) in p_values]
-        adjusted = holm([p_values[place] for place in places])
-        for place, p in zip(places, adjusted, strict=True):
-            tie = bool(p > ALPHA)
-            weak = tie and underpowered(ranked[place].n, ALPHA)
-            ranked[place] = replace(ranked[place], p_value=float(p), tie=tie, underpowered=weak)
+    for j, step in enumerate(steps):
+        order = sorted(cells[m, step].mean for m in methods if cells[m, step].complete)
+        for i, method in enumerate(methods):
+            cell = cells[method, step]
+            if not cell.complete:
+                continue
+            rank = bisect_left(order, cell.mean)  # two bests leave no second
+            p = math.nan if rank == 0 else float(p_values[i, j])
+            tie = rank > 0 and not p <= ALPHA and cell.n > 1
+            ranked[method, step] = replace(
+                cell, best=rank == 0, second=rank == 1, p_value=p, tie=tie,
+                underpowered=tie and underpowered(cell.n, ALPHA),
+            )  # fmt: skip
     return ranked
-
-
-def _paired_p(cell: Cell, best: Cell) -> float:
-    seeds = sorted(cell.values.keys() & best.values.keys())
-    a, b = [cell.values[s] for s in seeds], [best.values[s] for s in seeds]
-    if len(seeds) < 2:
-        return math.nan
-    if min([*a, *b]) > 0:
-        return paired_log_ratio(a, b).p_value
-    return float(t_test(np.subtract(a, b)))  # an unbiased KID may be negative: no logarithm
 
 
 def _planned_steps(runs: pd.DataFrame) -> tuple[int, ...]:
@@ -147,9 +192,10 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
 
     places = rows.drop_duplicates(["method", "steps"])
     single = ("metric", "metric_id", "metric_name", "extractor", "extractor_sha256", "samples",
-              "reference", "reference_samples", "weights", "guidance", "sample_set")  # fmt: skip
+              "reference", "reference_samples", "weights", "guidance")  # fmt: skip
     return Conditions(
         **{column: only(column) for column in single},
+        sample_sets=tuple(sorted(distinct(rows, "sample_set"))),
         data=distinct(runs, "data"),
         backbones=distinct(runs, "backbone"),
         seeds=tuple(sorted(distinct(runs, "seed"))),

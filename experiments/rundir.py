@@ -57,14 +57,15 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
-def read_json(path: Path) -> Json | None:
+def read_json(path: Path | str) -> Json | None:
     """The JSON object in ``path``; None where there is no such file.
 
     Raises:
         UserError: the file is there but is not a JSON object.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb", buffering=0) as file:  # half the time of read_text, 100,000 times
+            text = file.readall().decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
@@ -216,8 +217,13 @@ class RunDirectory:
 
     def cells(self) -> dict[str, Json]:
         """Evaluated cells by name, in name order."""
-        files = sorted((self.path / "evaluations").glob("*.json"))
-        return {file.stem: cell for file in files if (cell := read_json(file)) is not None}
+        folder = os.path.join(self.path, "evaluations")
+        try:
+            names = sorted(n for n in os.listdir(folder) if n.endswith(".json"))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        found = ((name, read_json(os.path.join(folder, name))) for name in names)
+        return {name[: -len(".json")]: cell for name, cell in found if cell is not None}
 
     def cell_file(self, name: str) -> Path:
         return self.path / "evaluations" / f"{name}.json"

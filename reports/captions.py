@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from statistics import median
 
 from fewstep.analysis.records import Conditions, Summary
+from fewstep.reports.text import enumerated as _list
 from fewstep.reports.text import number
 
 FLOOR = "real vs real floor"
@@ -28,7 +29,9 @@ def _protocol(summary: Summary, c: Conditions) -> list[str]:
     split = f" ({c.reference} split)" if c.reference else ""
     guidance = "no guidance" if c.guidance in (None, 1.0) else f"guidance {c.guidance:g}"
     weights = "EMA" if c.weights == "ema" else c.weights
-    sample_set = f", sample set {c.sample_set}" if c.sample_set else ""
+    sets = [str(s) for s in c.sample_sets] if any(c.sample_sets) else []
+    plural = "s" if len(sets) > 1 else ""
+    sample_set = f", sample set{plural} {_list(sets)}" if sets else ""
     lines = [
         f"{c.metric}{on}{network} (lower is better; metric {c.metric_id}{extractor}).",
         f"{c.samples:,} samples{against}{split}, {weights} weights, {guidance}{sample_set}.",
@@ -76,14 +79,15 @@ def _marks(summary: Summary, c: Conditions) -> list[str]:
                  "number in parentheses."]  # fmt: skip
     else:
         lines = [f"Training {seeds}: one run tells nothing of the spread."]
+    lines += _spreads(summary)
     if any(cell.best for cell in cells):
         lines.append("Best mean bold, second underlined.")
         if not all(cell.complete for cell in cells):
             lines.append("Cells without all their seeds are not ranked.")
     if any(cell.tie for cell in cells):
         tie = (
-            "≈: not distinguished from the best (t-test on log ratios paired by seed, Holm over "
-            f"the steps of each method, p > {summary.alpha:g})"
+            "≈: may be the best, for none was shown to be better (t-tests on log ratios paired by "
+            f"seed, all pairs of methods, Holm over the whole table, p > {summary.alpha:g})"
         )
         weak = sorted({cell.n for cell in cells if cell.underpowered})
         if weak:
@@ -98,6 +102,21 @@ def _marks(summary: Summary, c: Conditions) -> list[str]:
     return lines
 
 
+def _spreads(summary: Summary) -> list[str]:
+    """How far single values are apart from seed to seed, and from one set of samples to another."""
+    cells = [cell for cell in summary.cells.values() if cell.sampling_sd >= 0 and cell.mean]
+    if not cells:
+        return []
+    sampling = median(100 * cell.sampling_sd / abs(cell.mean) for cell in cells)
+    told = f"{sampling:.2g}% from sample set to sample set"
+    if seeds := [100 * cell.seed_sd / abs(cell.mean) for cell in cells if cell.seed_sd >= 0]:
+        told = f"{median(seeds):.2g}% from seed to seed and {told}"
+    return [
+        "A run's value is its mean over the sample sets; the unit of every interval and test is "
+        f"the seed. Single values vary by {told} (standard deviations, medians over the table)."
+    ]
+
+
 def figure_caption(summary: Summary) -> str:
     """What the marks of the FD-versus-NFE figure stand for."""
     seeds = _list([str(s) for s in summary.conditions.seeds])
@@ -107,7 +126,3 @@ def figure_caption(summary: Summary) -> str:
         f"the lower edge of the axis; dots: single seeds; open markers: not all seeds gave a "
         f"value{floor}."
     )
-
-
-def _list(items: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

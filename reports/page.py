@@ -44,10 +44,12 @@ def page(summary: Summary, frame: pd.DataFrame, cells: pd.DataFrame, with_sample
 def _costs(summary: Summary, cells: pd.DataFrame) -> str:
     """Means over the runs in the table; sampling speed per number of steps."""
     rows = []
+    by_method = dict(iter(cells.drop_duplicates(["sweep", "key"]).groupby("method", sort=False)))
+    speed = cells.groupby(["method", "steps"], sort=False)["sample_images_per_second"]
+    by_place, nothing = dict(iter(speed)), cells["sample_images_per_second"].iloc[:0]
     for method in summary.methods:
-        own = cells[cells["method"] == method]
-        runs = own.drop_duplicates("key")
-        speeds = [_mean(own[own["steps"] == s]["sample_images_per_second"]) for s in summary.steps]
+        runs = by_method.get(method, cells.iloc[:0])
+        speeds = [_mean(by_place.get((method, s), nothing)) for s in summary.steps]
         rows.append((
             method, _mean(runs["parameters"], "{:,.0f}"), _mean(runs["train_steps"], "{:,.0f}"),
             _mean(runs["images_seen"], "{:,.0f}"), _mean(runs["train_seconds"]),
@@ -67,7 +69,7 @@ def _mean(values: pd.Series[Any], form: str = "") -> str:
 
 
 def _provenance(frame: pd.DataFrame) -> list[str]:
-    runs = frame.drop_duplicates("key")
+    runs = frame.drop_duplicates(["sweep", "key"])
     commits = [str(c) for c in runs["commit"].dropna().unique()]
     hosts = [str(h) for h in runs["host"].dropna().unique()]
     dirty = int(runs["dirty"].fillna(False).sum())

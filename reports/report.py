@@ -17,6 +17,7 @@ from fewstep.reports.page import page
 
 FILES = (
     "report.md", "table.md", "table.csv", "table.tex", "table_preview.tex", "runs.csv",
+    "runs.parquet",
     "fd_vs_nfe.png", "fd_vs_nfe.pdf", "samples.png", "samples.pdf",
 )  # fmt: skip
 
@@ -48,6 +49,7 @@ def write_report(
         "table.tex": tables.latex(summary),
         "table_preview.tex": tables.latex_document(),
         "runs.csv": frame.to_csv(index=False, lineterminator="\n"),
+        "runs.parquet": frame.to_parquet(index=False, engine="pyarrow"),
         "report.md": page(summary, frame, select(frame, filters), bool(samples)),
         "fd_vs_nfe.png": figures.render(curve, "png"),
         "fd_vs_nfe.pdf": figures.render(curve, "pdf"),

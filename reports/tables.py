@@ -110,6 +110,7 @@ def _latex_cell(cell: Cell) -> str:
 CSV_COLUMNS = (
     "method", "steps", "nfe", "mean", "half_width", "n", "failed", "missing", "expected", "floor",
     "best", "second", "tie", "p_value", "underpowered", "metric", "metric_id", "seeds", "keys",
+    "seed_sd", "sampling_sd",
 )  # fmt: skip
 
 
@@ -128,6 +129,7 @@ def csv(summary: Summary) -> str:
                 int(c.best), int(c.second), int(c.tie), _number(c.p_value), int(c.underpowered),
                 conditions.metric or "", conditions.metric_id or "",
                 " ".join(map(str, c.values)), " ".join(c.keys),
+                _number(c.seed_sd), _number(c.sampling_sd),
             ])  # fmt: skip
     return file.getvalue()
 

@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 
 from fewstep.analysis.records import Cell
 
@@ -103,6 +104,11 @@ def number(value: float, spread: float = math.nan) -> str:
     if math.isfinite(spread) and spread > 0:
         decimals = max(decimals, -math.floor(math.log10(spread)))
     return f"{value:.{min(decimals, 6)}f}"
+
+
+def enumerated(items: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
 def fraction(length: float) -> str:

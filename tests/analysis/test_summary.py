@@ -114,23 +114,27 @@ def test_equal_means_share_a_rank(tmp_path: Path) -> None:
     assert [cells[m, 1].second for m in "ABC"] == [False, True, True]
 
 
-def test_ties_are_paired_by_seed_and_corrected_over_steps(tmp_path: Path) -> None:
+def test_ties_are_of_all_pairs_by_seed_corrected_over_the_table(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     base = np.exp(rng.normal(2, 0.5, (6, 2)))
     near = base * np.exp(rng.normal(0.04, 0.05, (6, 2)))
     far = base * np.exp(rng.normal(0.5, 0.02, (6, 2)))
+    tables = {"best": base, "near": near, "far": far}
     runs = [
         Run(title, seed, {1: row[0], 2: row[1]})
-        for title, values in (("best", base), ("near", near), ("far", far))
+        for title, values in tables.items()
         for seed, row in enumerate(values)
     ]
     cells = summary_of(tmp_path, runs).cells
-    for title, values in (("near", near), ("far", far)):
-        p = stats.ttest_rel(np.log(values), np.log(base), axis=0).pvalue
-        small = min(2 * p.min(), 1)
-        expected = np.where(p == p.min(), small, max(p.max(), small))
-        got = [cells[title, step].p_value for step in (1, 2)]
-        np.testing.assert_allclose(got, expected)
+    pairs = [("near", "best"), ("far", "best"), ("far", "near")]
+    p = np.array([stats.ttest_rel(np.log(tables[a]), np.log(tables[b])).pvalue for a, b in pairs])
+    order = np.argsort(p, axis=None)
+    adjusted = np.empty(6)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1, p.ravel()[order] * np.arange(6, 0, -1)))
+    near_best, far_best, far_near = adjusted.reshape(3, 2)
+    got = {m: [cells[m, step].p_value for step in (1, 2)] for m in tables}
+    np.testing.assert_allclose(got["near"], near_best)
+    np.testing.assert_allclose(got["far"], np.minimum(far_best, far_near))
     assert [cells["near", s].tie for s in (1, 2)] == [True, True]
     assert [cells["far", s].tie for s in (1, 2)] == [False, False]  # though the spread overlaps
     assert not cells["near", 1].underpowered  # six seeds can tell
@@ -173,7 +177,6 @@ def mixed(tmp_path: Path, first: dict[str, Any], second: dict[str, Any]) -> Path
     [
         ({"cell": {"weights": "raw"}}, "one weights, got ema and raw", {"weights": "raw"}),
         ({"cell": {"guidance": 2.0}}, "one guidance, got 1.0 and 2.0", {"guidance": 2.0}),
-        ({"cell": {"sample_set": 3}}, "one sample_set, got 0 and 3", {"sample_set": 3}),
     ],
 )
 def test_configurations_are_not_mixed(
@@ -183,6 +186,50 @@ def test_configurations_are_not_mixed(
     with pytest.raises(UserError, match=message):
         summarise(frame)
     assert summarise(frame, **choice).cells["A", 1].mean == 2.0
+
+
+def sampled(folder: Path, table: Sequence[Sequence[float]], title: str = "A") -> None:
+    """Write (seeds, sample sets) values of a method at one step; nan where there is no file."""
+    for seed, values in enumerate(table):
+        for number, value in enumerate(values):
+            if not math.isnan(value):
+                run = Run(title, seed, {1: value}, cell={"sample_set": number})
+                write_run(folder / run.key, run)
+
+
+def test_the_unit_is_the_seed_and_sampling_is_told_apart(tmp_path: Path) -> None:
+    table = [[10.0, 12.0], [20.0, 24.0], [30.0, 30.0]]
+    folder = write_sweep(tmp_path, seeds("A", [0, 0, 0]))
+    sampled(folder, table)
+    frame = load(folder)
+    summary = summarise(frame)
+    cell = summary.cells["A", 1]
+    assert summary.conditions.sample_sets == (0, 1)
+    assert dict(cell.values) == {0: 11.0, 1: 22.0, 2: 30.0}
+    assert (cell.n, cell.mean, cell.keys) == (3, 21.0, ("a-s0", "a-s1", "a-s2"))
+    assert cell.half_width == pytest.approx(  # of three values, not of six
+        stats.t.ppf(0.975, 2) * np.std([11, 22, 30], ddof=1) / math.sqrt(3)
+    )
+    within = (2 + 8 + 0) / 3  # the mean of the variances of (10, 12), (20, 24), (30, 30)
+    assert cell.sampling_sd == pytest.approx(math.sqrt(within))
+    assert cell.seed_sd == pytest.approx(math.sqrt(np.var([11, 22, 30], ddof=1) - within / 2))
+    one = summarise(frame, sample_set=1).cells["A", 1]
+    assert dict(one.values) == {0: 12.0, 1: 24.0, 2: 30.0}
+    assert math.isnan(one.sampling_sd)
+
+
+def test_a_run_that_lacks_a_sample_set_of_the_table_is_missing(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path, [*seeds("A", [0, 0, 0]), *seeds("B", [1.0])])
+    for file in folder.glob("a-*/evaluations/*.json"):
+        file.unlink()
+    sampled(folder, [[1.0, 2.0], [1.0, math.nan], [1.0, 3.0]])
+    (broken,) = folder.glob("a-s2/evaluations/*-s1.json")
+    broken.write_text(broken.read_text().replace("3.0", "NaN"))
+    cells = summarise(load(folder)).cells
+    a = cells["A", 1]
+    assert (dict(a.values), a.missing_seeds, a.failed_seeds) == ({0: 1.5}, (1,), (2,))
+    assert cells["B", 1].n_missing == 1
+    assert summarise(load(folder), sample_set=0).cells["A", 1].n == 3
 
 
 def test_two_metrics_are_not_mixed_even_under_one_label(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def launch(
     from fewstep.cli.report import report
     from fewstep.cli.sync import sync_sweeps
 
-    report(directory, None)
+    report([directory], None)
     if tracking["enabled"]:
         sync_sweeps([directory], directory.path.parent, tracking["uri"])
     return 1 if any(run.status() == "failed" for run in directory.runs()) else 0

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from fewstep import __version__
+from fewstep.cli import tables
 from fewstep.cli.arguments import (
     OneSweep,
     OnlyRuns,
@@ -233,50 +234,8 @@ def sync(
     sys.exit(syncing.sync(sweep, Path(root or "runs"), rest, watch=watch, every=every))
 
 
-@app.command()
-def report(
-    sweep: SweepName,
-    output: Annotated[
-        Path | None, typer.Option("--out", help="Folder; default: runs/SWEEP/report.")
-    ] = None,
-    weights: Annotated[str | None, typer.Option(help="ema or raw, where both are there.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale, where several are there.")
-    ] = None,
-    sample_set: Annotated[
-        int | None, typer.Option(help="Sample set, where several are there.")
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="Label or id of the metric, where several are there.")
-    ] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="Sampler, where one method has several.")
-    ] = None,
-    times: Annotated[
-        str | None, typer.Option(help="Times, where one number of steps has several.")
-    ] = None,
-    stopped: Annotated[
-        bool, typer.Option("--stopped", help="Count runs that were ended early, as they were then.")
-    ] = False,
-    overrides: Overrides = None,
-    runs: Runs = None,
-) -> None:
-    """Print a sweep's table and write its report: tables, figures, sample grid.
-
-    Example: [bold]fewstep report digits --out paper/figures[/]
-    """
-    from fewstep.cli import report as reporting
-
-    filters = {
-        "weights": weights,
-        "guidance": guidance,
-        "sample_set": sample_set,
-        "metric": metric,
-        "sampler": sampler,
-        "times": times,
-    }
-    root = only_root(overrides, runs)
-    reporting.report(reporting.find_sweep(sweep, root), output, filters, stopped)
+app.command()(tables.report)
+app.command()(tables.compare)
 
 
 @app.command()
@@ -333,7 +292,8 @@ def bench(
     """Measure what objectives cost: FLOPs, time and memory of a step, speed of sampling.
 
     FLOPs and time are multiples of flow matching's. Without objective=, all are measured.
-    [bold]fewstep bench sweep[/] measures what launchers, status and sync cost instead.
+    [bold]fewstep bench sweep[/] measures what launchers, status and sync cost instead, and
+    [bold]fewstep bench analysis[/] the report of 10,000 runs.
 
     Example: [bold]fewstep bench "objective=[scm,shortcut]" backbone=dit_s_2 --shape 4,32,32[/]
     """
@@ -341,6 +301,11 @@ def bench(
         from fewstep.cli.bench_sweep import bench_sweep
 
         bench_sweep(file)
+        return
+    if overrides == ["analysis"]:
+        from fewstep.cli.bench_analysis import bench_analysis
+
+        bench_analysis(file)
         return
     from fewstep.cli import bench as benchmark
 

@@ -1,7 +1,8 @@
-"""``fewstep report``, and sweeps by name."""
+"""``fewstep report``, ``fewstep compare``, and sweeps by name."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,28 @@ from fewstep.experiments.rundir import SweepDirectory, find_sweeps
 
 
 def report(
-    directory: SweepDirectory,
+    directories: Sequence[SweepDirectory],
     output: Path | None,
     filters: dict[str, Any] | None = None,
     stopped: bool = False,
 ) -> None:
     """``fewstep report``: print the table, write the files, name them.
 
-    ``filters`` choose among cells, as in ``analysis.summarise``; None is no choice. ``stopped``:
+    Of one sweep they go to its own folder; of several to ``_reports/A+B/`` beside them. ``filters``
+    choose among cells, as in ``analysis.summarise``; None is no choice. ``stopped``:
     count runs that a search ended early.
     """
     from fewstep.analysis import load, load_samples, summarise
     from fewstep.reports import terminal
     from fewstep.reports.report import write_report
 
-    chosen: Any = {name: value for name, value in (filters or {}).items() if value is not None}
-    frame = load(directory, stopped)
+    chosen = given(filters)
+    frame = load(*directories, stopped=stopped)
     out.print(terminal.table(summarise(frame, **chosen)))
-    samples = load_samples(directory, frame, **chosen)
-    target = output or directory.report
+    samples = load_samples(directories, frame, **chosen)
+    together = "+".join(directory.name for directory in directories)
+    beside = directories[0].path.parent / "_reports" / together
+    target = output or (directories[0].report if len(directories) == 1 else beside)
     try:
         files = write_report(frame, samples, target, **chosen)
     except OSError as error:
@@ -37,6 +41,55 @@ def report(
     out.print("report:", style="bold")
     for path in files.values():
         out.print(f"  {path}", markup=False)
+
+
+def compare(
+    directories: Sequence[SweepDirectory],
+    method: str | None,
+    baseline: str | None,
+    output: Path | None,
+    filters: dict[str, Any] | None = None,
+    stopped: bool = False,
+) -> None:
+    """``fewstep compare``: print the ratios of two sweeps, or of one sweep to a baseline in it."""
+    from fewstep.analysis import compare as compared
+    from fewstep.analysis import load, summarise
+    from fewstep.reports import comparison as shown
+    from fewstep.reports.report import write_file
+
+    if len(directories) > 2:
+        names = ", ".join(directory.name for directory in directories)
+        raise UserError(f"one or two sweeps are compared, got {len(directories)}: {names}")
+    chosen = given(filters)
+    summaries = [summarise(load(d, stopped=stopped), **chosen) for d in directories]
+    made = compared(summaries[0], summaries[-1], method, baseline)
+    out.print(shown.terminal(made))
+    if output is None:
+        return
+    files = {"comparison.md": shown.markdown(made), "comparison.csv": shown.csv(made)}
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            out.print(f"  {write_file(output / name, content)}", markup=False)
+    except OSError as error:
+        raise UserError(f"cannot write the comparison to {output} ({error.strerror})") from None
+
+
+def given(filters: dict[str, Any] | None) -> Any:
+    """What was chosen; None is no choice."""
+    return {name: value for name, value in (filters or {}).items() if value is not None}
+
+
+def find_sweeps_named(names: Sequence[str], root: Path) -> list[SweepDirectory]:
+    """Their directories, each once.
+
+    Raises:
+        UserError: there is none of one of these names, or one is named twice.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"sweep {name!r} is named twice")
+    return [find_sweep(name, root) for name in names]
 
 
 def find_sweep(name: str, root: Path) -> SweepDirectory:

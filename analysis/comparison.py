@@ -1,0 +1,169 @@
+"""Two sweeps, or one's methods against a baseline: ratios paired by seed, Holm over the table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.analysis.records import ALPHA, Cell, Conditions, Summary
+from fewstep.analysis.statistics import (
+    PairedDifference,
+    PairedRatio,
+    holm,
+    paired_difference,
+    paired_log_ratio,
+    underpowered,
+)
+from fewstep.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One method against another at one number of steps, over the seeds that both have."""
+
+    paired: PairedRatio | PairedDifference  # a difference where a value is not positive
+    seeds: tuple[int, ...]
+    p_value: float  # Holm over the whole table; nan below two seeds
+    underpowered: bool  # not told apart, and so few seeds could hardly have told
+
+    @property
+    def distinguished(self) -> bool:
+        return self.p_value <= ALPHA
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``first`` / ``second`` per pair of methods and number of steps. Lower is better."""
+
+    first: str  # names of the sweeps
+    second: str
+    pairs: tuple[tuple[str, str], ...]  # (method of the first, method of the second)
+    steps: tuple[int, ...]
+    cells: Mapping[tuple[str, str, int], Compared]  # a place that one of them lacks has none
+    conditions: tuple[Conditions, Conditions]
+    alpha: float = ALPHA
+
+    @property
+    def one_sweep(self) -> bool:
+        return self.first == self.second
+
+
+SAME = ("metric_id", "weights", "guidance", "sample_sets")
+
+
+def compare(
+    first: Summary,
+    second: Summary,
+    method: str | None = None,
+    baseline: str | None = None,
+) -> Comparison:
+    """Each method of ``first`` against the same of ``second``, or against ``baseline`` there.
+
+    Within one sweep (``first`` is ``second``) a baseline must be named. Which methods are compared
+    is chosen before their values are looked at, so the family is this table and nothing else. Seeds
+    of one number share data order, noise and labels in all sweeps, and are paired.
+
+    Args:
+        method: only this one of ``first``; with its namesake in ``second``, or ``baseline``.
+
+    Raises:
+        UserError: they were not measured in the same way (the message names both), have no method,
+            step or seed in common, or a name is unknown.
+    """
+    _refuse_unlike(first, second)
+    pairs = _pairs(first, second, method, baseline)
+    steps = tuple(s for s in first.steps if s in second.steps)
+    if not steps:
+        raise UserError(
+            f"no number of steps in common: {_told(first)} has {_list(first.steps)}, "
+            f"{_told(second)} has {_list(second.steps)}"
+        )
+    places = [(a, b, s) for a, b in pairs for s in steps]
+    both = {(a, b, s): _seeds(first.cells[a, s], second.cells[b, s]) for a, b, s in places}
+    if not any(both.values()):
+        raise UserError(
+            f"no seed in common: {_told(first)} has {_list(first.conditions.seeds)}, "
+            f"{_told(second)} has {_list(second.conditions.seeds)}"
+        )
+    paired = {
+        (a, b, s): _paired(first.cells[a, s], second.cells[b, s], seeds)
+        for (a, b, s), seeds in both.items()
+        if seeds
+    }
+    adjusted = holm([p.p_value for p in paired.values()])
+    cells = {
+        place: Compared(
+            p, tuple(both[place]), float(value), not value <= ALPHA and underpowered(p.n, ALPHA)
+        )
+        for (place, p), value in zip(paired.items(), adjusted, strict=True)
+    }
+    conditions = first.conditions, second.conditions
+    return Comparison(first.sweep, second.sweep, tuple(pairs), steps, cells, conditions)
+
+
+def _refuse_unlike(first: Summary, second: Summary) -> None:
+    for summary in (first, second):
+        if summary.conditions.metric is None:
+            raise UserError(f"{_told(summary)} has no evaluated cells to compare")
+    a, b = first.conditions, second.conditions
+    for name in SAME:
+        if getattr(a, name) != getattr(b, name):
+            raise UserError(
+                f"numbers of two kinds can not be compared: {_told(first)} has "
+                f"{_kind(a, name)}, {_told(second)} has {_kind(b, name)}"
+            )
+
+
+def _kind(conditions: Conditions, name: str) -> str:
+    if name == "metric_id":
+        return f"{conditions.metric} [{conditions.metric_id}]"
+    value = getattr(conditions, name)
+    return f"{name.replace('_', ' ')} {_list(value) if isinstance(value, tuple) else value}"
+
+
+def _pairs(
+    first: Summary, second: Summary, method: str | None, baseline: str | None
+) -> list[tuple[str, str]]:
+    for name, summary in ((method, first), (baseline, second)):
+        if name is not None and name not in summary.methods:
+            raise unknown(f"method of {_told(summary)}", name, summary.methods)
+    chosen = first.methods if method is None else (method,)
+    if baseline is not None:
+        same = first.sweep == second.sweep
+        pairs = [(name, baseline) for name in chosen if not (same and name == baseline)]
+        if not pairs:
+            raise UserError(f"{baseline!r} is the only method, and its own baseline")
+        return pairs
+    if first.sweep == second.sweep:
+        raise UserError(
+            f"one sweep is compared with a baseline of its own: --baseline NAME "
+            f"(choices: {_list(first.methods)})"
+        )
+    pairs = [(name, name) for name in chosen if name in second.methods]
+    if not pairs:
+        raise UserError(
+            f"no method in common: {_told(first)} has {_list(chosen)}, {_told(second)} has "
+            f"{_list(second.methods)}; choose with --method and --baseline"
+        )
+    return pairs
+
+
+def _seeds(a: Cell, b: Cell) -> list[int]:
+    return sorted(a.values.keys() & b.values.keys())
+
+
+def _paired(a: Cell, b: Cell, seeds: Sequence[int]) -> PairedRatio | PairedDifference:
+    x, y = [a.values[s] for s in seeds], [b.values[s] for s in seeds]
+    if min([*x, *y], default=math.nan) > 0:
+        return paired_log_ratio(x, y)
+    return paired_difference(x, y)
+
+
+def _told(summary: Summary) -> str:
+    return f"sweep {summary.sweep!r}"
+
+
+def _list(values: Sequence[Any]) -> str:
+    return ", ".join(str(value) for value in values)

@@ -1,0 +1,142 @@
+"""A comparison of two sweeps, or of methods with a baseline, as Markdown, CSV and in a terminal."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import io
+import math
+
+from rich.table import Table
+from rich.text import Text
+
+from fewstep.analysis.comparison import Compared, Comparison
+from fewstep.analysis.statistics import PairedRatio
+from fewstep.reports.text import enumerated, number, wrapped
+from fewstep.reports.text import markdown as escaped
+
+CSV_COLUMNS = (
+    "first", "second", "method", "baseline", "steps", "kind", "estimate", "low", "high", "n",
+    "p_value", "p_holm", "told_apart", "underpowered", "seeds", "metric", "metric_id",
+)  # fmt: skip
+
+
+def title(comparison: Comparison) -> str:
+    """``a / b``, or the sweep's name."""
+    c = comparison
+    return c.first if c.one_sweep else f"{c.first} / {c.second}"
+
+
+def caption(comparison: Comparison) -> str:
+    """Plain text: what is divided by what, how it was tested, and where budgets differ."""
+    c, (first, second) = comparison, comparison.conditions
+    what = "method / baseline" if c.one_sweep else f"{c.first} / {c.second}"
+    lines = [
+        f"{first.metric} (metric {first.metric_id}): {what}, below 1 the first is better. "
+        "Geometric mean over seeds of the ratio of each seed, its 95% Student-t interval, and the "
+        "number of pairs.",
+        f"*: told apart (paired t-test on log ratios, Holm over the {len(c.cells)} comparisons "
+        f"of this table, p ≤ {c.alpha:g}).",
+    ]
+    if any(not isinstance(cell.paired, PairedRatio) for cell in c.cells.values()):
+        lines.append("Δ: mean difference, where a value is not positive.")
+    if weak := sorted({cell.paired.n for cell in c.cells.values() if cell.underpowered}):
+        lines.append(
+            f"Without *, {enumerated([str(n) for n in weak])} seeds are no sign of equality: "
+            "underpowered."
+        )
+    for name, of in (("training steps", "train_steps"), ("images", "images_seen")):
+        a, b = ([f"{v:,}" for v in getattr(x, of)] for x in (first, second))
+        if a != b:
+            lines.append(
+                f"Budgets differ: {enumerated(a)} {name} in {c.first}, {enumerated(b)} in "
+                f"{c.second}."
+            )
+    if only := _alone(c):
+        lines.append(only)
+    return " ".join(lines)
+
+
+def _alone(c: Comparison) -> str:
+    """Seeds without a partner."""
+    first, second = (set(x.seeds) for x in c.conditions)
+    told = [
+        f"{enumerated([str(s) for s in sorted(seeds)])} of {name}"
+        for name, seeds in ((c.first, first - second), (c.second, second - first))
+        if seeds
+    ]
+    return f"Seeds without a partner are left out: {'; '.join(told)}." if told else ""
+
+
+def _names(comparison: Comparison) -> list[str]:
+    return [a if a == b else f"{a} / {b}" for a, b in comparison.pairs]
+
+
+def shown(cell: Compared | None) -> str:
+    """``0.83 [0.70, 0.98] (3) *``."""
+    if cell is None:
+        return "–"
+    p = cell.paired
+    ratio = isinstance(p, PairedRatio)
+    center = p.ratio if isinstance(p, PairedRatio) else p.difference
+    value = number(center) if ratio else f"Δ {number(center)}"
+    if math.isfinite(p.low):
+        value += f" [{number(p.low)}, {number(p.high)}]"
+    return f"{value} ({p.n})" + (" *" if cell.distinguished else "")
+
+
+def _rows(comparison: Comparison) -> list[list[str]]:
+    return [
+        [name, *(shown(comparison.cells.get((a, b, s))) for s in comparison.steps)]
+        for name, (a, b) in zip(_names(comparison), comparison.pairs, strict=True)
+    ]
+
+
+def _header(comparison: Comparison) -> list[str]:
+    return ["Method", *(f"{s} step{'s' if s > 1 else ''}" for s in comparison.steps)]
+
+
+def markdown(comparison: Comparison) -> str:
+    """A pipe table under a heading, and the caption below it."""
+    rows = [[escaped(value) for value in row] for row in _rows(comparison)]
+    align = ["---", *("---:" for _ in comparison.steps)]
+    lines = [f"| {' | '.join(row)} |" for row in (_header(comparison), align, *rows)]
+    heading = f"# {escaped(title(comparison))}"
+    return "\n".join([heading, "", *lines, "", escaped(caption(comparison)), ""])
+
+
+def csv(comparison: Comparison) -> str:
+    """Tidy, at full precision: one line per pair of methods x steps."""
+    file = io.StringIO()
+    writer = csv_module.writer(file, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    conditions = comparison.conditions[0]
+    for (method, baseline, steps), cell in comparison.cells.items():
+        p = cell.paired
+        kind, center = (
+            ("ratio", p.ratio) if isinstance(p, PairedRatio) else ("difference", p.difference)
+        )
+        numbers = ["" if math.isnan(x) else repr(x) for x in (center, p.low, p.high)]
+        ps = ["" if math.isnan(x) else repr(x) for x in (p.p_value, cell.p_value)]
+        writer.writerow([
+            comparison.first, comparison.second, method, baseline, steps, kind, *numbers, p.n, *ps,
+            int(cell.distinguished), int(cell.underpowered), " ".join(map(str, cell.seeds)),
+            conditions.metric, conditions.metric_id,
+        ])  # fmt: skip
+    return file.getvalue()
+
+
+def terminal(comparison: Comparison) -> Table:
+    """A rich table; what is told apart is bold."""
+    made = Table(
+        title=Text(title(comparison), style="bold"),
+        caption=Text(caption(comparison), style="dim"),
+        caption_justify="left",
+    )
+    name, *steps = _header(comparison)
+    made.add_column(name, overflow="fold", min_width=14)
+    for step in steps:
+        made.add_column(step, justify="right")
+    for label, *cells in _rows(comparison):
+        styled = [Text(cell, style="bold" if cell.endswith("*") else "") for cell in cells]
+        made.add_row(Text("\n".join(wrapped(label))), *styled)
+    return made

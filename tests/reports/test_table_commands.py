@@ -1,0 +1,101 @@
+"""``fewstep report A B``, ``fewstep compare`` and ``fewstep bench analysis``, as typed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from synthetic_runs import Run, write_sweep
+
+from fewstep.cli import bench_analysis
+from fewstep.cli.main import main
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """``main`` in this process, among two sweeps: its exit code, and what it said."""
+    old = [Run(m, s, {1: v + s}) for m, v in (("FM", 8.0), ("sCM", 4.0)) for s in range(3)]
+    new = [Run(m, s, {1: v + s}) for m, v in (("FM", 4.0), ("CT", 5.0)) for s in range(3)]
+    write_sweep(tmp_path / "runs", old, name="old")
+    write_sweep(tmp_path / "runs", new, name="new")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fewstep", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def test_a_report_over_two_sweeps(command: Command, tmp_path: Path) -> None:
+    code, said, _ = command("report", "old", "new")
+    assert code == 0
+    together = tmp_path / "runs" / "_reports" / "old+new"
+    for line in ("FM · sweep=old", "FM · sweep=new", "| sCM |", "| CT |"):
+        assert line in (together / "table.md").read_text()
+    assert "sweep=old" in said
+    assert command("report", "old", "runs=runs", "--out", "here")[0] == 0  # an override, no name
+    assert (tmp_path / "here" / "runs.parquet").stat().st_size
+    assert "old  " in command("status")[1]  # what was written is no sweep
+    assert "_reports" not in command("status")[1]
+
+
+def test_two_sweeps_compared(command: Command, tmp_path: Path) -> None:
+    code, said, _ = command("compare", "new", "old", "--out", "made")
+    assert code == 0
+    assert "new / old" in said
+    # geometric mean of 4/8, 5/9, 6/10
+    assert "0.550" in said
+    assert "0.550" in (tmp_path / "made" / "comparison.md").read_text()
+    assert (tmp_path / "made" / "comparison.csv").read_text().count("\n") == 2
+    code, said, _ = command("compare", "old", "--baseline", "FM")
+    assert code == 0
+    assert "sCM / FM" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("compare old", "choices: FM, sCM"),
+        ("compare old old", "sweep 'old' is named twice"),
+        ("compare old nwe", "unknown sweep under runs/ 'nwe'; did you mean 'new'?"),
+        ("compare old new --method sCM", "no method in common"),
+        ("compare old new --baseline sCM", "unknown method of sweep 'new' 'sCM'"),
+        ("report old new seed=3", "takes no override but runs=DIR, got 'seed=3'"),
+        ("report old new --weights raw", "no cells with weights 'raw' (choices: ema)"),
+    ],
+)
+def test_bad_input_is_one_line(command: Command, words: str, told: str, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    code, said, error = command(*words.split())
+    assert (code, said) == (2, "")
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert told in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_three_sweeps_are_not_compared(command: Command, tmp_path: Path) -> None:
+    write_sweep(tmp_path / "runs", [Run("FM", 0, {1: 1.0})], name="third")
+    assert "one or two sweeps are compared, got 3" in command("compare", "old", "new", "third")[2]
+
+
+def test_the_bench_measures_a_store_of_real_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench_analysis.bench_analysis(tmp_path / "found.json", runs=60)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["runs"], found["cells"]) == (60, 60 * 12)
+    assert 0 < found["frame (s)"] < found["all (s)"]
+    assert found["peak memory of this process (MB)"] > 50
+    assert "60 runs, 720 cells" in capsys.readouterr().out
