@@ -57,6 +57,7 @@ class Conditions:
     metric: str | None = None
     metric_id: str | None = None
     metric_name: str | None = None
+    better: str | None = None  # lower | higher | neither
     extractor: str | None = None
     extractor_sha256: str | None = None
     samples: int | None = None
@@ -87,7 +88,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows ``methods`` (in the sweep's order) by columns ``steps`` (ascending). Lower is better."""
+    """Rows ``methods`` (in the sweep's order) by columns ``steps`` (ascending).
+
+    ``conditions.better`` says which values rank first.
+    """
 
     sweep: str
     methods: tuple[str, ...]

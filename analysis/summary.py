@@ -52,7 +52,7 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
         sweep=str(frame["sweep"].iloc[0]),
         methods=methods,
         steps=steps,
-        cells=_ranked(cells, methods, steps),
+        cells=_ranked(cells, methods, steps, _better(rows)),
         # one metric has one floor; should runs have measured it apart, their mean
         floor=float(np.mean(floors)) if len(floors) else None,
         conditions=_conditions(rows, runs),
@@ -67,6 +67,10 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
             for run in lost.to_dict("records")
         ),
     )
+
+
+def _better(rows: pd.DataFrame) -> str:
+    return str(next(iter(rows["better"].dropna()), "lower"))
 
 
 def _text(value: Any) -> str:
@@ -98,13 +102,22 @@ def _cell(runs: pd.DataFrame, rows: pd.DataFrame) -> Cell:
 
 
 def _ranked(
-    cells: Mapping[tuple[str, int], Cell], methods: Sequence[str], steps: Sequence[int]
+    cells: Mapping[tuple[str, int], Cell],
+    methods: Sequence[str],
+    steps: Sequence[int],
+    better: str,
 ) -> dict[tuple[str, int], Cell]:
-    """Mark best, second and ties. Ranks are of unrounded means; equal means share a rank."""
+    """Mark best, second and ties. Ranks are of unrounded means; equal means share a rank.
+
+    Where neither low nor high values are better, nothing is ranked.
+    """
     ranked = dict(cells)
+    if better == "neither":
+        return ranked
+    sign = -1 if better == "higher" else 1
     p_values: dict[tuple[str, int], float] = {}
     for step in steps:
-        means = {m: cells[m, step].mean for m in methods if cells[m, step].complete}
+        means = {m: sign * cells[m, step].mean for m in methods if cells[m, step].complete}
         order = sorted(means.values())
         for method, mean in means.items():
             rank = order.index(mean)  # two bests leave no second
@@ -146,8 +159,9 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
         return next(iter(distinct(rows, column)), None)
 
     places = rows.drop_duplicates(["method", "steps"])
-    single = ("metric", "metric_id", "metric_name", "extractor", "extractor_sha256", "samples",
-              "reference", "reference_samples", "weights", "guidance", "sample_set")  # fmt: skip
+    single = ("metric", "metric_id", "metric_name", "better", "extractor", "extractor_sha256",
+              "samples", "reference", "reference_samples", "weights", "guidance",
+              "sample_set")  # fmt: skip
     return Conditions(
         **{column: only(column) for column in single},
         data=distinct(runs, "data"),

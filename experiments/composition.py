@@ -72,7 +72,7 @@ def flat_keys(config: DictConfig) -> list[str]:
     def walk(node: Any, prefix: str) -> Iterable[str]:
         for name in node:
             child = node._get_node(name)
-            if isinstance(child, DictConfig):
+            if isinstance(child, DictConfig) and not prefix:  # deeper ones are values
                 yield from walk(child, f"{prefix}{name}.")
             else:
                 yield f"{prefix}{name}"

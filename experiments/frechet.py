@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -123,15 +125,9 @@ class GaussianStats:
         ``extractor`` and ``preprocess`` say what a foreign file does not; a file that says so
         itself is believed, and must agree with them.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                held = {key: file[key] for key in file.files}
-        except FileNotFoundError:
-            raise UserError(f"no statistics at {path}") from None
-        except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is not an npz of statistics ({error})") from None
+        held = read_npz(path, ("mu", "sigma", "n", "extractor", "preprocess"))
         if missing := {"mu", "sigma"} - held.keys():
-            raise UserError(f"{path} lacks {sorted(missing)} (it holds: {sorted(held)})")
+            raise UserError(f"{path} lacks {sorted(missing)} (it holds: {held_in(path)})")
 
         def name(key: str, given: str | None) -> str:
             stored = str(held[key]) if key in held else given
@@ -148,6 +144,29 @@ class GaussianStats:
             name("extractor", extractor),
             name("preprocess", preprocess),
         )
+
+
+def read_npz(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Those arrays of an npz that are named in ``keys`` and there; the others are not read.
+
+    Raises:
+        UserError: no such file, or no npz.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in keys if key in file.files}
+    except FileNotFoundError:
+        raise UserError(f"no statistics at {path}") from None
+    except (
+        ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error
+    ) as error:  # fmt: skip
+        raise UserError(f"{path} is not an npz of statistics ({error})") from None
+
+
+def held_in(path: Path) -> list[str]:
+    """The names of an npz' arrays."""
+    with np.load(path, allow_pickle=False) as file:
+        return sorted(file.files)
 
 
 def check_comparable(a: GaussianStats, b: GaussianStats) -> None:

@@ -29,8 +29,9 @@ def _protocol(summary: Summary, c: Conditions) -> list[str]:
     guidance = "no guidance" if c.guidance in (None, 1.0) else f"guidance {c.guidance:g}"
     weights = "EMA" if c.weights == "ema" else c.weights
     sample_set = f", sample set {c.sample_set}" if c.sample_set else ""
+    better = "0.5 is ideal" if c.better == "neither" else f"{c.better or 'lower'} is better"
     lines = [
-        f"{c.metric}{on}{network} (lower is better; metric {c.metric_id}{extractor}).",
+        f"{c.metric}{on}{network} ({better}; metric {c.metric_id}{extractor}).",
         f"{c.samples:,} samples{against}{split}, {weights} weights, {guidance}{sample_set}.",
         _samplers(summary, c),
         *_nfe(summary),

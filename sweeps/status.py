@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fewstep.experiments.claim import Attempt, at_work
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory
+from fewstep.experiments.settings import Evaluation
 
 STATES = ("done", "running", "queued", "interrupted", "failed", "cancelled", "stopped", "new")
 """Stopped: ended early by a search algorithm, which is no failure."""
@@ -53,10 +54,12 @@ def run_status(
     attempt = None if result and not failure else at_work(run)
     attempts = run.attempts()
     state = _state(run, attempt, failure, waits)
+    asked = _main(run, config)
     values = {
         cell["cell"]["steps"]: cell["value"]
         for cell in run.cells().values()
-        if cell["cell"]["weights"] == "ema" and cell["cell"]["guidance"] == 1
+        if (cell["cell"]["weights"], cell["cell"]["guidance"]) == ("ema", 1)
+        and (asked is None or cell.get("asked", asked) == asked)
     }
     step = progress.get("done", 0) if progress.get("phase") == "train" else 0
     if result is not None or progress.get("phase") == "evaluate":
@@ -84,6 +87,12 @@ def run_status(
         left=(steps - step) / rate if training and rate else None,
         phase=progress.get("phase", "") if state == "running" else "",
     )
+
+
+def _main(run: RunDirectory, config: Json) -> Json | None:
+    """How the metric was asked for that the run is looked at by; None where nobody tells."""
+    settings = (run.request() or {}).get("evaluation", config.get("evaluation"))
+    return Evaluation(**settings).asked()[0] if settings else None
 
 
 def _state(run: RunDirectory, attempt: Attempt | None, failure: Json, waits: str | None) -> str:

@@ -25,7 +25,7 @@ from fewstep.experiments.evaluation import (
     draw,
     evaluate,
 )
-from fewstep.experiments.metric import Metric
+from fewstep.experiments.measure import main_measure
 from fewstep.experiments.network import build_network, load_network
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.rundir import RunDirectory
@@ -337,10 +337,10 @@ def test_metrics_that_differ_have_other_ids(digits: Dataset, tmp_path: Path) -> 
         Evaluation(extractor="raw", samples=100),
         Evaluation(extractor="raw", reference="test"),
     ]
-    ids = [Metric(s, digits, tmp_path).identity["id"] for s in settings]
+    ids = [main_measure(s, digits, tmp_path).identity["id"] for s in settings]
     assert len(set(ids)) == 3
     same = Evaluation(extractor="raw", samples=len(digits.test), steps=[9], batch_size=3)
-    assert Metric(same, digits, tmp_path).identity["id"] == ids[0]
+    assert main_measure(same, digits, tmp_path).identity["id"] == ids[0]
 
 
 def test_a_value_is_the_distance_of_the_samples_drawn(study: Study) -> None:
@@ -372,7 +372,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("samples", [597, 300])
 def test_the_floor_is_real_against_real(digits: Dataset, tmp_path: Path, samples: int) -> None:
-    metric = Metric(Evaluation(extractor="raw", samples=samples), digits, tmp_path)
+    metric = main_measure(Evaluation(extractor="raw", samples=samples), digits, tmp_path)
     index = torch.randperm(597, generator=generator(0, "floor"))[:samples]
     expected = distance(pixels(digits.test.x[index]), pixels(digits.train.x))
     assert metric.floor == pytest.approx(expected, rel=1e-3)
@@ -380,17 +380,19 @@ def test_the_floor_is_real_against_real(digits: Dataset, tmp_path: Path, samples
 
 
 def test_the_floor_against_the_test_split(digits: Dataset, tmp_path: Path) -> None:
-    metric = Metric(Evaluation(extractor="raw", samples=1200, reference="test"), digits, tmp_path)
+    metric = main_measure(
+        Evaluation(extractor="raw", samples=1200, reference="test"), digits, tmp_path
+    )
     expected = distance(pixels(digits.train.x), pixels(digits.test.x))
     assert metric.floor == pytest.approx(expected, rel=1e-3)
 
 
 def test_no_floor_for_more_samples_than_are_held_out(digits: Dataset, tmp_path: Path) -> None:
-    assert Metric(Evaluation(extractor="raw", samples=598), digits, tmp_path).floor is None
+    assert main_measure(Evaluation(extractor="raw", samples=598), digits, tmp_path).floor is None
 
 
 def test_the_reference_against_itself_is_no_distance(digits: Dataset, tmp_path: Path) -> None:
-    metric = Metric(Evaluation(extractor="raw", samples=1200), digits, tmp_path)
-    assert metric.distance(digits.train.x) == pytest.approx(0, abs=1e-6)
+    metric = main_measure(Evaluation(extractor="raw", samples=1200), digits, tmp_path)
+    assert metric.of_samples(digits.train.x).value == pytest.approx(0, abs=1e-6)
     with pytest.raises(AssertionError):
-        metric.distance(digits.train.x[:1199])
+        metric.of_samples(digits.train.x[:1199])

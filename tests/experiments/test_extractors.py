@@ -15,7 +15,7 @@ from helpers.tiny import times_changed
 from fewstep.errors import UserError
 from fewstep.experiments.data import DATA, Dataset, to_model, to_uint8
 from fewstep.experiments.extractors import CNN, EXTRACTORS, Features
-from fewstep.experiments.metric import Metric
+from fewstep.experiments.measure import main_measure
 from fewstep.experiments.settings import Evaluation
 
 QUICK = CNN(steps=30)
@@ -96,8 +96,8 @@ def test_raw_is_the_values_themselves(digits: Dataset, tmp_path: Path) -> None:
 
 
 def test_auto_takes_the_cnn_for_images_and_raw_for_vectors(digits: Dataset, cache: Path) -> None:
-    assert Metric(Evaluation(), digits, cache).identity["label"] == "FD-digits-cnn@597"
-    vectors = Metric(Evaluation(), DATA["gaussians"].load(), cache).identity
+    assert main_measure(Evaluation(), digits, cache).identity["label"] == "FD-digits-cnn@597"
+    vectors = main_measure(Evaluation(), DATA["gaussians"].load(), cache).identity
     assert vectors["label"] == "FD-gaussians-raw@2048"
     assert vectors["rounding"] == "none"
 
@@ -109,10 +109,10 @@ def test_the_network_of_the_digits_knows_them(digits: Dataset, cache: Path) -> N
 
 
 def test_more_noise_is_a_greater_distance(digits: Dataset, cache: Path) -> None:
-    metric = Metric(Evaluation(), digits, cache)
+    metric = main_measure(Evaluation(), digits, cache)
     noise = torch.randn(digits.test.x.shape, generator=torch.Generator().manual_seed(0))
     values = [
-        metric.distance(to_uint8(to_model(digits.test.x) + level * noise))
+        metric.of_samples(to_uint8(to_model(digits.test.x) + level * noise)).value
         for level in (0, 0.1, 0.2, 0.4, 0.8)
     ]
     assert metric.floor == pytest.approx(values[0])
@@ -123,9 +123,9 @@ def test_more_noise_is_a_greater_distance(digits: Dataset, cache: Path) -> None:
 
 def test_a_missing_class_is_a_greater_distance(digits: Dataset, cache: Path) -> None:
     """What a network that has collapsed would do."""
-    metric = Metric(Evaluation(), digits, cache)
+    metric = main_measure(Evaluation(), digits, cache)
     assert digits.test.y is not None
     x = digits.test.x.clone()
     x[digits.test.y == 3] = x[digits.test.y == 8][0]
     assert metric.floor is not None
-    assert metric.distance(x) > 1.5 * metric.floor
+    assert metric.of_samples(x).value > 1.5 * metric.floor

@@ -362,7 +362,9 @@ def bench(
 
 @app.command(name="list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="objectives|backbones|data|sweeps|extractors")],
+    kind: Annotated[
+        str, typer.Argument(help="objectives|backbones|data|sweeps|extractors|metrics")
+    ],
 ) -> None:
     """List what can be named, with its settings and their defaults.
 
