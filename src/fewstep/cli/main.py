@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from fewstep import __version__
+from fewstep.cli import evaluating
 from fewstep.cli.arguments import (
     OneSweep,
     OnlyRuns,
@@ -333,7 +334,8 @@ def bench(
     """Measure what objectives cost: FLOPs, time and memory of a step, speed of sampling.
 
     FLOPs and time are multiples of flow matching's. Without objective=, all are measured.
-    [bold]fewstep bench sweep[/] measures what launchers, status and sync cost instead.
+    [bold]fewstep bench sweep[/] measures what launchers, status and sync cost instead,
+    [bold]fewstep bench metrics[/] the Frechet distance beside SciPy's matrix square root.
 
     Example: [bold]fewstep bench "objective=[scm,shortcut]" backbone=dit_s_2 --shape 4,32,32[/]
     """
@@ -341,6 +343,11 @@ def bench(
         from fewstep.cli.bench_sweep import bench_sweep
 
         bench_sweep(file)
+        return
+    if overrides == ["metrics"]:
+        from fewstep.cli.bench_metrics import bench_metrics
+
+        bench_metrics(file)
         return
     from fewstep.cli import bench as benchmark
 
@@ -386,6 +393,11 @@ def check(overrides: Overrides = None) -> None:
     from fewstep.cli import check
 
     sys.exit(check.check(overrides or []))
+
+
+app.command()(evaluating.bias)
+app.command()(evaluating.reference)
+app.add_typer(evaluating.extractor, name="extractor")
 
 
 if __name__ == "__main__":
