@@ -39,5 +39,5 @@ def bias_figure(label: str, curves: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_xticks([0, *(1 / n for n in shown)], ["∞", *(f"{n:,}" for n in shown)])
         axes.set_xlabel("Samples N (axis linear in 1/N)")
         axes.set_ylabel(label)
-        axes.legend(loc="upper left")
+        figure.legend(loc="outside upper center", ncols=2)
     return figure

@@ -54,12 +54,11 @@ def run_status(
     attempt = None if result and not failure else at_work(run)
     attempts = run.attempts()
     state = _state(run, attempt, failure, waits)
-    asked = _main(run, config)
+    request = run.request() or {}
     values = {
-        cell["cell"]["steps"]: cell["value"]
-        for cell in run.cells().values()
-        if (cell["cell"]["weights"], cell["cell"]["guidance"]) == ("ema", 1)
-        and (asked is None or cell.get("asked", asked) == asked)
+        record["cell"]["steps"]: record["value"]
+        for record in run.cells().values()
+        if _is_main(record, request, config)
     }
     step = progress.get("done", 0) if progress.get("phase") == "train" else 0
     if result is not None or progress.get("phase") == "evaluate":
@@ -89,10 +88,21 @@ def run_status(
     )
 
 
-def _main(run: RunDirectory, config: Json) -> Json | None:
-    """How the metric was asked for that the run is looked at by; None where nobody tells."""
-    settings = (run.request() or {}).get("evaluation", config.get("evaluation"))
-    return Evaluation(**settings).asked()[0] if settings else None
+def _is_main(record: Json, request: Json, config: Json) -> bool:
+    """Whether a cell is one that a run is looked at by: of the metric and sampler asked for first,
+    and with all else as it is by default.
+    """
+    cell, settings = record["cell"], request.get("evaluation", config.get("evaluation", {}))
+    asked = Evaluation(**settings)
+    own = {**config.get("objective", {}), **request.get("sampler", {})}
+    for sampler in asked.samplers[:1]:
+        own |= sampler
+    sampler = cell.get("sampler") or {}
+    return (
+        (cell["weights"], cell["guidance"], cell.get("sample_set", 0)) == ("ema", 1, 0)
+        and record.get("asked", asked.asked()[0]) == asked.asked()[0]
+        and all(own.get(name, value) == value for name, value in sampler.items())
+    )
 
 
 def _state(run: RunDirectory, attempt: Attempt | None, failure: Json, waits: str | None) -> str:

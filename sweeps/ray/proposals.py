@@ -180,7 +180,7 @@ def final_score(run: RunDirectory, metric_steps: int) -> float | None:
         if (
             (cell["steps"], cell["weights"]) == (metric_steps, "ema")
             and (cell["guidance"], cell["sample_set"], cell["times"]) == (1, 0, None)
-            and record["asked"] == asked
+            and _same(record["asked"], asked)
         ):
             if record.get("better", "lower") != "lower":
                 raise UserError(
@@ -189,6 +189,14 @@ def final_score(run: RunDirectory, metric_steps: int) -> float | None:
                 )
             return float(record["value"])
     return None
+
+
+def _same(told: Json, asked: Json) -> bool:
+    """Whether a cell's metric is the one asked for."""
+    optional = ("metric", "reference_file")
+    return all(asked.get(name) == value for name, value in told.items()) and all(
+        asked.get(name) == told.get(name) for name in optional
+    )
 
 
 def record(sweep: SweepDirectory, members: Sequence[Member]) -> None:
