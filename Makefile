@@ -29,11 +29,14 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# torch-fidelity without torchvision, which its Inception does not need: PyPI's is built for CUDA, and
+# beside a CPU-only torch it breaks itself and transformers
 # torch comes first and pinned: any looser requirement may fetch gigabytes of CUDA libraries
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torch-fidelity
 	touch $@
 
 clean:

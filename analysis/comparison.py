@@ -35,7 +35,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``first`` / ``second`` per pair of methods and number of steps. Lower is better."""
+    """``first`` / ``second`` per pair of methods and number of steps."""
 
     first: str  # names of the sweeps
     second: str

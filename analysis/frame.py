@@ -39,7 +39,9 @@ COLUMNS: dict[str, str] = {
     "metric_name": "string",
     "extractor": "string",
     "extractor_sha256": "string",
+    "better": "string",  # lower | higher | neither
     "value": "float64",
+    "error": "float64",  # standard error over draws of the samples; few metrics know it
     "floor": "float64",
     "nfe": "Int64",
     "samples": "Int64",
@@ -261,7 +263,9 @@ def _cells(run: RunDirectory, status: str, stopped: bool) -> Iterator[Json]:
                 "metric_name": metric["name"],
                 "extractor": metric.get("extractor"),
                 "extractor_sha256": metric.get("extractor_sha256"),
+                "better": record.get("better", "lower"),
                 "value": record["value"],
+                "error": record.get("error"),
                 "floor": record.get("floor"),
                 "nfe": record.get("nfe"),
                 "samples": metric["samples"],

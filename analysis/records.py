@@ -59,6 +59,7 @@ class Conditions:
     metric: str | None = None
     metric_id: str | None = None
     metric_name: str | None = None
+    better: str | None = None  # lower | higher | neither
     extractor: str | None = None
     extractor_sha256: str | None = None
     samples: int | None = None
@@ -89,7 +90,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows ``methods`` (in the sweep's order) by columns ``steps`` (ascending). Lower is better."""
+    """Rows ``methods`` (in the sweep's order) by columns ``steps`` (ascending).
+
+    ``conditions.better`` says which values rank first.
+    """
 
     sweep: str  # their names joined by " + " where there are several
     methods: tuple[str, ...]

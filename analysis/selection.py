@@ -11,6 +11,7 @@ from fewstep.errors import UserError
 
 RUN = ["sweep", "key"]
 """What names a run; the same configuration has the same key in two sweeps."""
+MAIN = ("FID", "FD")  # what a table holds unless it is told otherwise
 
 
 class Filters(TypedDict, total=False):
@@ -22,7 +23,7 @@ class Filters(TypedDict, total=False):
     weights: str | None  # ema | raw
     guidance: float | None
     sample_set: int | None
-    metric: str | None  # label (FD-digits-cnn@597), name (FD) or the beginning of an id
+    metric: str | None  # label (FD-digits-cnn@597), name (kid) or beginning of an id; else FD
     sampler: str | None  # of the methods that were evaluated with it; others keep their own
     times: str | None  # "uniform" or the times, space separated; likewise
 
@@ -51,9 +52,11 @@ def select(frame: pd.DataFrame, filters: Filters) -> pd.DataFrame:
         if wanted is not None:
             rows = _narrow(rows, column, rows[column] == wanted, wanted)
     if metric := filters.get("metric"):
-        named = (rows["metric"] == metric) | (rows["metric_name"] == metric)
+        named = (rows["metric"] == metric) | (rows["metric_name"].str.lower() == metric.lower())
         named |= rows["metric_id"].str.startswith(metric)
         rows = _narrow(rows, "metric", named, metric)
+    elif (main := rows["metric_name"].isin(MAIN)).any():
+        rows = rows[main]
     for column in ("sampler", "times"):
         wanted = filters.get(column)
         if wanted is not None:

@@ -45,7 +45,7 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
         sweep=" + ".join(runs["sweep"].unique()),
         methods=methods,
         steps=steps,
-        cells=_ranked(cells, methods, steps),
+        cells=_ranked(cells, methods, steps, _better(rows)),
         # one metric has one floor; should runs have measured it apart, their mean
         floor=float(np.mean(floors)) if len(floors) else None,
         conditions=_conditions(rows, runs),
@@ -60,6 +60,10 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
             for run in runs[failed].to_dict("records")
         ),
     )
+
+
+def _better(rows: pd.DataFrame) -> str:
+    return str(next(iter(rows["better"].dropna()), "lower"))
 
 
 def _text(value: Any) -> str:
@@ -151,24 +155,30 @@ def _with_means(cells: dict[Place, Cell]) -> dict[Place, Cell]:
 
 
 def _ranked(
-    cells: Mapping[Place, Cell], methods: Sequence[str], steps: Sequence[int]
+    cells: Mapping[Place, Cell], methods: Sequence[str], steps: Sequence[int], better: str
 ) -> dict[Place, Cell]:
-    """Mark best, second and ties. Ranks are of unrounded means; equal means share a rank."""
+    """Mark best, second and ties. Ranks are of unrounded means; equal means share a rank.
+
+    Where neither low nor high values are better, nothing is ranked.
+    """
+    if better == "neither":
+        return dict(cells)
+    sign = -1 if better == "higher" else 1
     seeds = {s: i for i, s in enumerate(sorted({s for c in cells.values() for s in c.values}))}
     table = np.full((len(methods), len(steps), len(seeds)), np.nan)
     for i, method in enumerate(methods):
         for j, step in enumerate(steps):
             if (cell := cells[method, step]).complete:
                 table[i, j, [seeds[s] for s in cell.values]] = list(cell.values.values())
-    p_values = shown_worse(table)
+    p_values = shown_worse(sign * table)
     ranked = dict(cells)
     for j, step in enumerate(steps):
-        order = sorted(cells[m, step].mean for m in methods if cells[m, step].complete)
+        order = sorted(sign * cells[m, step].mean for m in methods if cells[m, step].complete)
         for i, method in enumerate(methods):
             cell = cells[method, step]
             if not cell.complete:
                 continue
-            rank = bisect_left(order, cell.mean)  # two bests leave no second
+            rank = bisect_left(order, sign * cell.mean)  # two bests leave no second
             p = math.nan if rank == 0 else float(p_values[i, j])
             tie = rank > 0 and not p <= ALPHA and cell.n > 1
             ranked[method, step] = replace(
@@ -191,8 +201,8 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
         return next(iter(distinct(rows, column)), None)
 
     places = rows.drop_duplicates(["method", "steps"])
-    single = ("metric", "metric_id", "metric_name", "extractor", "extractor_sha256", "samples",
-              "reference", "reference_samples", "weights", "guidance")  # fmt: skip
+    single = ("metric", "metric_id", "metric_name", "better", "extractor", "extractor_sha256",
+              "samples", "reference", "reference_samples", "weights", "guidance")  # fmt: skip
     return Conditions(
         **{column: only(column) for column in single},
         sample_sets=tuple(sorted(distinct(rows, "sample_set"))),

@@ -19,6 +19,7 @@ from fewstep.objectives import OBJECTIVES
 from fewstep.registry import Registry
 
 INTERPOLATION = "${"
+ONE_OR_SEVERAL = ("evaluation.extractor",)
 GROUPS: dict[str, Registry[Any]] = {
     "objective": OBJECTIVES,
     "backbone": BACKBONES,
@@ -54,7 +55,8 @@ def assign(config: DictConfig, key: str, value: Any, known: Sequence[str]) -> No
         inside = [k for k in known if k.startswith(key.rsplit(".", 1)[0] + ".")]
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"unknown setting {key!r}{hint} (choices: {', '.join(inside or known)})")
-    if OmegaConf.is_list(OmegaConf.select(config, key)) and not isinstance(value, list | tuple):
+    listed = OmegaConf.is_list(OmegaConf.select(config, key)) and key not in ONE_OR_SEVERAL
+    if listed and not isinstance(value, list | tuple):
         raise UserError(f"{key} takes a list, written [a,b], got {value!r}")
     if key == "evaluation.times" and value and not any(isinstance(v, list | tuple) for v in value):
         value = [value]  # one schedule, written without the brackets of the list of them
@@ -72,7 +74,7 @@ def flat_keys(config: DictConfig) -> list[str]:
     def walk(node: Any, prefix: str) -> Iterable[str]:
         for name in node:
             child = node._get_node(name)
-            if isinstance(child, DictConfig):
+            if isinstance(child, DictConfig) and not prefix:  # deeper ones are values
                 yield from walk(child, f"{prefix}{name}.")
             else:
                 yield f"{prefix}{name}"

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache, cached_property, partial
 from importlib.resources import files
@@ -27,12 +27,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from fewstep.backbones import BACKBONES, Backbone
-from fewstep.errors import UserError, check_choice
+from fewstep.errors import UserError, check_choice, unknown
 from fewstep.experiments.composition import GROUPS, Composed, assign, flat_keys, values_of
 from fewstep.experiments.data import DATA, DataSource
 from fewstep.experiments.extractors import EXTRACTORS
+from fewstep.experiments.metrics import METRICS
 from fewstep.experiments.rundir import find_run
-from fewstep.experiments.settings import Evaluation, Tracking, Training
+from fewstep.experiments.settings import Evaluation, Tracking, Training, named
 from fewstep.objectives import OBJECTIVES, Objective, sampling_fields
 from fewstep.registry import Registry
 
@@ -67,9 +68,13 @@ class RunConfig:
         for group, registry in GROUPS.items():
             build(registry, self.values[group])
         _ = self.training, self.evaluation, sweep_name(self.values["sweep"])
-        check_choice(
-            "evaluation.extractor", self.evaluation.extractor, ["auto", *EXTRACTORS.names()]
-        )
+        for extractor in self.evaluation.extractors:
+            if extractor != "auto":
+                build_named(EXTRACTORS, "evaluation.extractor", extractor, extra=("auto",))
+        for metric in self.evaluation.metrics:
+            build_named(METRICS, "evaluation.metrics", metric)
+        for sampler in self.evaluation.samplers:
+            with_sampler(self.objective, sampler)
 
     @cached_property
     def objective(self) -> Objective:
@@ -154,6 +159,38 @@ def build(registry: Registry[Any], values: dict[str, Any]) -> Any:
             f"{registry.kind} {values['name']!r} has no setting {', '.join(extra)} "
             f"(choices: {', '.join(known) or 'none'})"
         ) from None
+
+
+def build_named(
+    registry: Registry[Any], setting: str, value: Any, extra: Sequence[str] = ()
+) -> Any:
+    """The entry that ``value``, a name or ``{name: ..., setting: value}``, asks for.
+
+    ``extra``: what else ``setting`` could have been.
+
+    Raises:
+        UserError: no such entry or setting, or a bad value.
+    """
+    told = named(setting, value)
+    if told["name"] not in registry:
+        check_choice(setting, told["name"], [*extra, *registry.names()])
+    return build(registry, told)
+
+
+def with_sampler(objective: Objective, sampler: Mapping[str, Any]) -> Objective:
+    """``objective`` with these settings of its sampler.
+
+    Raises:
+        UserError: settings it does not have, or that are not its sampler's alone.
+    """
+    known = sampling_fields(objective)
+    for name in sampler:
+        if name not in known:
+            raise unknown(f"setting of {objective.title}'s sampler", name, known)
+    try:
+        return replace(objective, **sampler)  # type: ignore[type-var]
+    except TypeError as error:
+        raise UserError(f"evaluation.samplers: {dict(sampler)}: {error}") from None
 
 
 Override = str | tuple[str, Any]

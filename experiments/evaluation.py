@@ -1,31 +1,38 @@
-"""Evaluated cells: one Frechet distance each, with how it was sampled.
+"""Evaluated cells: how a network was sampled, and what metrics say of the samples.
+
+A file in ``evaluations/`` holds one metric of one cell. Samples are drawn once a cell, and every
+metric that is asked for is taken of them; one that is added later draws the same samples again.
 
 All cells of a seed, whatever the objective, start from the same noise and the same labels, and the
 number of network calls is counted, not computed.
 
 Several processes of a run share the network's rows (sharded.py), and nothing else: each has all N
-samples in the end, and the first one takes their distance.
+samples in the end, and the first one measures them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.experiments.config import RunConfig
+from fewstep.experiments.config import RunConfig, with_sampler
 from fewstep.experiments.data import Dataset, to_uint8
 from fewstep.experiments.distributed import ranks
-from fewstep.experiments.metric import Metric, short_hash
+from fewstep.experiments.measure import Measure, measures
 from fewstep.experiments.network import choose_device, load_network
+from fewstep.experiments.reference import Array, Reference, short_hash
 from fewstep.experiments.rundir import Json, RunDirectory, write_json
 from fewstep.experiments.seeds import generator
 from fewstep.experiments.settings import Evaluation
@@ -42,7 +49,11 @@ OnCell = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Cell:
-    """How a run's network is sampled. ``times`` is None for ``steps`` uniform steps."""
+    """How a run's network is sampled.
+
+    ``times`` is None for ``steps`` uniform steps. ``sampler`` holds settings of the objective's
+    sampler in place of its own.
+    """
 
     steps: int
     times: tuple[float, ...] | None = None
@@ -50,6 +61,11 @@ class Cell:
     guidance: float = 1.0
     sample_set: int = 0
     guidance_interval: tuple[float, float] = EVERYWHERE
+    sampler: tuple[tuple[str, Any], ...] = ()
+
+    def objective(self, objective: Objective) -> Objective:
+        """``objective`` with this cell's sampler."""
+        return with_sampler(objective, dict(self.sampler))
 
     def describe(self, objective: Objective) -> Json:
         """The cell as its file tells it, the objective's sampler settings included.
@@ -59,7 +75,7 @@ class Cell:
         told = asdict(self)
         told["times"] = None if self.times is None else list(self.times)
         low, high = told.pop("guidance_interval")
-        sampler = objective.sampler_settings()
+        sampler = self.objective(objective).sampler_settings()
         if self.guidance != 1 and (low, high) != EVERYWHERE:
             sampler["guidance_interval"] = f"{low:g}-{high:g}"
         return {**told, "sampler": sampler}
@@ -70,25 +86,32 @@ def cells(evaluation: Evaluation) -> list[Cell]:
     schedules: list[tuple[int, tuple[float, ...] | None]] = [(k, None) for k in evaluation.steps]
     schedules += [(len(times) - 1, tuple(times)) for times in evaluation.times]
     low, high = (float(share) for share in evaluation.guidance_interval)
+    samplers = [tuple(sorted(sampler.items())) for sampler in evaluation.samplers or [{}]]
     return [
-        Cell(steps, times, weights, float(guidance), sample_set, (low, high))
-        for (steps, times), weights, guidance, sample_set in product(
-            schedules, evaluation.weights, evaluation.guidance, range(evaluation.sample_sets)
+        Cell(steps, times, weights, float(guidance), sample_set, (low, high), sampler)
+        for (steps, times), weights, guidance, sample_set, sampler in product(
+            schedules,
+            evaluation.weights,
+            evaluation.guidance,
+            range(evaluation.sample_sets),
+            samplers,
         )
     ]
 
 
-def asked(evaluation: Evaluation) -> Json:
-    """The metric as the settings ask for it; kept in a cell's file beside what it came to."""
-    return {name: getattr(evaluation, name) for name in ("samples", "reference", "extractor")}
-
-
 def cells_to_come(config: RunConfig, directory: RunDirectory) -> list[Cell]:
-    """Which of the cells asked for the directory lacks; reads JSON only, prepares nothing."""
-    have = [(cell["cell"], cell["asked"]) for cell in directory.cells().values()]
-    metric = asked(config.evaluation)
-    want = cells(config.evaluation)
-    return [c for c in want if (c.describe(config.objective), metric) not in have]
+    """Which cells lack a metric that is asked for; reads JSON only, prepares nothing."""
+    have: dict[str, list[Json]] = {}
+    for record in directory.cells().values():
+        have.setdefault(_told(record["cell"]), []).append(record["asked"])
+    asked = config.evaluation.asked()
+    # two samplers may come to the same, as none and the objective's own: that is one cell
+    want = {_told(cell.describe(config.objective)): cell for cell in cells(config.evaluation)}
+    return [c for told, c in want.items() if any(a not in have.get(told, ()) for a in asked)]
+
+
+def _told(described: Json) -> str:
+    return json.dumps(described, sort_keys=True)
 
 
 def cells_lacking(config: RunConfig, directory: RunDirectory) -> int:
@@ -153,7 +176,8 @@ def draw(
         FloatingPointError: samples that are not finite.
     """
     seed, device = config.seed, next(net.parameters()).device
-    times = config.objective.path.times(cell.steps if cell.times is None else cell.times)
+    objective = cell.objective(config.objective)
+    times = objective.path.times(cell.steps if cell.times is None else cell.times)
     g = generator(seed, "noise", cell.sample_set)
     noise = torch.randn(samples, *dataset.shape, generator=g)
     labels = _labels(dataset, samples, generator(seed, "labels", cell.sample_set))
@@ -163,8 +187,8 @@ def draw(
     for i, index in enumerate(torch.arange(samples).split(BLOCK)):
         batched: Net = BatchedNet(net, batch_size)
         counted = CountedNet(batched if ranks().alone else Sharded(batched, ranks()))
-        guided = Guided(counted, cell.guidance, config.objective.path, cell.guidance_interval)
-        x = config.objective.sample(
+        guided = Guided(counted, cell.guidance, objective.path, cell.guidance_interval)
+        x = objective.sample(
             counted if cell.guidance == 1 else guided,
             noise[index].to(device),
             None if labels is None else labels[index].to(device),
@@ -175,7 +199,9 @@ def draw(
             raise FloatingPointError(f"samples at {cell.steps} steps are not finite")
         parts.append(to_uint8(x) if dataset.is_image else x.float())
         nfe = counted.calls
-    return Drawn(torch.cat(parts), labels, nfe)
+    x = torch.cat(parts)
+    assert len(x) == samples, f"{len(x)} samples where {samples} were asked for"
+    return Drawn(x, labels, nfe)
 
 
 def _labels(dataset: Dataset, samples: int, g: torch.Generator) -> Tensor | None:
@@ -197,64 +223,101 @@ def evaluate(
     cache: Path,
     on_cell: OnCell,
 ) -> list[str]:
-    """Evaluate the cells that ``config.evaluation`` asks for and the run lacks; their names.
+    """Evaluate the cells that ``config.evaluation`` asks for and the run lacks.
 
-    Each cell is written as soon as it is known.
+    Returns the names of the files added. A cell's are written as soon as it is known.
     """
     settings = config.evaluation
     if not settings.steps and not settings.times:
         return []
     everyone = ranks()
-    metric = Metric(settings, dataset, cache) if everyone.first else None
-    todo, samples = everyone.told(
-        ({}, 0) if metric is None else (_todo(config, directory, metric), metric.samples)
-    )
+    todo: list[tuple[Cell, dict[str, Measure]]] = []
+    if everyone.first:
+        todo = _todo(config, directory, measures(settings, dataset, cache))
+    drawn_cells = everyone.told([cell for cell, _ in todo])
+    samples = settings.samples or len(dataset.test)
     device = choose_device(config.training.device)
     networks = {
         weights: load_network(
             config, dataset, directory.checkpoints, weights, config.training.steps
         ).to(device)
-        for weights in sorted({cell.weights for cell in todo.values()})
+        for weights in sorted({cell.weights for cell in drawn_cells})
     }
     begun = time.perf_counter()
-    for done, (name, cell) in enumerate(todo.items(), start=1):
+    for done, cell in enumerate(drawn_cells, start=1):
         started = time.perf_counter()
         drawn = draw(config, dataset, networks[cell.weights], cell, samples, settings.batch_size)
         seconds = time.perf_counter() - started
-        if metric is not None:
-            _keep(directory.samples / f"{name}.npz", drawn)
-            record = {
+        if everyone.first:
+            about = {
                 "cell": cell.describe(config.objective),
-                "asked": asked(settings),
-                "metric": metric.identity,
-                "value": metric.distance(drawn.x),
-                "floor": metric.floor,
                 "nfe": drawn.nfe,
                 "seconds": seconds,
                 "images_per_second": samples / seconds,
                 "device": str(device),
             }
-            write_json(directory.cell_file(name), record)
-        everyone.told(name)  # the others wait
-        on_cell(done, len(todo), done / (time.perf_counter() - begun))
-    return list(todo)
+            _record(directory, drawn, about, todo[done - 1][1])
+        everyone.told(done)  # the others wait
+        on_cell(done, len(drawn_cells), done / (time.perf_counter() - begun))
+    return [name for _, lacking in todo for name in lacking]
 
 
-def _todo(config: RunConfig, directory: RunDirectory, metric: Metric) -> dict[str, Cell]:
-    """The cells that are asked for and not there, by name."""
-    names = {
-        f"steps{cell.steps:04d}-{cell.weights}-"
-        + short_hash([cell.describe(config.objective), metric.identity["id"]]): cell
-        for cell in cells(config.evaluation)
-    }
-    return {name: c for name, c in names.items() if not directory.cell_file(name).exists()}
+def _todo(
+    config: RunConfig, directory: RunDirectory, wanted: Sequence[Measure]
+) -> list[tuple[Cell, dict[str, Measure]]]:
+    """The cells that lack a metric, and which, by the name of the file to come."""
+    found: dict[str, tuple[Cell, dict[str, Measure]]] = {}
+    for cell in cells(config.evaluation):
+        described = cell.describe(config.objective)
+        names = {
+            f"steps{cell.steps:04d}-{cell.weights}-"
+            + short_hash([described, measure.identity["id"]]): measure
+            for measure in wanted
+        }
+        lacking = {n: m for n, m in names.items() if not directory.cell_file(n).exists()}
+        if lacking:
+            found[_told(described)] = cell, lacking
+    return list(found.values())
 
 
-def _keep(file: Path, drawn: Drawn) -> None:
-    kept = {"images": drawn.x[:SAMPLES_KEPT].numpy()}
-    if drawn.y is not None:
-        kept["labels"] = drawn.y[:SAMPLES_KEPT].numpy()
+def _record(
+    directory: RunDirectory, drawn: Drawn, about: Json, lacking: Mapping[str, Measure]
+) -> None:
+    """Measure the samples of one cell, each extractor asked once, and write a file a metric."""
+    features: dict[Reference, Array] = {}
+    kept: Path | None = None
+    for name, measure in lacking.items():
+        if measure.reference not in features:
+            features[measure.reference] = measure.reference.features.extract(drawn.x)
+        found = measure.of(features[measure.reference])
+        kept = _keep(directory.samples / f"{name}.npz", drawn, kept)
+        record = {
+            **about,
+            "asked": measure.asked,
+            "metric": measure.identity,
+            "better": measure.metric.better,
+            "value": found.value,
+            "floor": measure.floor,
+        }
+        if found.error is not None:
+            record["error"] = found.error
+        write_json(directory.cell_file(name), record)
+
+
+def _keep(file: Path, drawn: Drawn, kept: Path | None) -> Path:
+    """Write the first samples to ``file``, or link it to where they are ``kept`` already."""
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.npz")
-    np.savez_compressed(temporary, **kept)  # type: ignore[arg-type]
+    temporary.unlink(missing_ok=True)
+    linked = False
+    if kept is not None:
+        with contextlib.suppress(OSError):  # a file system without hard links
+            os.link(kept, temporary)
+            linked = True
+    if not linked:
+        arrays = {"images": drawn.x[:SAMPLES_KEPT].numpy()}
+        if drawn.y is not None:
+            arrays["labels"] = drawn.y[:SAMPLES_KEPT].numpy()
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     os.replace(temporary, file)
+    return file

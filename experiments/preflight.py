@@ -12,7 +12,7 @@ from fewstep.errors import UserError
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, DataSource
 from fewstep.experiments.evaluation import cells
-from fewstep.experiments.extractors import EXTRACTORS
+from fewstep.experiments.measure import extractor
 from fewstep.experiments.teacher import check_teacher
 from fewstep.objectives.guidance import EVERYWHERE
 
@@ -63,11 +63,15 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
             f"evaluation.guidance is {asked.guidance}"
         )
     for cell in cells(config.evaluation):
-        config.objective.path.times(cell.steps if cell.times is None else cell.times)
+        cell.objective(config.objective).path.times(
+            cell.steps if cell.times is None else cell.times
+        )
         if cell.guidance != 1 and not dataset.num_classes:
             raise UserError(f"evaluation.guidance {cell.guidance:g}: {dataset.name} has no labels")
-    if config.evaluation.extractor != "auto":
-        EXTRACTORS[config.evaluation.extractor].check(dataset)
+    for asked in config.evaluation.extractors:
+        extractor(asked, dataset).check(dataset)
+    if (file := config.evaluation.reference_file) and not Path(file).expanduser().is_file():
+        raise UserError(f"evaluation.reference_file: no file {file}")
 
 
 def _check_guidance(config: RunConfig, dataset: Dataset) -> None:

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fewstep.experiments.evaluation import Cell, asked, draw
-from fewstep.experiments.metric import Metric
+from fewstep.experiments.evaluation import Cell, draw
+from fewstep.experiments.measure import Measure, main_measure
 from fewstep.experiments.provenance import now
 from fewstep.experiments.rundir import Json, RunDirectory, write_json
 from fewstep.experiments.trainer import Trainer
@@ -41,7 +41,7 @@ class Rungs:
     cell_steps: int
     decide: Decide
     ended: bool = False
-    _metric: Metric | None = field(default=None, repr=False)
+    _measure: Measure | None = field(default=None, repr=False)
 
     def look(self, trainer: Trainer, cache: Path, stop: Callable[[], bool]) -> None:
         """Evaluate and ask, if the trainer stands at a rung that nobody has looked at.
@@ -64,15 +64,15 @@ class Rungs:
 
     def _evaluate(self, trainer: Trainer, cache: Path) -> Json:
         config, settings = trainer.config, trainer.config.evaluation
-        if self._metric is None:
-            self._metric = Metric(settings, trainer.dataset, cache)
-        metric, cell, begun = self._metric, Cell(self.cell_steps), time.perf_counter()
+        if self._measure is None:
+            self._measure = main_measure(settings, trainer.dataset, cache)
+        measure, cell, begun = self._measure, Cell(self.cell_steps), time.perf_counter()
         found: Json = {"value": math.inf, "nfe": None}
         try:
             drawn = draw(
-                config, trainer.dataset, trainer.ema, cell, metric.samples, settings.batch_size
+                config, trainer.dataset, trainer.ema, cell, measure.samples, settings.batch_size
             )
-            found = {"value": metric.distance(drawn.x), "nfe": drawn.nfe}
+            found = {"value": measure.of_samples(drawn.x).value, "nfe": drawn.nfe}
         except FloatingPointError:  # as bad as can be, but training may still recover
             pass
         return {
@@ -80,15 +80,15 @@ class Rungs:
             "images_seen": trainer.step * trainer.training.batch_size,
             "cell": cell.describe(config.objective),
             "asked": _asked(trainer),
-            "metric": metric.identity,
-            "floor": metric.floor,
+            "metric": measure.identity,
+            "floor": measure.floor,
             "seconds": time.perf_counter() - begun,
             **found,
         }
 
 
 def _asked(trainer: Trainer) -> Json:
-    return asked(trainer.config.evaluation)
+    return trainer.config.evaluation.asked()[0]
 
 
 def mark_stopped(directory: RunDirectory, by: str, step: int) -> None:

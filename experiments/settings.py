@@ -93,25 +93,33 @@ class Evaluation:
     Attributes:
         steps: numbers of uniform sampling steps. times: irregular schedules, each falling from
             the path's t_max to 0; a single one may be written without the outer brackets.
+        samplers: [{solver: heun}, ...], settings of the objective's own sampler, each a cell; none
+            stands for the objective's own.
         weights: ema | raw, one or both. guidance: scales of classifier-free guidance (1: none).
         guidance_interval: [from, to], the shares of noise sigma / (alpha + sigma), 0 to 1, at which
             guidance acts: the linear path's time, the same noise levels for every objective.
         sample_sets: independent sets of samples per cell.
         samples: N, or null for as many as the held-out split has.
+        metrics: fd | kid | precision | ..., or {name: kid, degree: 2} to set what it has.
         reference: train | test, the split samples are compared with; the other one is the floor.
-        extractor: whose features are compared; "auto" takes cnn for images, raw for vectors.
+        reference_file: an npz of mu and sigma, or of images arr_0, in place of the split.
+        extractor: whose features are compared; "auto" takes cnn for images, raw for vectors. With
+            settings, {name: pca, dimension: 32}; several in a list.
         batch_size: images sampled at a time.
     """
 
     steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 32, 128])
     times: list[list[float]] = field(default_factory=list)
+    samplers: list[dict[str, Any]] = field(default_factory=list)
     weights: list[str] = field(default_factory=lambda: ["ema"])
     guidance: list[float] = field(default_factory=lambda: [1.0])
     guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
     sample_sets: int = 1
     samples: int | None = None
+    metrics: list[Any] = field(default_factory=lambda: ["fd"])
     reference: str = "train"
-    extractor: str = "auto"
+    reference_file: str | None = None
+    extractor: Any = "auto"
     batch_size: int = 1000
 
     def __post_init__(self) -> None:
@@ -130,6 +138,53 @@ class Evaluation:
                 f"evaluation.guidance_interval must be two rising shares of noise in [0, 1], "
                 f"got {interval}"
             )
+        for name, told in (("metrics", self.metrics), ("extractor", self.extractors)):
+            if not told:
+                raise UserError(f"evaluation.{name}=[] names none")
+            for one in told:
+                named(f"evaluation.{name}", one)
+
+    @property
+    def extractors(self) -> list[Any]:
+        """``extractor``, which may be a single one, as a list."""
+        several = isinstance(self.extractor, list | tuple)
+        return list(self.extractor) if several else [self.extractor]
+
+    def asked(self) -> list[dict[str, Any]]:
+        """Each metric in each extractor, as asked for; kept in a cell's file beside its value.
+
+        The first one is a run's main one, which searches and ``status`` look at.
+        """
+        rest = {} if self.reference_file is None else {"reference_file": self.reference_file}
+        return [
+            {
+                "samples": self.samples,
+                "reference": self.reference,
+                "extractor": extractor,
+                **({} if metric == "fd" else {"metric": metric}),
+                **rest,
+            }
+            for metric in map(_brief, self.metrics)
+            for extractor in map(_brief, self.extractors)
+        ]
+
+
+def _brief(told: Any) -> Any:
+    """A name without settings as the name alone."""
+    return told["name"] if isinstance(told, dict) and len(told) == 1 else told
+
+
+def named(setting: str, value: Any) -> dict[str, Any]:
+    """``"pca"`` or ``{name: pca, dimension: 32}`` as the latter.
+
+    Raises:
+        UserError: neither.
+    """
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        return {str(key): inner for key, inner in value.items()}
+    raise UserError(f"{setting} takes a name or {{name: NAME, setting: value}}, got {value!r}")
 
 
 @dataclass

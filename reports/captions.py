@@ -32,8 +32,9 @@ def _protocol(summary: Summary, c: Conditions) -> list[str]:
     sets = [str(s) for s in c.sample_sets] if any(c.sample_sets) else []
     plural = "s" if len(sets) > 1 else ""
     sample_set = f", sample set{plural} {_list(sets)}" if sets else ""
+    better = "0.5 is ideal" if c.better == "neither" else f"{c.better or 'lower'} is better"
     lines = [
-        f"{c.metric}{on}{network} (lower is better; metric {c.metric_id}{extractor}).",
+        f"{c.metric}{on}{network} ({better}; metric {c.metric_id}{extractor}).",
         f"{c.samples:,} samples{against}{split}, {weights} weights, {guidance}{sample_set}.",
         _samplers(summary, c),
         *_nfe(summary),

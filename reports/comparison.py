@@ -30,8 +30,10 @@ def caption(comparison: Comparison) -> str:
     """Plain text: what is divided by what, how it was tested, and where budgets differ."""
     c, (first, second) = comparison, comparison.conditions
     what = "method / baseline" if c.one_sweep else f"{c.first} / {c.second}"
+    side = "above" if first.better == "higher" else "below"
+    better = "" if first.better == "neither" else f", {side} 1 the first is better"
     lines = [
-        f"{first.metric} (metric {first.metric_id}): {what}, below 1 the first is better. "
+        f"{first.metric} (metric {first.metric_id}): {what}{better}. "
         "Geometric mean over seeds of the ratio of each seed, its 95% Student-t interval, and the "
         "number of pairs.",
         f"*: told apart (paired t-test on log ratios, Holm over the {len(c.cells)} comparisons "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fewstep.experiments.claim import Attempt, at_work
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory
+from fewstep.experiments.settings import Evaluation
 
 STATES = ("done", "running", "queued", "interrupted", "failed", "cancelled", "stopped", "new")
 """Stopped: ended early by a search algorithm, which is no failure."""
@@ -53,10 +54,11 @@ def run_status(
     attempt = None if result and not failure else at_work(run)
     attempts = run.attempts()
     state = _state(run, attempt, failure, waits)
+    request = run.request() or {}
     values = {
-        cell["cell"]["steps"]: cell["value"]
-        for cell in run.cells().values()
-        if cell["cell"]["weights"] == "ema" and cell["cell"]["guidance"] == 1
+        record["cell"]["steps"]: record["value"]
+        for record in run.cells().values()
+        if _is_main(record, request, config)
     }
     step = progress.get("done", 0) if progress.get("phase") == "train" else 0
     if result is not None or progress.get("phase") == "evaluate":
@@ -83,6 +85,23 @@ def run_status(
         restarts=max(0, len(attempts) - 1),
         left=(steps - step) / rate if training and rate else None,
         phase=progress.get("phase", "") if state == "running" else "",
+    )
+
+
+def _is_main(record: Json, request: Json, config: Json) -> bool:
+    """Whether a cell is one that a run is looked at by: of the metric and sampler asked for first,
+    and with all else as it is by default.
+    """
+    cell, settings = record["cell"], request.get("evaluation", config.get("evaluation", {}))
+    asked = Evaluation(**(settings or {}))
+    own = {**config.get("objective", {}), **request.get("sampler", {})}
+    for sampler in asked.samplers[:1]:
+        own |= sampler
+    sampler = cell.get("sampler") or {}
+    return (
+        (cell["weights"], cell["guidance"], cell.get("sample_set", 0)) == ("ema", 1, 0)
+        and record.get("asked", asked.asked()[0]) == asked.asked()[0]
+        and all(own.get(name, value) == value for name, value in sampler.items())
     )
 
 

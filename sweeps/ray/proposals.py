@@ -18,6 +18,7 @@ from fewstep.errors import UserError
 from fewstep.experiments import failures
 from fewstep.experiments.run import prepare
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, write_json
+from fewstep.experiments.settings import Evaluation
 from fewstep.sweeps.axes import Choice, Combination, facts
 from fewstep.sweeps.plan import entry
 from fewstep.sweeps.ray.settings import RaySettings
@@ -170,16 +171,32 @@ def final_score(run: RunDirectory, metric_steps: int) -> float | None:
 
     EMA weights, no guidance, the first sample set, uniform times, and the metric asked for last.
     """
-    asked = (run.request() or {}).get("evaluation", {})
-    for record in run.cells().values() if run.result() is not None else ():
+    request = run.request()
+    if request is None or run.result() is None:
+        return None
+    asked = Evaluation(**request["evaluation"]).asked()[0]
+    for record in run.cells().values():
         cell = record["cell"]
         if (
             (cell["steps"], cell["weights"]) == (metric_steps, "ema")
             and (cell["guidance"], cell["sample_set"], cell["times"]) == (1, 0, None)
-            and all(asked.get(name) == value for name, value in record["asked"].items())
+            and _same(record["asked"], asked)
         ):
+            if record.get("better", "lower") != "lower":
+                raise UserError(
+                    f"a search minimises the first of evaluation.metrics: "
+                    f"{record['metric']['name']} cannot be it"
+                )
             return float(record["value"])
     return None
+
+
+def _same(told: Json, asked: Json) -> bool:
+    """Whether a cell's metric is the one asked for."""
+    optional = ("metric", "reference_file")
+    return all(asked.get(name) == value for name, value in told.items()) and all(
+        asked.get(name) == told.get(name) for name in optional
+    )
 
 
 def record(sweep: SweepDirectory, members: Sequence[Member]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -298,3 +299,38 @@ def test_samples_are_of_one_seed_and_of_the_tables_cells(tmp_path: Path) -> None
     assert {place: int(a.max()) for place, a in high.items()} == {("A", 1): 7, ("B", 1): 9}
     with pytest.raises(UserError, match=r"unknown seed 5 \(choices: 3, 7\)"):
         load_samples(folder, frame, seed=5)
+
+
+def test_where_higher_is_better_the_highest_is_best(tmp_path: Path) -> None:
+    runs = [
+        *seeds("A", [0.4, 0.5, 0.6]),
+        *seeds("B", [0.8, 0.9, 0.85]),
+        *seeds("C", [0.1, 0.2, 0.3]),
+    ]
+    for better, best, second in (("higher", "B", "A"), ("lower", "C", "A"), ("neither", "", "")):
+        folder = write_sweep(tmp_path / better, runs)
+        for file in folder.glob("*/evaluations/*.json"):
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"better": better}))
+        cells = summarise(load(folder)).cells
+        assert [m for (m, _), c in cells.items() if c.best] == [best] * bool(best)
+        assert [m for (m, _), c in cells.items() if c.second] == [second] * bool(second)
+
+
+def test_a_table_holds_frechet_distances_unless_told_otherwise(tmp_path: Path) -> None:
+    runs = [Run("A", 0, {1: 3.0}), Run("A", 1, {1: 4.0})]
+    folder = write_sweep(tmp_path, runs)
+    for file in folder.glob("*/evaluations/*.json"):
+        record = json.loads(file.read_text())
+        kid = {
+            **record["metric"],
+            "name": "KID",
+            "label": "KID-digits-cnn@597",
+            "id": "cafe00000000",
+        }
+        other = {**record, "metric": kid, "value": 0.1, "error": 0.02}
+        file.with_stem(f"{file.stem}-kid").write_text(json.dumps(other))
+    frame = load(folder)
+    assert frame["error"].dropna().tolist() == [0.02, 0.02]
+    assert summarise(frame).cells["A", 1].mean == 3.5
+    for told in ("KID", "kid", "KID-digits-cnn@597", "cafe"):
+        assert summarise(frame, metric=told).cells["A", 1].mean == pytest.approx(0.1)

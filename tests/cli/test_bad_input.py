@@ -60,7 +60,7 @@ MORE = {
     "train training.lr=0": "training.lr must be greater than 0, got 0",
     "train evaluation.steps=[0]": "evaluation.steps must be at least 1, got 0",
     "train evaluation.steps=4": "evaluation.steps takes a list, written [a,b], got 4",
-    "train evaluation.extractor=inception": "unknown evaluation.extractor 'inception'",
+    "train evaluation.extractor=inceptio": "unknown evaluation.extractor 'inceptio'",
     "train evaluation.guidance_interval=[0.2,0.8]": "restricts nothing",
     "train evaluation.times=[[0.5,0]]": "times must fall strictly from t_max = 1 to 0",
     "train training.precision=fp8": "unknown training.precision 'fp8'",

@@ -16,7 +16,7 @@ from helpers.tiny import times_changed, tiny
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.experiments.config import Override, RunConfig, amend
+from fewstep.experiments.config import Override, RunConfig, amend, compose
 from fewstep.experiments.data import Dataset, to_uint8
 from fewstep.experiments.evaluation import (
     Cell,
@@ -25,7 +25,7 @@ from fewstep.experiments.evaluation import (
     draw,
     evaluate,
 )
-from fewstep.experiments.metric import Metric
+from fewstep.experiments.measure import main_measure
 from fewstep.experiments.network import build_network, load_network
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.rundir import RunDirectory
@@ -135,6 +135,15 @@ def test_exactly_the_samples_asked_for(digits: Dataset, name: str, batch_size: i
     assert drawn.nfe == 1  # of each sample, not of all batches
 
 
+def test_fifty_thousand_are_fifty_thousand() -> None:
+    config = compose(["data=gaussians"])
+    net = Recorder()
+    drawn = draw(config, config.data.load(), net, Cell(1), 50_000, 256)
+    assert len(drawn.x) == 50_000  # 50,000 // 256 * 256 is 49,920
+    assert len(drawn.x.unique(dim=0)) == 50_000  # blocks do not repeat each other
+    assert max(len(x) for x in net.x) <= 256
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_the_batch_size_changes_no_sample(digits: Dataset, name: str) -> None:
     """Not even where the sampler draws fresh noise on its way."""
@@ -162,6 +171,18 @@ def test_solvers_of_second_order_cost_two_calls(digits: Dataset, solver: str) ->
     config = tiny(Path("unused"), ("objective.solver", solver))
     assert draw(config, digits, Recorder(), Cell(4), 3, 10).nfe == 8
     assert draw(config, digits, Recorder(), Cell(4, guidance=2.0), 3, 10).nfe == 16
+
+
+def test_a_cell_may_have_a_sampler_of_its_own(digits: Dataset) -> None:
+    config = tiny(Path("unused"))
+    net = restless(config, digits)
+    other = tiny(Path("unused"), "objective.solver=heun")
+    cell = Cell(2, sampler=(("solver", "heun"),))
+    drawn, expected = draw(config, digits, net, cell, 9, 9), draw(other, digits, net, Cell(2), 9, 9)
+    assert torch.equal(drawn.x, expected.x)
+    assert drawn.nfe == expected.nfe == 4
+    assert cell.describe(config.objective) == Cell(2).describe(other.objective)
+    assert not torch.equal(drawn.x, draw(config, digits, net, Cell(2), 9, 9).x)
 
 
 def test_guidance_asks_with_and_without_labels(digits: Dataset) -> None:
@@ -280,6 +301,8 @@ def test_cells_are_computed_once(study: Study) -> None:
         (["evaluation.samples=100"], 2),
         (["evaluation.reference=test"], 2),
         (["evaluation.batch_size=50"], 0),
+        (["evaluation.samplers=[{solver:heun}]"], 2),
+        (["evaluation.samplers=[{},{solver:euler},{solver:heun}]"], 2),  # euler is there
     ],
 )
 def test_only_what_is_new_is_added(study: Study, overrides: Sequence[str], number: int) -> None:
@@ -337,10 +360,10 @@ def test_metrics_that_differ_have_other_ids(digits: Dataset, tmp_path: Path) -> 
         Evaluation(extractor="raw", samples=100),
         Evaluation(extractor="raw", reference="test"),
     ]
-    ids = [Metric(s, digits, tmp_path).identity["id"] for s in settings]
+    ids = [main_measure(s, digits, tmp_path).identity["id"] for s in settings]
     assert len(set(ids)) == 3
     same = Evaluation(extractor="raw", samples=len(digits.test), steps=[9], batch_size=3)
-    assert Metric(same, digits, tmp_path).identity["id"] == ids[0]
+    assert main_measure(same, digits, tmp_path).identity["id"] == ids[0]
 
 
 def test_a_value_is_the_distance_of_the_samples_drawn(study: Study) -> None:
@@ -372,7 +395,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("samples", [597, 300])
 def test_the_floor_is_real_against_real(digits: Dataset, tmp_path: Path, samples: int) -> None:
-    metric = Metric(Evaluation(extractor="raw", samples=samples), digits, tmp_path)
+    metric = main_measure(Evaluation(extractor="raw", samples=samples), digits, tmp_path)
     index = torch.randperm(597, generator=generator(0, "floor"))[:samples]
     expected = distance(pixels(digits.test.x[index]), pixels(digits.train.x))
     assert metric.floor == pytest.approx(expected, rel=1e-3)
@@ -380,17 +403,19 @@ def test_the_floor_is_real_against_real(digits: Dataset, tmp_path: Path, samples
 
 
 def test_the_floor_against_the_test_split(digits: Dataset, tmp_path: Path) -> None:
-    metric = Metric(Evaluation(extractor="raw", samples=1200, reference="test"), digits, tmp_path)
+    metric = main_measure(
+        Evaluation(extractor="raw", samples=1200, reference="test"), digits, tmp_path
+    )
     expected = distance(pixels(digits.train.x), pixels(digits.test.x))
     assert metric.floor == pytest.approx(expected, rel=1e-3)
 
 
 def test_no_floor_for_more_samples_than_are_held_out(digits: Dataset, tmp_path: Path) -> None:
-    assert Metric(Evaluation(extractor="raw", samples=598), digits, tmp_path).floor is None
+    assert main_measure(Evaluation(extractor="raw", samples=598), digits, tmp_path).floor is None
 
 
 def test_the_reference_against_itself_is_no_distance(digits: Dataset, tmp_path: Path) -> None:
-    metric = Metric(Evaluation(extractor="raw", samples=1200), digits, tmp_path)
-    assert metric.distance(digits.train.x) == pytest.approx(0, abs=1e-6)
+    metric = main_measure(Evaluation(extractor="raw", samples=1200), digits, tmp_path)
+    assert metric.of_samples(digits.train.x).value == pytest.approx(0, abs=1e-6)
     with pytest.raises(AssertionError):
-        metric.distance(digits.train.x[:1199])
+        metric.of_samples(digits.train.x[:1199])

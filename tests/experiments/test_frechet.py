@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fewstep.errors import UserError
+from fewstep.experiments import frechet
 from fewstep.experiments.data import DATA
 from fewstep.experiments.frechet import (
     FrechetWarning,
@@ -155,6 +156,42 @@ def test_triangle_inequality(d: int, seed: int) -> None:
     a, b, c = (gaussian(g.standard_normal(d), psd(d, seed + i)) for i in range(3))
     ab, bc, ac = (np.sqrt(frechet_distance(*p)) for p in ((a, b), (b, c), (a, c)))
     assert ac <= ab + bc + 1e-6
+
+
+@pytest.mark.parametrize("large", [1, 10**6])  # Cholesky's factor, and the eigenvectors'
+@pytest.mark.parametrize("seed", range(3))
+def test_both_factors_give_the_square_root_of_scipy(
+    seed: int, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frechet, "LARGE", large)
+    S, T = psd(60, seed), psd(60, seed + 7)
+    root = scipy.linalg.sqrtm(S @ T).real
+    expected = np.trace(S + T - 2 * root)
+    value = frechet_distance(gaussian(np.zeros(60), S), gaussian(np.zeros(60), T))
+    assert value == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("large", [1, 10**6])
+def test_both_factors_bear_what_is_singular_or_nearly(
+    large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frechet, "LARGE", large)
+    test_commuting_covariances_in_any_basis()
+    test_ill_conditioned()
+    test_rank_deficient()
+    Q = rotation(40)
+    flat = (Q * np.repeat([1.0, 0.0], 20)) @ Q.T  # rank 20 of 40, zero but for rounding
+    low = frechet_distance(gaussian(np.zeros(40), flat), gaussian(np.zeros(40), np.eye(40)))
+    assert low == pytest.approx(20, rel=1e-7)
+
+
+def test_at_the_size_of_inception_features() -> None:
+    """N(m, S) to N(0, c^2 S): |m|^2 + (1 - c)^2 tr S, whatever S."""
+    d = 600
+    S = psd(d, 0)
+    mu = np.full(d, 0.1)
+    value = frechet_distance(gaussian(mu, S), gaussian(np.zeros(d), 9 * S))
+    assert value == pytest.approx(0.01 * d + 4 * np.trace(S), rel=1e-11)
 
 
 # ---------------------------------------------------------------- statistics

@@ -12,7 +12,7 @@ from fewstep.cli.console import out
 from fewstep.errors import unknown
 from fewstep.registry import Registry
 
-KINDS = ("objectives", "backbones", "data", "sweeps", "extractors")
+KINDS = ("objectives", "backbones", "data", "sweeps", "extractors", "metrics")
 
 
 def show(kind: str) -> None:
@@ -44,6 +44,7 @@ def _registries() -> dict[str, Registry[Any]]:
     from fewstep.backbones import BACKBONES
     from fewstep.experiments.data import DATA
     from fewstep.experiments.extractors import EXTRACTORS
+    from fewstep.experiments.metrics import METRICS
     from fewstep.objectives import OBJECTIVES
 
     return {
@@ -51,6 +52,7 @@ def _registries() -> dict[str, Registry[Any]]:
         "backbones": BACKBONES,
         "data": DATA,
         "extractors": EXTRACTORS,
+        "metrics": METRICS,
     }
 
 

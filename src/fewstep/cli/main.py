@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from fewstep import __version__
-from fewstep.cli import tables
+from fewstep.cli import evaluating, tables
 from fewstep.cli.arguments import (
     OneSweep,
     OnlyRuns,
@@ -292,7 +292,8 @@ def bench(
     """Measure what objectives cost: FLOPs, time and memory of a step, speed of sampling.
 
     FLOPs and time are multiples of flow matching's. Without objective=, all are measured.
-    [bold]fewstep bench sweep[/] measures what launchers, status and sync cost instead, and
+    [bold]fewstep bench sweep[/] measures what launchers, status and sync cost instead,
+    [bold]fewstep bench metrics[/] the Frechet distance beside SciPy's matrix square root, and
     [bold]fewstep bench analysis[/] the report of 10,000 runs.
 
     Example: [bold]fewstep bench "objective=[scm,shortcut]" backbone=dit_s_2 --shape 4,32,32[/]
@@ -306,6 +307,11 @@ def bench(
         from fewstep.cli.bench_analysis import bench_analysis
 
         bench_analysis(file)
+        return
+    if overrides == ["metrics"]:
+        from fewstep.cli.bench_metrics import bench_metrics
+
+        bench_metrics(file)
         return
     from fewstep.cli import bench as benchmark
 
@@ -327,7 +333,9 @@ def bench(
 
 @app.command(name="list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="objectives|backbones|data|sweeps|extractors")],
+    kind: Annotated[
+        str, typer.Argument(help="objectives|backbones|data|sweeps|extractors|metrics")
+    ],
 ) -> None:
     """List what can be named, with its settings and their defaults.
 
@@ -349,6 +357,11 @@ def check(overrides: Overrides = None) -> None:
     from fewstep.cli import check
 
     sys.exit(check.check(overrides or []))
+
+
+app.command()(evaluating.bias)
+app.command()(evaluating.reference)
+app.add_typer(evaluating.extractor, name="extractor")
 
 
 if __name__ == "__main__":

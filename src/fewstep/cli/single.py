@@ -86,7 +86,7 @@ def _table(cells: Sequence[dict[str, Any]]) -> Table:
     if any(samplers):
         table.add_column("sampler")
     for record, sampler in zip(cells, samplers, strict=True):
-        cell, floor = record["cell"], record["floor"]
+        cell, floor, error = record["cell"], record["floor"], record.get("error")
         table.add_row(
             record["metric"]["label"],
             str(cell["steps"]) + ("*" if cell["times"] else ""),
@@ -94,11 +94,15 @@ def _table(cells: Sequence[dict[str, Any]]) -> Table:
             cell["weights"],
             f"{cell['guidance']:g}",
             str(cell["sample_set"]),
-            f"{record['value']:.2f}",
-            "-" if floor is None else f"{floor:.2f}",
+            _number(record["value"]) + (f" ± {_number(error)}" if error else ""),
+            "-" if floor is None else _number(floor),
             *([sampler] if any(samplers) else []),
         )
     return table
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def _sampler(settings: dict[str, Any]) -> str:

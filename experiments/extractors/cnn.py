@@ -1,20 +1,13 @@
-"""Feature extractors: what a Frechet distance compares.
-
-Only the Inception network gives "FID"; a distance in the features of a network trained here is
-named for it (``FD-digits-cnn@597``), and the hash of its weights is part of the metric's identity.
-"""
+"""A small classifier trained here, and its penultimate features."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as nnf
 from filelock import FileLock
@@ -23,48 +16,12 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError, check_range
 from fewstep.experiments.data import Dataset, to_model
-from fewstep.experiments.rundir import write_json
+from fewstep.experiments.extractors.base import EXTRACTORS, Features, in_batches, write_file
+from fewstep.experiments.rundir import Json, read_json, write_json
 from fewstep.experiments.seeds import Order, generator
-from fewstep.registry import Registry
 
-BATCH = 500
-
-
-@dataclass(frozen=True)
-class Features:
-    """A ready extractor. ``extract``: raw data (N, ...) -> float64 features (N, D)."""
-
-    name: str
-    sha256: str
-    extract: Callable[[Tensor], np.ndarray]
-
-
-class Extractor(Protocol):
-    """A frozen dataclass of settings that makes ``Features`` for a data set."""
-
-    def check(self, dataset: Dataset) -> None:
-        """Raise ``UserError`` where ``dataset`` is nothing for this extractor."""
-        ...
-
-    def prepare(self, dataset: Dataset, cache: Path) -> Features: ...
-
-
-EXTRACTORS: Registry[Extractor] = Registry("extractor", "fewstep.extractors")
-
-
-@EXTRACTORS.register("raw")
-@dataclass(frozen=True)
-class Raw:
-    """The values themselves: pixels scaled to [-1, 1], or the vector."""
-
-    def check(self, dataset: Dataset) -> None:
-        pass
-
-    def prepare(self, dataset: Dataset, cache: Path) -> Features:
-        def extract(x: Tensor) -> np.ndarray:
-            return to_model(x).flatten(1).double().numpy()
-
-        return Features("raw", hashlib.sha256(b"raw").hexdigest(), extract)
+OnStep = Callable[[int], None]
+"""(steps done)"""
 
 
 @EXTRACTORS.register("cnn")
@@ -94,36 +51,52 @@ class CNN:
         if not dataset.is_image or not dataset.num_classes:
             raise UserError(
                 f"extractor cnn needs labelled images; {dataset.name} has shape {dataset.shape} "
-                f"and {dataset.num_classes} classes (choices here: raw)"
+                f"and {dataset.num_classes} classes (choices here: raw, pca)"
             )
 
     def prepare(self, dataset: Dataset, cache: Path) -> Features:
+        file = self.train(dataset, cache)
+        network = self._network(dataset)
+        network.load_state_dict(load_file(file))
+        network.eval()
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        return Features(
+            "cnn", sha256, lambda x: in_batches(lambda part: network.features(to_model(part)), x)
+        )
+
+    def train(self, dataset: Dataset, cache: Path, on_step: OnStep = lambda done: None) -> Path:
+        """The file of the trained weights; whoever comes first trains, the others wait."""
         self.check(dataset)
-        network = Classifier(dataset.shape, dataset.num_classes, self.width, self.features)
         settings = json.dumps(asdict(self), sort_keys=True) + dataset.train.sha256
         name = f"{dataset.name}-cnn-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
         file = cache / "extractors" / f"{name}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):  # the first run trains it, the others wait
+        with FileLock(file.with_suffix(".lock")):
             if not file.exists():
-                self._train(network, dataset)
-                _write(file, save(network.state_dict()))
+                network = self._network(dataset)
+                self._train(network, dataset, on_step)
                 accuracy = _accuracy(network, dataset)
                 write_json(file.with_suffix(".json"), {**asdict(self), "test_accuracy": accuracy})
-        network.load_state_dict(load_file(file))
-        network.eval()
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        return Features("cnn", sha256, lambda x: _in_batches(network.features, x))
+                write_file(file, save(network.state_dict()))  # last: its presence means done
+        return file
 
-    def _train(self, network: Classifier, dataset: Dataset) -> None:
+    @staticmethod
+    def told(file: Path) -> Json:
+        """What is known of the trained weights in ``file``: settings, ``test_accuracy``."""
+        return read_json(file.with_suffix(".json")) or {}
+
+    def _network(self, dataset: Dataset) -> Classifier:
+        return Classifier(dataset.shape, dataset.num_classes, self.width, self.features)
+
+    def _train(self, network: Classifier, dataset: Dataset, on_step: OnStep) -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # sums in another order would be another extractor
         try:
-            self._fit(network, dataset)
+            self._fit(network, dataset, on_step)
         finally:
             torch.set_num_threads(threads)
 
-    def _fit(self, network: Classifier, dataset: Dataset) -> None:
+    def _fit(self, network: Classifier, dataset: Dataset, on_step: OnStep) -> None:
         g = generator(0, "extractor")
         for p in network.parameters():
             if p.dim() > 1:
@@ -142,6 +115,7 @@ class CNN:
             loss.backward()
             optimiser.step()
             schedule.step()
+            on_step(step + 1)
 
 
 class Classifier(nn.Module):
@@ -172,18 +146,7 @@ class Classifier(nn.Module):
         return self.head(self.features(x))
 
 
-def _in_batches(f: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
-    with torch.no_grad():
-        return torch.cat([f(to_model(part)) for part in x.split(BATCH)]).double().numpy()
-
-
 def _accuracy(network: Classifier, dataset: Dataset) -> float:
-    predicted = _in_batches(network, dataset.test.x).argmax(1)
+    predicted = in_batches(lambda part: network(to_model(part)), dataset.test.x).argmax(1)
     assert dataset.test.y is not None
     return float((predicted == dataset.test.y.numpy()).mean())
-
-
-def _write(file: Path, content: bytes) -> None:
-    temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)

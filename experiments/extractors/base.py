@@ -1,0 +1,104 @@
+"""Feature extractors: what a metric compares samples and references by.
+
+Only the Inception network gives "FID"; a distance in other features is named for them
+(``FD-digits-cnn@597``), and the hash of the extractor's weights is part of the metric's identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.experiments.data import Dataset
+from fewstep.registry import Registry
+
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class Features:
+    """A ready extractor. ``extract``: raw data (N, ...) -> float64 features (N, D).
+
+    ``resize``: what is done to an image's size before it, as a metric's identity tells it.
+    ``is_fid``: whether its Frechet distance is what the field calls FID.
+    """
+
+    name: str
+    sha256: str
+    extract: Callable[[Tensor], np.ndarray]
+    resize: str = "none"
+    is_fid: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name and hash, as files of statistics keep it."""
+        return f"{self.name}-{self.sha256[:12]}"
+
+
+class Extractor(Protocol):
+    """A frozen dataclass of settings that makes ``Features`` for a data set."""
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise ``UserError`` where ``dataset`` is nothing for this extractor."""
+        ...
+
+    def prepare(self, dataset: Dataset, cache: Path) -> Features: ...
+
+
+EXTRACTORS: Registry[Extractor] = Registry("extractor", "fewstep.extractors")
+
+
+def in_batches(f: Callable[[Tensor], Tensor], x: Tensor, size: int = BATCH) -> np.ndarray:
+    """(N, ...) -> float64 (N, D), ``size`` rows at a time."""
+    with torch.no_grad():
+        return torch.cat([f(part).cpu() for part in x.split(size)]).double().numpy()
+
+
+def check_images(extractor: str, dataset: Dataset) -> None:
+    """Raise unless ``dataset`` holds images."""
+    if not dataset.is_image:
+        raise UserError(
+            f"extractor {extractor} needs images; {dataset.name} has shape {dataset.shape} "
+            f"(choices here: raw, pca)"
+        )
+
+
+def accelerator() -> torch.device:
+    """Where a large pretrained network is asked."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def as_rgb(x: Tensor) -> Tensor:
+    """(B, 1 or 3, H, W) -> (B, 3, H, W)."""
+    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+
+
+def check_weights(extractor: str, setting: str, file: Path, expected: str) -> str:
+    """The sha256 of ``file``, which must be ``expected`` ("" for any).
+
+    Raises:
+        UserError: no such file, or another one.
+    """
+    if not file.is_file():
+        raise UserError(f"extractor {extractor}: no file {file} ({setting}); nothing is downloaded")
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if expected not in ("", found):
+        raise UserError(f"extractor {extractor}: {file} has sha256 {found}, expected {expected}")
+    return found
+
+
+def write_file(file: Path, content: bytes) -> None:
+    """Write ``file`` atomically."""
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, file)

@@ -1,0 +1,106 @@
+"""The Inception network of the field's FID, through torch-fidelity (extra ``fewstep[fid]``).
+
+The weights are those of TensorFlow's inception-2015-12-05 in PyTorch's format, which pytorch-fid
+and torch-fidelity publish under names that end in -6726825d.pth. The user brings the file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.experiments.data import Dataset
+from fewstep.experiments.extractors.base import (
+    EXTRACTORS,
+    Features,
+    accelerator,
+    as_rgb,
+    check_images,
+    check_weights,
+    in_batches,
+)
+
+PUBLISHED = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+PACKAGE = "torch_fidelity"
+
+
+@EXTRACTORS.register("inception")
+@dataclass(frozen=True)
+class Inception:
+    """Inception-v3 pool features, D = 2048, after TensorFlow's resize to 299 x 299: the one of FID.
+
+    Grey images are given three equal channels, as is usual.
+
+    Attributes:
+        weights: path of the published weights (pt_inception-2015-12-05-6726825d.pth).
+        sha256: what the file must be; with any other than the published one, a distance is not FID.
+        batch_size: images at a time.
+    """
+
+    weights: str = ""
+    sha256: str = PUBLISHED
+    batch_size: int = 50
+
+    def check(self, dataset: Dataset) -> None:
+        check_images("inception", dataset)
+        if dataset.shape[0] not in (1, 3):
+            raise UserError(
+                f"extractor inception needs 1 or 3 channels; {dataset.name} has {dataset.shape[0]}"
+            )
+        if not self.weights:
+            raise UserError(
+                "extractor inception needs its weights: write "
+                "{name: inception, weights: PATH/pt_inception-2015-12-05-6726825d.pth}"
+            )
+        if importlib.util.find_spec(PACKAGE) is None:
+            raise UserError("extractor inception needs torch-fidelity: pip install 'fewstep[fid]'")
+        if not Path(self.weights).expanduser().is_file():
+            check_weights("inception", "weights", Path(self.weights).expanduser(), self.sha256)
+
+    def prepare(self, dataset: Dataset, cache: Path) -> Features:
+        self.check(dataset)
+        file = Path(self.weights).expanduser()
+        sha256 = check_weights("inception", "weights", file, self.sha256)
+        device = accelerator()
+        network = network_class()("inception", ["2048"], feature_extractor_weights_path=str(file))
+        network.to(device)
+
+        def features(x: Tensor) -> Tensor:
+            return network(as_rgb(x).to(device))[0]
+
+        return Features(
+            "inception",
+            sha256,
+            lambda x: in_batches(features, x, self.batch_size),
+            resize="tf1-bilinear-299",
+            is_fid=sha256 == PUBLISHED,
+        )
+
+
+def network_class() -> Any:
+    """torch-fidelity's network, without the rest of its package.
+
+    The package imports torchvision for its other networks, whose PyPI build a CPU-only torch
+    cannot load; this one does without.
+    """
+    if PACKAGE not in sys.modules:
+        spec = importlib.util.find_spec(PACKAGE)
+        assert spec is not None
+        package = ModuleType(PACKAGE)
+        package.__path__ = list(spec.submodule_search_locations or ())
+        sys.modules[PACKAGE] = package
+        try:
+            module = importlib.import_module(f"{PACKAGE}.feature_extractor_inceptionv3")
+        finally:
+            del sys.modules[PACKAGE]  # whoever wants the whole of it, imports it
+    else:
+        module = importlib.import_module(f"{PACKAGE}.feature_extractor_inceptionv3")
+    return module.FeatureExtractorInceptionV3

@@ -1,0 +1,77 @@
+"""Are samples copies of training images? Nearest neighbours in the training split tell.
+
+Always against the training split, and beside the held-out split, whatever the reference is. A
+network that draws as the data were drawn comes as near to its training images as new real ones do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fewstep.experiments.metrics.base import (
+    METRICS,
+    Against,
+    Array,
+    Better,
+    Value,
+    check_samples,
+)
+from fewstep.experiments.metrics.neighbours import nearest, radii
+from fewstep.experiments.reference import Reference
+
+
+@METRICS.register("memorisation")
+@dataclass(frozen=True)
+class Memorisation:
+    """P(a sample is nearer to the training split than a held-out real one): 0.5 without copying.
+
+    Over all pairs of a sample and a held-out example, ties half: the Mann-Whitney statistic U / NM
+    of Meehan et al. 2020 (arXiv:2004.05675, sec. 3), over the whole space. Above 0.5 samples are
+    copies, or nearly; below, they are far from all real images.
+    """
+
+    name: ClassVar[str] = "memorisation"
+    better: ClassVar[Better] = "neither"
+    against: ClassVar[Against] = "train"
+
+    def measure(self, x: Array, reference: Reference) -> Value:
+        return Value(self.of(x, reference.train, reference.unseen))
+
+    def of(self, samples: Array, train: Array, unseen: Array) -> float:
+        """Of feature sets (N, D), (M, D) and (L, D)."""
+        check_samples(self.name, 1, len(samples), len(unseen))
+        from scipy.stats import rankdata  # slow to import, and every command imports this module
+
+        mine, theirs = nearest(samples, train)[1], nearest(unseen, train)[1]
+        n, m = len(mine), len(theirs)
+        ranks = rankdata([*mine, *theirs])[:n]
+        farther = ranks.sum() - n * (n + 1) / 2  # pairs in which the sample is the farther one
+        return float(1 - farther / (n * m))
+
+
+@METRICS.register("authenticity")
+@dataclass(frozen=True)
+class Authenticity:
+    """Share of samples that are no near copies (Alaa et al. 2022, arXiv:2102.08921, sec. 4.3).
+
+    A sample is a copy when its nearest training image has it closer than any other training image.
+    """
+
+    name: ClassVar[str] = "authenticity"
+    better: ClassVar[Better] = "higher"
+    against: ClassVar[Against] = "train"
+
+    def measure(self, x: Array, reference: Reference) -> Value:
+        train = reference.train
+        reach = reference.kept(reference.trained("radii"), lambda: radii(train, 1))
+        return Value(self._of(x, train, reach))
+
+    def of(self, samples: Array, train: Array) -> float:
+        """Of feature sets (N, D) and (M, D)."""
+        check_samples(self.name, 2, len(train))
+        return self._of(samples, train, radii(train, 1))
+
+    def _of(self, samples: Array, train: Array, reach: Array) -> float:
+        index, distance = nearest(samples, train)
+        return float((distance >= reach[index]).mean())

@@ -1,0 +1,120 @@
+"""fewstep extractor train, reference and bias: what they write, and that they write it once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.tiny import times_changed, tiny
+
+from fewstep.cli.metrics import bias, train_extractor, write_reference
+from fewstep.errors import UserError
+from fewstep.experiments.data import DATA
+from fewstep.experiments.run import prepare, run
+from fewstep.experiments.rundir import RunDirectory
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run with a cell, and its root two folders above it."""
+    few = ("evaluation.steps=[1]", "evaluation.metrics=[fd,coverage]", "evaluation.sample_sets=2")
+    directory = prepare(tiny(tmp_path_factory.mktemp("root"), *few))
+    run(directory)
+    return directory
+
+
+def test_an_extractor_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["data=digits", "extractor.steps=20", "extractor.width=8"]
+    train_extractor(tmp_path, asked)
+    first = capsys.readouterr().out
+    (file,) = (tmp_path / "_cache" / "extractors").glob("digits-cnn-*.safetensors")
+    assert "train 20/20" in first
+    assert str(file) in first
+    assert "evaluation.extractor={name: cnn, steps: 20, width: 8}" in first
+    before = times_changed(tmp_path)
+    train_extractor(tmp_path, asked)
+    again = capsys.readouterr().out
+    assert "steps/s" not in again
+    assert again.splitlines()[0] == first.splitlines()[1]  # accuracy
+    after = times_changed(tmp_path)
+    assert {n: t for n, t in after.items() if not n.endswith(".lock")}.items() <= before.items()
+
+
+def test_reference_files(tmp_path: Path) -> None:
+    file = tmp_path / "test.npz"
+    pca = ["extractor=pca", "extractor.dimension=3"]
+    write_reference(tmp_path, ["data=digits", *pca, "split=test", f"output={file}"], False)
+    with np.load(file) as held:
+        assert held["mu"].shape == (3,)
+        assert held["sigma"].shape == (3, 3)
+        assert int(held["n"]) == 597
+    write_reference(tmp_path, ["data=digits", f"output={file}"], True)
+    with np.load(file) as held:
+        images = DATA["digits"].load().train.x
+        assert np.array_equal(held["arr_0"][..., 0], images[:, 0].numpy())
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["test.npz"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "images", "says"),
+    [
+        (["data=digits"], False, "reference needs output=FILE"),
+        (["data=digits", "output=x.txt"], False, "ending in .npz"),
+        (["data=digits", "output=/nowhere/x.npz"], False, "a folder that is there"),
+        (["data=digits", "output=x.npz", "split=dev"], False, "unknown split 'dev'"),
+        (["data=digits", "output=x.npz", "steps=3"], False, "takes data=, extractor=, split=, out"),
+        (["data=gaussians", "output=x.npz"], True, "gaussians is not made of images"),
+        (["data=gaussians", "output=x.npz", "extractor=cnn"], False, "needs labelled images"),
+    ],
+)
+def test_a_refused_reference_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    images: bool,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=says):
+        write_reference(tmp_path, overrides, images)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bias_of_a_run(done: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    root = done.path.parent.parent
+    small = "evaluation.extractor={name: pca, dimension: 4}"
+    bias(done.key, root, [small], 1, "ema", 5)
+    shown = capsys.readouterr().out
+    (file,) = done.diagnostics.glob("bias-steps0001-ema-*.json")
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    told = json.loads(file.read_text())
+    assert told["metric"]["label"] == "FD-digits-pca4@597"
+    samples, real = told["curves"]
+    assert samples["sizes"] == real["sizes"] == [60, 194, 328, 463, 597]
+    assert real["limit"] < real["values"][-1] < real["values"][0]
+    assert f"{samples['limit']:.4g}" in shown
+    with pytest.raises(UserError, match="at least 320 samples in 64 dimensions, got 100"):
+        bias(done.key, root, ["evaluation.extractor=raw", "evaluation.samples=100"], 1, "ema", 5)
+
+
+def test_what_analysis_sees_of_sample_sets_and_metrics(done: RunDirectory) -> None:
+    """One training, several drawings: spread over sample sets is sampling's, over seeds both's."""
+    from fewstep.analysis import load, summarise
+
+    frame = load(done.path.parent)
+    assert len(frame) == 4
+    assert sorted(zip(frame["metric_name"], frame["sample_set"], strict=True)) == [
+        ("FD", 0), ("FD", 1), ("coverage", 0), ("coverage", 1)]  # fmt: skip
+    assert set(zip(frame["metric_name"], frame["better"], strict=True)) == {
+        ("FD", "lower"),
+        ("coverage", "higher"),
+    }
+    sets = frame[frame["metric_name"] == "FD"].set_index("sample_set")
+    assert sets.loc[0, "value"] != sets.loc[1, "value"]
+    for same in ("key", "seed", "metric_id", "steps", "sampler", "weights", "floor"):
+        assert sets[same].nunique() == 1
+    assert summarise(frame, sample_set=1).conditions.metric_name == "FD"  # unless told otherwise
+    chosen = summarise(frame, sample_set=1, metric="Coverage").conditions
+    assert (chosen.metric_name, chosen.better) == ("coverage", "higher")
