@@ -30,6 +30,7 @@ class Cell:
     underpowered: bool = False  # a tie that so few seeds could hardly have resolved
     seed_sd: float = math.nan  # spread of single values from seed to seed, sampling taken out
     sampling_sd: float = math.nan  # and from sample set to sample set; nan for one set
+    stopped_seeds: tuple[int, ...] = ()  # ended early, by a search: no failure, and no value
 
     @property
     def n(self) -> int:
@@ -40,12 +41,16 @@ class Cell:
         return len(self.failed_seeds)
 
     @property
+    def n_stopped(self) -> int:
+        return len(self.stopped_seeds)
+
+    @property
     def n_missing(self) -> int:
         return len(self.missing_seeds)
 
     @property
     def n_expected(self) -> int:
-        return self.n + self.n_failed + self.n_missing
+        return self.n + self.n_failed + self.n_stopped + self.n_missing
 
     @property
     def complete(self) -> bool:
@@ -79,7 +84,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that gave no result for the table."""
+    """A run that gave no result for the table; of kind "stopped" if it was ended early."""
 
     key: str
     method: str
@@ -103,6 +108,7 @@ class Summary:
     conditions: Conditions
     failures: tuple[Failure, ...]
     alpha: float = ALPHA
+    two_phase: frozenset[str] = frozenset()  # methods that learn from a finished run
 
     def compare(self, method: str, baseline: str, steps: int) -> PairedRatio:
         """``method`` / ``baseline`` over the seeds that both have at ``steps``."""

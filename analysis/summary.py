@@ -39,8 +39,8 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
     methods = tuple(runs["method"].unique())
     steps = tuple(sorted(int(s) for s in rows["steps"].unique())) or _planned_steps(runs)
     floors = rows["floor"].dropna().unique()
-    failed = _failed(runs)
-    cells = _cells(rows, runs, failed, methods, steps)
+    lost = _lost(runs)
+    cells = _cells(rows, runs, lost, methods, steps)
     return Summary(
         sweep=" + ".join(runs["sweep"].unique()),
         methods=methods,
@@ -57,8 +57,9 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
                 kind=_text(run["failure_class"]),
                 message=_text(run["failure_message"]),
             )
-            for run in runs[failed].to_dict("records")
+            for run in runs[lost != ""].to_dict("records")
         ),
+        two_phase=frozenset(runs.loc[runs["teacher"].notna(), "method"]),
     )
 
 
@@ -70,8 +71,12 @@ def _text(value: Any) -> str:
     return "" if pd.isna(value) else str(value)
 
 
-def _failed(runs: pd.DataFrame) -> pd.Series[bool]:
-    return (runs["status"] == "failed") | runs["failure_class"].notna()
+def _lost(runs: pd.DataFrame) -> pd.Series[str]:
+    """How a run ended without a result: "failed", "stopped" (early, by a search), or ""."""
+    stopped = (runs["failure_class"] == "stopped").fillna(False).astype(bool)
+    failed = ((runs["status"] == "failed") | runs["failure_class"].notna()) & ~stopped
+    ends = pd.Series("", index=runs.index)
+    return ends.mask(failed.fillna(False).astype(bool), "failed").mask(stopped, "stopped")
 
 
 @dataclass
@@ -86,11 +91,11 @@ class _Found:
 def _cells(
     rows: pd.DataFrame,
     runs: pd.DataFrame,
-    failed: pd.Series[bool],
+    lost: pd.Series[str],
     methods: Sequence[str],
     steps: Sequence[int],
 ) -> dict[Place, Cell]:
-    """Account for every run of a method: a value, failed or missing."""
+    """Account for every run of a method: a value, failed, stopped or missing."""
     found: dict[Place, _Found] = defaultdict(_Found)
     wanted = ("method", "steps", "seed", "sample_set", "value", "key")
     for method, step, seed, sample_set, value, key in zip(
@@ -102,9 +107,9 @@ def _cells(
     evaluations = rows[["method", "steps", "nfe"]].drop_duplicates().dropna()
     for method, step, nfe in evaluations.itertuples(index=False):
         found[method, step].nfe.add(int(nfe))
-    seeds: dict[str, dict[int, bool]] = defaultdict(dict)  # of all runs; whether it failed
-    for method, seed, lost in zip(runs["method"], runs["seed"], failed, strict=True):
-        seeds[method][int(seed)] = bool(lost)
+    seeds: dict[str, dict[int, str]] = defaultdict(dict)  # of all runs, and how it was lost
+    for method, seed, end in zip(runs["method"], runs["seed"], lost, strict=True):
+        seeds[method][int(seed)] = end
     sets = sorted(int(s) for s in rows["sample_set"].unique())
     return _with_means({
         (method, step): _cell(found.get((method, step), _Found()), seeds[method], sets)
@@ -113,7 +118,7 @@ def _cells(
     })  # fmt: skip
 
 
-def _cell(found: _Found, runs: Mapping[int, bool], sets: Sequence[int]) -> Cell:
+def _cell(found: _Found, runs: Mapping[int, str], sets: Sequence[int]) -> Cell:
     """All but the means: those are taken of many cells at once."""
     # a distance that is nan is a failure, not a value
     broken = {s for s, values in found.sets.items() if not all(map(math.isfinite, values.values()))}
@@ -123,12 +128,15 @@ def _cell(found: _Found, runs: Mapping[int, bool], sets: Sequence[int]) -> Cell:
         if seed not in broken and len(values) == len(sets)
     }
     values = {seed: v[0] if len(v) == 1 else float(np.mean(v)) for seed, v in whole.items()}
-    lost = {seed for seed in runs if seed not in values and (runs[seed] or seed in broken)}
+    without = runs.keys() - values.keys()
+    failed = {seed for seed in without if runs[seed] == "failed" or seed in broken}
+    stopped = {seed for seed in without - failed if runs[seed] == "stopped"}
     spreads = spread(list(whole.values())) if len(sets) > 1 and whole else None
     return Cell(
         values=values,
-        failed_seeds=tuple(sorted(lost)),
-        missing_seeds=tuple(sorted(runs.keys() - values.keys() - lost)),
+        failed_seeds=tuple(sorted(failed)),
+        stopped_seeds=tuple(sorted(stopped)),
+        missing_seeds=tuple(sorted(without - failed - stopped)),
         mean=math.nan,
         half_width=math.nan,
         keys=tuple(found.keys[seed] for seed in values),

@@ -32,6 +32,7 @@ from fewstep.experiments.data import Dataset, to_uint8
 from fewstep.experiments.distributed import ranks
 from fewstep.experiments.measure import Measure, measures
 from fewstep.experiments.network import choose_device, load_network
+from fewstep.experiments.provenance import made_by
 from fewstep.experiments.reference import Array, Reference, short_hash
 from fewstep.experiments.rundir import Json, RunDirectory, write_json
 from fewstep.experiments.seeds import generator
@@ -255,6 +256,7 @@ def evaluate(
                 "seconds": seconds,
                 "images_per_second": samples / seconds,
                 "device": str(device),
+                "provenance": made_by(),
             }
             _record(directory, drawn, about, todo[done - 1][1])
         everyone.told(done)  # the others wait

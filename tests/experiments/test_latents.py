@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.experiments.data import DATA, Dataset, Rows, Split, to_model, to_uint8
 from fewstep.experiments.data.latents import Latents
 from fewstep.experiments.encode import Settings, encode
-from fewstep.experiments.metric import Metric
+from fewstep.experiments.measure import measures
 from fewstep.experiments.settings import Evaluation
 
 diffusers = pytest.importorskip("diffusers", reason="pip install 'fewstep[latents]'")
@@ -317,12 +317,13 @@ def test_a_run_is_trained_and_judged_by_its_raw_latents(copied: Path) -> None:
         one = train(tiny(copied.parent / "a", *settings))
         two = train(tiny(copied.parent / "b", *settings))
         assert torch.equal(flat(one.net), flat(two.net))
-        metric = Metric(Evaluation(samples=4), one.dataset, copied.parent / "cache")
+        [metric] = measures(Evaluation(samples=4), one.dataset, copied.parent / "cache")
         assert metric.identity["label"] == "FD-latents-raw@4"
         assert metric.identity["rounding"] == "none"
         assert metric.identity["reference_sha256"] == one.dataset.train.sha256
         shifted = one.dataset.test.x + 1  # every mean moves by 1: |mu - mu'|^2 grows by D + ...
-        assert metric.distance(shifted) > metric.distance(one.dataset.test.x) + 10
+        near = metric.of_samples(one.dataset.test.x).value
+        assert metric.of_samples(shifted).value > near + 10
 
 
 def test_an_unknown_posterior() -> None:

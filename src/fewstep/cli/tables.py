@@ -35,9 +35,19 @@ def report(
     sampler: Sampler = None,
     times: Times = None,
     stopped: CountStopped = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="Method that costs are compared with; default: the first.")
+    ] = None,
+    published: Annotated[
+        str,
+        typer.Option(
+            help="Papers' numbers. auto: beside ours where they measure the same; none; or the "
+            "name of a data set, whose numbers come in a table of their own."
+        ),
+    ] = "auto",
     runs: Runs = None,
 ) -> None:
-    """Print a sweep's table and write its report: tables, figures, sample grid.
+    """Print a sweep's table and write its report: tables, figures, costs, an HTML page.
 
     Several sweeps make one table, if they were measured by one metric.
 
@@ -48,7 +58,8 @@ def report(
     names, root = names_and_root(sweep, others, runs)
     filters = {"weights": weights, "guidance": guidance, "sample_set": sample_set,
                "metric": metric, "sampler": sampler, "times": times}  # fmt: skip
-    reporting.report(reporting.find_sweeps_named(names, root), output, filters, stopped)
+    found = reporting.find_sweeps_named(names, root)
+    reporting.report(found, output, filters, stopped, baseline, published)
 
 
 def compare(
