@@ -109,7 +109,8 @@ def _marks(summary: Summary, c: Conditions) -> list[str]:
         )
         weak = sorted({cell.n for cell in cells if cell.underpowered})
         if weak:
-            tie += f"; underpowered at {enumerated([str(k) for k in weak])} seeds, so no sign of equality"
+            few = enumerated([str(k) for k in weak])
+            tie += f"; underpowered at {few} seeds, so no sign of equality"
         lines.append(tie + ".")
     if summary.floor is not None:
         lines.append(

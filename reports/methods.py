@@ -48,8 +48,8 @@ def _training(summary: Summary, runs: pd.DataFrame) -> Iterator[str]:
         )
     seeds = [str(s) for s in summary.conditions.seeds]
     yield (
-        f"Training seed{'s' if len(seeds) > 1 else ''}: {enumerated(seeds)}; of one seed, all methods "
-        f"see the same order of the data and are sampled from the same noise and labels."
+        f"Training seed{'s' if len(seeds) > 1 else ''}: {enumerated(seeds)}; of one seed, all "
+        f"methods see the same order of the data and are sampled from the same noise and labels."
     )
 
 
