@@ -60,6 +60,7 @@ COLUMNS: dict[str, str] = {
     "reference": "string",
     "reference_samples": "Int64",
     "reference_sha256": "string",
+    "budget": "string",  # what all runs of the sweep spend, where they were made to spend the same
     "planned_steps": "Int64",  # optimisation steps asked for
     "planned_cells": "string",  # sampling step counts asked for, space separated
     "train_steps": "Int64",
@@ -77,8 +78,9 @@ COLUMNS: dict[str, str] = {
 }
 CELL_COLUMNS = (
     "cell", "steps", "times", "sampler", "weights", "guidance", "sample_set", "metric", "metric_id",
-    "metric_name", "extractor", "extractor_sha256", "value", "floor", "nfe", "samples", "reference",
-    "reference_samples", "reference_sha256", "sample_images_per_second",
+    "metric_name", "extractor", "extractor_sha256", "better", "value", "error", "floor", "nfe",
+    "samples", "reference", "reference_samples", "reference_sha256", "sample_images_per_second",
+    *CELL_ORIGIN,
 )  # fmt: skip
 """What differs from cell to cell; all else is the run's."""
 
@@ -154,7 +156,10 @@ def _read(directory: SweepDirectory, stopped: bool) -> _Table:
         names = [other.name for other in find_sweeps(directory.path.parent)]
         raise unknown("sweep", directory.name, names)
     planned: dict[str, Json] = {run["key"]: run for run in (plan or {}).get("runs", [])}
+    budget = ((plan or {}).get("budget") or {}).get("description")
     facts = [_run_facts(directory.name, run, planned.get(run.key, {})) for run in runs]
+    for fact in facts:
+        fact["budget"] = budget
     add_teachers(facts, directory.path.parent)
     labels = method_labels(
         [(str(fact["title"]), planned.get(run.key, {}).get("choices", {}))

@@ -76,7 +76,8 @@ class Conditions:
     data: tuple[str, ...] = ()
     backbones: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
-    train_steps: tuple[int, ...] = ()  # more than one: budgets differ
+    budgets: tuple[str, ...] = ()  # of sweeps whose runs were made to spend the same
+    train_steps: tuple[int, ...] = ()  # more than one: budgets differ, unless that was so
     images_seen: tuple[int, ...] = ()
     samplers: Mapping[str, str] = field(default_factory=dict)  # method -> sampler
     given_times: tuple[tuple[str, int, str], ...] = ()  # (method, steps, times) unless uniform

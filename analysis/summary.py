@@ -217,6 +217,7 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
         data=distinct(runs, "data"),
         backbones=distinct(runs, "backbone"),
         seeds=tuple(sorted(distinct(runs, "seed"))),
+        budgets=distinct(runs, "budget"),
         train_steps=tuple(sorted(distinct(rows, "train_steps"))),
         images_seen=tuple(sorted(distinct(rows, "images_seen"))),
         samplers=dict(zip(places["method"], places["sampler"], strict=True)),

@@ -60,8 +60,10 @@ def protocol(summary: Summary, c: Conditions) -> list[str]:
         lines.append(f"{method} takes its {steps} steps at times {times}.")
     budget = f"{enumerated([f'{s:,}' for s in c.train_steps])} training steps"
     budget += f" ({enumerated([f'{s:,}' for s in c.images_seen])} images)" if c.images_seen else ""
+    if c.budgets:
+        lines.append(f"Equal budgets: {'; '.join(c.budgets)}.")
     if c.train_steps:
-        differ = len(c.train_steps) > 1 or len(c.images_seen) > 1
+        differ = not c.budgets and (len(c.train_steps) > 1 or len(c.images_seen) > 1)
         lines.append(f"{'Budgets differ: ' if differ else ''}{budget}.")
     return [line for line in lines if line]
 

@@ -61,10 +61,11 @@ class Budget:
     amount: float | None = None
     teacher: bool = True
 
-    def describe(self, total: float) -> str:
-        """As captions tell it."""
-        beside = "a student's with its teacher's" if self.teacher else "teachers' not counted"
-        return f"{total:,.6g} {WORDS[self.equal]} of training for every run, {beside}"
+    def describe(self, total: float, but: Sequence[str] = ()) -> str:
+        """As captions tell it; ``but``: values of axes that keep steps of their own."""
+        beside = "a student's with its teachers'" if self.teacher else "teachers' not counted"
+        told = f"each run trains for {total:,.6g} {WORDS[self.equal]}, {beside}"
+        return f"{told} ({', '.join(but)} apart)" if but else told
 
 
 def read_budget(source: str, spec: Any, labels: Mapping[str, Sequence[str]]) -> Budget | None:

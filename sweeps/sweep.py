@@ -239,7 +239,10 @@ class Sweep:
             return None
         told = {"equal": self.budget.equal, "total": self.total, "teacher": self.budget.teacher}
         speeds = {"images_per_second": self._accounts.speeds} if self._accounts.speeds else {}
-        return {**told, **speeds, "description": self.budget.describe(self.total)}
+        model = self._model or ()
+        choices = [c for axis in self.axes.values() for c in axis.choices if c not in model]
+        but = [choice.label for choice in choices if _sets_steps((choice,))]
+        return {**told, **speeds, "description": self.budget.describe(self.total, but)}
 
     def _teacher(self, combination: Combination) -> Combination | None:
         """The combination that this one learns from, where its teacher is a value of an axis."""

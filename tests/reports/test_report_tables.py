@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 import shutil
@@ -101,6 +102,18 @@ def test_the_caption_tells_what_differs(tmp_path: Path) -> None:
     assert "A takes 4 function evaluations" in words
     assert "raw weights, guidance 2" in words
     assert "tells nothing of the spread" in words
+
+
+def test_the_caption_tells_whether_budgets_are_equal(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path, [Run("A", 0, {1: 1.0}), Run("B", 0, {1: 2.0}, train_steps=300)])
+    differ = "Budgets differ: 300 and 500 training steps"
+    assert differ in caption(summarise(load(folder)))
+    plan = json.loads((folder / "sweep.json").read_text())
+    plan["budget"] = {"description": "each run trains for 9 FLOPs"}
+    (folder / "sweep.json").write_text(json.dumps(plan))
+    words = caption(summarise(load(folder)))
+    assert "Equal budgets: each run trains for 9 FLOPs. 300 and 500 training steps" in words
+    assert differ not in words
 
 
 def test_csv_holds_full_precision(summary: Summary) -> None:

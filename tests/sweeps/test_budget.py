@@ -45,6 +45,10 @@ def test_a_students_teacher_may_have_a_teacher(tmp_path: Path) -> None:
     second = {"label": "second", "objective": "reflow", "teacher": "teacher", "training.steps": 250}
     third = {"label": "third", "objective": "reflow", "teacher": "second"}
     assert steps(swept(tmp_path, "steps", "flow_matching", TEACHER, second, third))["third"] == 350
+    said = swept(tmp_path, "steps", "flow_matching", TEACHER).accounts or {}
+    assert said["description"] == (
+        "each run trains for 1,000 training steps, a student's with its teachers' (teacher apart)"
+    )
     told = {"equal": "steps", "teacher": False}
     assert steps(swept(tmp_path, told, "flow_matching", TEACHER, second, third))["third"] == 1000
 
