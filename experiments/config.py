@@ -108,6 +108,9 @@ class RunConfig:
             if f.metadata.get("sampling"):
                 values["objective"].pop(f.name, None)
         values["data"].pop("root", None)
+        for f in fields(type(self.data)):  # type: ignore[arg-type]
+            if f.metadata.get("bookkeeping"):
+                values["data"].pop(f.name, None)
         if values.get("teacher") is None:
             values.pop("teacher", None)
         else:  # a run's directory is named by its key

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.experiments.data import Dataset
+from fewstep.experiments.data import Dataset, Rows, take
 from fewstep.experiments.distributed import ranks
 from fewstep.experiments.seeds import generator
 from fewstep.objectives import Net, Objective
@@ -26,6 +26,14 @@ class Pairs:
     x: Tensor
     eps: Tensor
     y: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, index: Tensor) -> Rows:
+        """Copies of the pairs at ``index``, (B,) int64."""
+        y = None if self.y is None else take(self.y, index)
+        return Rows(take(self.x, index), y, eps=take(self.eps, index))
 
 
 def stored_pairs(

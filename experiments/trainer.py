@@ -24,8 +24,9 @@ from fewstep.errors import UserError
 from fewstep.experiments import checkpoint, parallel
 from fewstep.experiments.checkpoint import Checkpoint
 from fewstep.experiments.config import RunConfig
-from fewstep.experiments.data import Dataset, Split, to_model
+from fewstep.experiments.data import Dataset, Rows, to_model
 from fewstep.experiments.distributed import ranks
+from fewstep.experiments.loader import Loader, Source
 from fewstep.experiments.network import (
     build_network,
     check_checkpointing,
@@ -101,7 +102,7 @@ class Trainer:
             check_checkpointing(self.net, config)
             self.net.checkpointing = True  # type: ignore[assignment]
         self.forward: Any = torch.compile(self.net) if self.training.compile else self.net
-        self.order = Order(config.seed, len(dataset.train), self.training.batch_size)
+        self.loader = self._loader(dataset.train)
         self.step = 0
         self.seconds = 0.0
         self.aside = 0.0  # of those since it began: spent on other things than training
@@ -156,7 +157,7 @@ class Trainer:
             self.directory.pairs, self.objective, watched, self.dataset, seed, count, self.device,
             lambda blocks, total: on_block(blocks, total, blocks / (time.perf_counter() - begun)),
         )  # fmt: skip
-        self.order = Order(seed, count, self.training.batch_size)
+        self.loader = self._loader(self.pairs)
 
     def train(self, stop: Callable[[], bool], on_step: OnStep) -> None:
         """Train to the last step.
@@ -190,7 +191,7 @@ class Trainer:
         progress = Progress(step, training.steps)
         if self.objective.freezes(progress):
             self.former = self._twin()
-        batch = self._batch(self.dataset.train, self.order.batch(step))
+        batch = self._batch(self.loader.rows(step), "train", step)
         dropped = self._drop_labels(batch.y, g)
         batch = Batch(batch.x, dropped, batch.y, batch.eps)
         with self._autocast():
@@ -235,13 +236,19 @@ class Trainer:
         if step := int(self.first_bad):
             raise NotFinite(step)
 
-    def _batch(self, split: Split, index: Tensor) -> Batch:
-        if self.pairs is not None:
-            x, eps, y = self.pairs.x[index], self.pairs.eps[index], self.pairs.y
-            y = None if y is None else y[index].to(self.device)
-            return Batch(x.to(self.device), y, y, eps.to(self.device))
-        x = to_model(split.x[index]).to(self.device)
-        return Batch(x, None if split.y is None else split.y[index].to(self.device))
+    def _loader(self, source: Source) -> Loader:
+        order = Order(self.config.seed, len(source), self.training.batch_size)
+        return Loader(source, order, self.training.steps)
+
+    def _batch(self, rows: Rows, purpose: str, index: int) -> Batch:
+        """``rows`` as the network takes them; ``purpose`` and ``index`` say what is drawn."""
+        x, y, std, eps = (None if a is None else a.to(self.device) for a in rows)
+        assert x is not None
+        x = to_model(x)
+        if std is not None:
+            g = generator(self.config.seed, f"{purpose}/posterior", index, device=self.device)
+            x = x + std.float() * torch.randn(x.shape, generator=g, device=self.device)
+        return Batch(x, y, None if eps is None else y, eps)
 
     def _drop_labels(self, y: Tensor | None, g: torch.Generator) -> Tensor | None:
         if y is None or not self.training.label_dropout:
@@ -262,13 +269,13 @@ class Trainer:
 
         On the first of the pairs, where an objective trains on them: none are held out.
         """
-        length = len(self.dataset.test if self.pairs is None else self.pairs.x)
-        size = min(self.training.batch_size, length)
-        order = Order(self.config.seed, length, size)
+        source: Source = self.dataset.test if self.pairs is None else self.pairs
+        size = min(self.training.batch_size, len(source))
+        order = Order(self.config.seed, len(source), size)
         total = 0.0
         for i in range(VALIDATION_BATCHES):
             g = generator(self.config.seed, "validation", i, device=self.device)
-            batch = self._batch(self.dataset.test, order.batch(i))
+            batch = self._batch(source.rows(order.batch(i)), "validation", i)
             with self._autocast():
                 loss = self.objective.loss(self.nets(self.ema), batch, self._progress(), g)
             total += float(loss.per_sample.float().mean())

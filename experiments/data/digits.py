@@ -10,8 +10,7 @@ import torch
 
 from fewstep.errors import check_range
 from fewstep.experiments.data.base import DATA, Dataset, Split
-
-SHUFFLE = 1797  # fixes the split for good: it is part of the data set, not of a run's seed
+from fewstep.experiments.data.holdout import stratified
 
 
 @DATA.register("digits")
@@ -37,16 +36,3 @@ class Digits:
         y = torch.from_numpy(raw.target.astype(np.int64))
         train, test = stratified(y.numpy(), self.test_images)
         return Dataset("digits", Split(x[train], y[train]), Split(x[test], y[test]), 10)
-
-
-def stratified(y: np.ndarray, test: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices (train, test), shuffled, with every class' share within one image of its due.
-
-    A systematic sample: sort by class, then take ``test`` evenly spaced positions.
-    """
-    order = np.random.default_rng(SHUFFLE).permutation(len(y))
-    by_class = order[np.argsort(y[order], kind="stable")]
-    picked = np.zeros(len(y), dtype=bool)
-    picked[by_class[(np.arange(test) * len(y) + len(y) // 2) // test]] = True
-    in_test = picked[order]
-    return torch.from_numpy(order[~in_test]), torch.from_numpy(order[in_test])

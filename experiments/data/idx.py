@@ -1,13 +1,16 @@
 """MNIST and Fashion-MNIST from the official idx files, gzipped or not. Nothing is downloaded.
 
 An idx file is big-endian: a magic number (0x0803: uint8 in three dimensions, 0x0801: in one), one
-uint32 per dimension, then the bytes (http://yann.lecun.com/exdb/mnist).
+uint32 per dimension, then the bytes (http://yann.lecun.com/exdb/mnist). What a file holds is
+compared with the published one, so that a file in another one's place is found.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -28,6 +31,23 @@ FILES = (
 )
 
 
+# sha256 of what the official files hold, unpacked
+OFFICIAL = {
+    "mnist": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "fashion_mnist": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+}
+
+
 @DATA.register("mnist")
 @dataclass(frozen=True)
 class MNIST:
@@ -38,7 +58,7 @@ class MNIST:
     root: str = "data"
 
     def load(self) -> Dataset:
-        return load_idx("mnist", self.root, ("mnist", "."))
+        return load_idx("mnist", self.root, ("mnist", "."), OFFICIAL["mnist"])
 
 
 @DATA.register("fashion_mnist")
@@ -51,34 +71,63 @@ class FashionMNIST:
     root: str = "data"
 
     def load(self) -> Dataset:
-        return load_idx("fashion_mnist", self.root, ("fashion-mnist", "fashion_mnist", "."))
+        folders = ("fashion-mnist", "fashion_mnist", ".")
+        return load_idx("fashion_mnist", self.root, folders, OFFICIAL["fashion_mnist"])
 
 
-def load_idx(name: str, root: str, folders: tuple[str, ...]) -> Dataset:
+def load_idx(
+    name: str, root: str, folders: tuple[str, ...], sha256: Sequence[str] | None = None
+) -> Dataset:
     """The data set in the first of ``root``'s ``folders`` that holds all four ``FILES``.
 
+    ``sha256`` of what each must hold, unpacked; None takes any well-formed files.
+
     Raises:
-        UserError: no folder has all four, or a file is damaged.
+        UserError: no folder has all four, or a file is damaged or another one.
     """
     places = [Path(root).expanduser() / folder for folder in folders]
     for place in places:
-        files = [_find(place, file) for file in FILES]
-        if None not in files:
-            train_x, train_y, test_x, test_y = (file for file in files if file is not None)
-            return Dataset(name, _split(train_x, train_y), _split(test_x, test_y), 10)
+        found = [_find(place, file) for file in FILES]
+        files = [file for file in found if file is not None]
+        if len(files) < len(FILES):
+            continue
+        contents = [_bytes(file) for file in files]
+        arrays = [
+            parse_idx(content, file, magic)
+            for content, file, magic in zip(contents, files, [IMAGES, LABELS] * 2, strict=True)
+        ]
+        for content, file, official in zip(contents, files, sha256 or (), strict=False):
+            _check_official(name, content, file, official)
+        train, test = (_split(arrays[i], arrays[i + 1], files[i], files[i + 1]) for i in (0, 2))
+        return Dataset(name, train, test, 10)
     raise UserError(
         f"{name} not found: looked in {', '.join(map(str, places))} for "
         f"{', '.join(FILES)} (each with or without .gz)"
     )
 
 
-def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
-    """The array in one idx file, whose magic number must be ``magic`` and whose length must fit.
+def _check_official(name: str, content: bytes, file: Path, expected: str) -> None:
+    """Refuse another file than the published one, and say which it is where that is known."""
+    found = hashlib.sha256(content).hexdigest()
+    if found == expected:
+        return
+    known = {
+        digest: f"{data}'s {official}"
+        for data, digests in OFFICIAL.items()
+        for digest, official in zip(digests, FILES, strict=True)
+    }
+    told = (
+        f"it is {known[found]}" if found in known else f"sha256 {found[:12]}, not {expected[:12]}"
+    )
+    raise UserError(f"{file} is not {name}'s {file.name.removesuffix('.gz')}: {told}")
+
+
+def parse_idx(raw: bytes, path: Path, magic: int) -> NDArray[np.uint8]:
+    """The array in the idx file ``raw``, with this ``magic`` number and a length that fits.
 
     Raises:
         UserError: naming the file, what was found and what was expected.
     """
-    raw = _bytes(path)
     dims = magic & 0xFF
     header = 4 + 4 * dims
     if len(raw) < header:
@@ -110,8 +159,7 @@ def _bytes(path: Path) -> bytes:
         raise UserError(f"{path} is a truncated or damaged gzip file ({error})") from None
 
 
-def _split(images: Path, labels: Path) -> Split:
-    x, y = read_idx(images, IMAGES), read_idx(labels, LABELS)
+def _split(x: NDArray[np.uint8], y: NDArray[np.uint8], images: Path, labels: Path) -> Split:
     if len(x) != len(y):
         raise UserError(f"{images} has {len(x)} images, but {labels} has {len(y)} labels")
     if y.max() > 9:

@@ -27,7 +27,7 @@ from torch import Generator, Tensor, nn
 from fewstep.experiments import distributed, worker
 from fewstep.experiments import trainer as training
 from fewstep.experiments.config import RunConfig
-from fewstep.experiments.data import Dataset, Split
+from fewstep.experiments.data import Dataset, Rows
 from fewstep.experiments.evaluation import Cell, draw
 from fewstep.experiments.network import load_network
 from fewstep.experiments.parallel import Disagreement
@@ -97,8 +97,8 @@ def in_float64() -> Iterator[None]:
             nn.init.normal_(parameter, std=0.2)
         return network
 
-    def doubled(self: Trainer, split: Split, index: Tensor) -> Batch:
-        batch = take(self, split, index)
+    def doubled(self: Trainer, rows: Rows, purpose: str, index: int) -> Batch:
+        batch = take(self, rows, purpose, index)
         eps = None if batch.eps is None else batch.eps.double()
         return Batch(batch.x.double(), batch.y, batch.y_true, eps)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 LINE_SECONDS = 10.0
+QUIET_SECONDS = 2.0
 
 PIPE_COLUMNS = 200  # a pipe or a log has no width: tables are not folded to 80 columns there
 
@@ -74,3 +75,22 @@ def meter(label: str, unit: str = "steps") -> Iterator[Meter]:
     ) as bar:
         made.bar = bar
         yield made
+
+
+def data_meter() -> Callable[[str, int, int, float], None]:
+    """A ``Meter`` for data sets that are made on the way, shown if that takes a while."""
+    stack, meters, begun = ExitStack(), dict[str, Meter](), [0.0]
+
+    def on_progress(phase: str, done: int, total: int, rate: float) -> None:
+        if done < total and not begun[0]:
+            begun[0] = time.monotonic()
+        if not meters and begun[0] and time.monotonic() - begun[0] > QUIET_SECONDS:
+            meters["data"] = stack.enter_context(meter("data", "images"))
+        if meters:
+            meters["data"](phase, done, total, rate)
+        if done >= total:
+            begun[0] = 0.0
+            meters.clear()
+            stack.close()
+
+    return on_progress

@@ -23,8 +23,10 @@ from fewstep.cli.arguments import (
     root_and_rest,
     with_root,
 )
-from fewstep.cli.console import err, out
+from fewstep.cli.benching import bench
+from fewstep.cli.console import data_meter, err, out
 from fewstep.errors import UserError
+from fewstep.experiments.data.progress import listen
 
 BAD_INPUT = 2
 
@@ -42,6 +44,7 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: runs the command; the user's errors become one line and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    listen(data_meter())
     try:
         app(standalone_mode=True)
     except UserError as error:
@@ -302,62 +305,20 @@ def diagnose(
 
 
 @app.command()
-def bench(
-    overrides: Overrides = None,
-    batch: Annotated[int, typer.Option(help="Rows of a step.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Measurements of each time.")] = 10,
-    shape: Annotated[
-        str | None, typer.Option(help="C,H,W or D: random data instead of the data set's.")
-    ] = None,
-    classes: Annotated[
-        int | None, typer.Option(help="Number of classes; default: the data set's, or none.")
-    ] = None,
-    at: Annotated[
-        float, typer.Option(help="How far training has come, 0 to 1; some costs change.")
-    ] = 1.0,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="torch.compile the trained network.")
-    ] = False,
-    flops_only: Annotated[
-        bool, typer.Option("--flops-only", help="Count, and measure no times.")
-    ] = False,
-    peak_tflops: Annotated[
-        float | None, typer.Option(help="The device's peak, to show the share of it in use.")
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--json", help="Write all numbers to this file.")
-    ] = None,
-) -> None:
-    """Measure what objectives cost: FLOPs, time and memory of a step, speed of sampling.
+def encode(overrides: Overrides = None) -> None:
+    """Encode the images of a data set into a folder of latents; run again, it continues.
 
-    FLOPs and time are multiples of flow matching's. Without objective=, all are measured.
-    [bold]fewstep bench sweep[/] measures what launchers, status and sync cost instead.
+    Settings: data=NAME and data.*, autoencoder=FOLDER_OR_NAME, output=FOLDER, dtype, batch_size,
+    shard, device, download.
 
-    Example: [bold]fewstep bench "objective=[scm,shortcut]" backbone=dit_s_2 --shape 4,32,32[/]
+    Example: [bold]fewstep encode data=cifar10 autoencoder=sd-vae-ft-mse output=data/latents[/]
     """
-    if overrides == ["sweep"]:
-        from fewstep.cli.bench_sweep import bench_sweep
+    from fewstep.cli import encode as encoding
 
-        bench_sweep(file)
-        return
-    from fewstep.cli import bench as benchmark
+    sys.exit(encoding.encode(overrides or []))
 
-    benchmark.bench(
-        overrides or [],
-        batch=batch,
-        rounds=rounds,
-        shape=shape,
-        classes=classes,
-        at=at,
-        precision=precision,
-        device=device,
-        compile_=compile_,
-        flops_only=flops_only,
-        peak_tflops=peak_tflops,
-        file=file,
-    )
+
+app.command()(bench)
 
 
 @app.command(name="list")
