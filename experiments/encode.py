@@ -120,9 +120,7 @@ class _Encoding:
             self._check_same(partial["plan"], PARTIAL)
             self.done = partial["shards"]
         elif any(not entry.name.startswith(".") for entry in self.output.iterdir()):
-            raise UserError(
-                f"{self.output} holds something that is no latents: name another folder"
-            )
+            raise UserError(f"{self.output} holds something else than latents: name another folder")
         splits = {}
         for name in SPLITS:
             split: Split = getattr(self.dataset, name)

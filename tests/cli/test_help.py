@@ -25,6 +25,7 @@ COMMANDS = (
     "list",
     "check",
     "bench",
+    "encode",
 )
 NAMES = {
     "objectives": OBJECTIVES.names(),
