@@ -126,16 +126,16 @@ def on_disk(split: Split, folder: str) -> Split:
     """The same, memory-mapped, in files in ``folder``."""
     arrays = {"x": split.x.numpy()} | ({} if split.std is None else {"std": split.std.numpy()})
 
-    def part() -> Part:
+    def part(count: int) -> Part:
         def blocks() -> Iterator[Mapping[str, NDArray[np.generic]]]:
-            for rows in in_blocks(len(split), 1024):
+            for rows in in_blocks(count, 1024):
                 yield {name: array[rows.start : rows.stop] for name, array in arrays.items()}
 
-        y = None if split.y is None else split.y.numpy()
+        y = None if split.y is None else split.y[:count].numpy()
         shape, dtype = tuple(split.x.shape[1:]), arrays["x"].dtype.str
-        return Part(len(split), shape, dtype, blocks(), y, tuple(arrays))
+        return Part(count, shape, dtype, blocks(), y, tuple(arrays))
 
-    return kept(folder, "bench", {}, lambda: {"train": part(), "test": part()})[0]
+    return kept(folder, "bench", {}, lambda: {"train": part(len(split)), "test": part(1)})[0]
 
 
 def forget(files: list[Path]) -> None:

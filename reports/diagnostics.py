@@ -160,14 +160,14 @@ def loss_grid(title: str, grid: Mapping[str, Any]) -> Figure:
 
 
 def denoising(title: str, arrays: Mapping[str, NDArray[Any]], rms: list[float]) -> Figure | None:
-    """One step from x_t to the data at every second time; None for vectors not in the plane.
+    """One step from x_t to the data at every second time; None for what cannot be drawn.
 
     ``arrays``: clean (n, ...), noisy and denoised (times, n, ...) and t (times,): uint8 images
     or points. ``rms``: the error at each time.
     """
     clean = arrays["clean"]
-    if clean.ndim == 2 and clean.shape[1] != 2:
-        return None
+    if (clean.ndim == 2 and clean.shape[1] != 2) or (clean.ndim == 4 and clean.dtype != np.uint8):
+        return None  # vectors not in the plane, latents
     chosen = np.arange(1, len(arrays["t"]), 2)[::-1]  # the noisiest first
     labels = [f"t = {arrays['t'][i]:.2f}\nRMS {number(rms[i])}" for i in chosen]
     draw = _denoised_images if clean.ndim == 4 else _denoised_points

@@ -52,6 +52,7 @@ def test_the_next_rows_are_fetched_by_another_thread_once() -> None:
     assert len(source.asked) == 2 or source.read.wait(30)
     for step in (1, 2):
         loader.rows(step)
+    loader._thread.shutdown(wait=True)  # nothing more is under way
     assert [index for index, _ in source.asked] == [order.batch(i).tolist() for i in range(3)]
     assert {name for _, name in source.asked[1:]} == {"loader_0"}
 

@@ -144,6 +144,7 @@ def test_denoised_points_are_scattered_and_others_are_not_drawn() -> None:
     np.testing.assert_array_equal(figure.axes[0].lines[1].get_xydata(), shown["noisy"][15])
     np.testing.assert_array_equal(figure.axes[8].lines[1].get_xydata(), shown["denoised"][15])
     assert figures.denoising("A", arrays(3, dtype=np.float32), [0.1] * 16) is None
+    assert figures.denoising("A", arrays(4, 8, 8, dtype=np.float32), [0.1] * 16) is None
 
 
 def test_the_page_and_its_numbers(tmp_path: Path) -> None:
