@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.backbones import Backbone
 from fewstep.errors import UserError, check_choice, check_range
-from fewstep.experiments.evaluation import CountedNet
+from fewstep.experiments.drawing import CountedNet
 from fewstep.experiments.settings import PRECISIONS
 from fewstep.objectives import Batch, Linear, Loss, Nets, Objective, Progress
 from fewstep.objectives.base import mean_square, rand, randn

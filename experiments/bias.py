@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset
-from fewstep.experiments.evaluation import Cell, draw
+from fewstep.experiments.drawing import Cell, draw
 from fewstep.experiments.measure import Measure, measures
 from fewstep.experiments.metrics import at_infinity, bias_curve
 from fewstep.experiments.network import choose_device, load_network

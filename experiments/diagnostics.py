@@ -29,7 +29,7 @@ from fewstep.experiments import checkpoint
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, to_model, to_uint8
 from fewstep.experiments.data.toy import HasMixture, coefficients
-from fewstep.experiments.evaluation import BatchedNet
+from fewstep.experiments.drawing import BatchedNet
 from fewstep.experiments.network import build_network, choose_device, frozen, load_weights
 from fewstep.experiments.rundir import Json, RunDirectory, write_json
 from fewstep.experiments.seeds import Order, generator

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fewstep.experiments.evaluation import Cell, draw
+from fewstep.experiments.drawing import Cell, draw
 from fewstep.experiments.measure import Measure, main_measure
 from fewstep.experiments.provenance import now
 from fewstep.experiments.rundir import Json, RunDirectory, write_json

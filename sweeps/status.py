@@ -92,8 +92,9 @@ def _is_main(record: Json, request: Json, config: Json) -> bool:
     """Whether a cell is one that a run is looked at by: of the metric and sampler asked for first,
     and with all else as it is by default.
     """
-    cell, settings = record["cell"], request.get("evaluation", config.get("evaluation", {}))
-    asked = Evaluation(**(settings or {}))
+    cell = record["cell"]
+    settings: Json = request.get("evaluation") or config.get("evaluation") or {}
+    asked = Evaluation(**settings)
     own = {**config.get("objective", {}), **request.get("sampler", {})}
     for sampler in asked.samplers[:1]:
         own |= sampler

@@ -18,13 +18,8 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.experiments.config import Override, RunConfig, amend, compose
 from fewstep.experiments.data import Dataset, to_uint8
-from fewstep.experiments.evaluation import (
-    Cell,
-    cells,
-    cells_lacking,
-    draw,
-    evaluate,
-)
+from fewstep.experiments.drawing import Cell, draw
+from fewstep.experiments.evaluation import cells, cells_lacking, evaluate
 from fewstep.experiments.measure import main_measure
 from fewstep.experiments.network import build_network, load_network
 from fewstep.experiments.run import prepare, run

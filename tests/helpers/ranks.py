@@ -28,7 +28,7 @@ from fewstep.experiments import distributed, worker
 from fewstep.experiments import trainer as training
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, Rows
-from fewstep.experiments.evaluation import Cell, draw
+from fewstep.experiments.drawing import Cell, draw
 from fewstep.experiments.network import load_network
 from fewstep.experiments.parallel import Disagreement
 from fewstep.experiments.rundir import RunDirectory

@@ -106,7 +106,8 @@ def test_the_caption_tells_what_differs(tmp_path: Path) -> None:
 
 def test_the_caption_tells_whether_budgets_are_equal(tmp_path: Path) -> None:
     few = {"training": {"steps": 300}}
-    folder = write_sweep(tmp_path, [Run("A", 0, {1: 1.0}), Run("B", 0, {1: 2.0}, train_steps=300, config=few)])
+    shorter = Run("B", 0, {1: 2.0}, train_steps=300, config=few)
+    folder = write_sweep(tmp_path, [Run("A", 0, {1: 1.0}), shorter])
     differ = "Budgets differ: 300 and 500 training steps"
     assert differ in caption(summarise(load(folder)))
     plan = json.loads((folder / "sweep.json").read_text())

@@ -1,7 +1,8 @@
-"""The commands about extractors, references and bias; ``main`` adds them to the others."""
+"""The commands about a finished run, extractors and references; ``main`` adds them to its own."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -72,3 +73,34 @@ def bias(
 
     root, rest = root_and_rest(overrides, runs)
     metrics.bias(run, Path(root or "runs"), rest, steps, weights, points)
+
+
+def evaluate(run: RunName, overrides: Overrides = None, runs: Runs = None) -> None:
+    """Add cells to a finished run, without retraining.
+
+    Example: [bold]fewstep evaluate 3f2a evaluation.steps=[3,16] evaluation.weights=[raw][/]
+    """
+    from fewstep.cli import single
+
+    root, rest = root_and_rest(overrides, runs)
+    sys.exit(single.evaluate(run, Path(root or "runs"), rest))
+
+
+def sample(
+    run: RunName,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 1,
+    output: Annotated[Path, typer.Option("--out", help="The image to write.")] = Path("grid.png"),
+    count: Annotated[int, typer.Option(help="How many samples.")] = 64,
+    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 1.0,
+    overrides: Overrides = None,
+    runs: Runs = None,
+) -> None:
+    """Draw samples of a run into a picture.
+
+    Example: [bold]fewstep sample 3f2a --steps 4 --out grid.png[/]
+    """
+    from fewstep.cli import single
+
+    root, rest = root_and_rest(overrides, runs)
+    single.sample(run, Path(root or "runs"), rest, steps, output, count, weights, guidance)

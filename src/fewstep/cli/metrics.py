@@ -86,7 +86,7 @@ def bias(
 ) -> None:
     """``fewstep bias``."""
     from fewstep.experiments.bias import bias_curves
-    from fewstep.experiments.evaluation import Cell
+    from fewstep.experiments.drawing import Cell
     from fewstep.experiments.preflight import check
     from fewstep.experiments.run import load_config
     from fewstep.reports.bias import bias_figure

@@ -12,7 +12,7 @@ from rich.table import Table
 from fewstep.cli.console import err, meter, out
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.config import amend, compose
-from fewstep.experiments.evaluation import Cell, draw
+from fewstep.experiments.drawing import Cell, draw
 from fewstep.experiments.network import choose_device, load_network
 from fewstep.experiments.preflight import check
 from fewstep.experiments.run import Busy, Interrupted, RunFailed, load_config, prepare, run
