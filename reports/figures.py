@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STYLE = Path(__file__).with_name("fewstep.mplstyle")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "*")
+MOST_DOTS = 500  # of one method as vectors in a PDF, which has to be opened and printed
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # told apart again once the colours are used up
 
 
@@ -116,7 +117,8 @@ def _line(axes: Any, summary: Summary, method: str, bottom: float, **look: Any) 
         some = [(nfe, cell.mean) for nfe, cell in with_value if cell.complete == complete]
         axes.plot(*_xy(some), marker=look["marker"], ls="", color=color, mfc=face, zorder=4)
     dots = [(nfe, value) for nfe, cell in with_value for value in cell.values.values()]
-    axes.plot(*_xy(dots), ".", ms=5, color=color, mec="white", mew=0.5, zorder=5)
+    (drawn,) = axes.plot(*_xy(dots), ".", ms=5, color=color, mec="white", mew=0.5, zorder=5)
+    drawn.set_rasterized(len(dots) > MOST_DOTS)
     lost = max(cell.n_failed for _, cell in cells)
     note = [f"({lost} of {cells[0][1].n_expected} failed)"] if lost else []
     axes.plot([], [], label="\n".join([*wrapped(method), *note]), **look)

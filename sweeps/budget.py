@@ -38,7 +38,7 @@ from fewstep.backbones import Backbone
 from fewstep.errors import UserError, check_choice, check_range, unknown
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import DataSource
-from fewstep.experiments.evaluation import CountedNet
+from fewstep.experiments.drawing import CountedNet
 from fewstep.experiments.run import read_spec
 from fewstep.experiments.rundir import SweepDirectory
 from fewstep.experiments.teacher import teacher_directory

@@ -52,7 +52,7 @@ def bench_analysis(file: Path | None, runs: int = RUNS) -> None:
         found[f"{part} (CPU s)"] = time.process_time() - busy
 
     with tempfile.TemporaryDirectory(prefix="fewstep-bench-") as name:
-        with meter("store") as progress:
+        with meter("store", "runs") as progress:
             sweep = make(Path(name) / "many", runs, progress)
         begun = time.perf_counter()
         with timed("imports"):
