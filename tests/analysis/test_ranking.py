@@ -55,15 +55,15 @@ def test_no_best_method_is_told_apart_in_19_of_20_tables(effects, seeds: int) ->
     for methods in (4, 8):
         truth = effects(methods)
         best = truth == truth.min(axis=0)
-        made = tables(rng, 600, truth, seeds, np.resize(SPREADS, methods))
+        made = tables(rng, 400, truth, seeds, np.resize(SPREADS, methods))
         wrong = np.mean([(shown_worse(table)[best] <= 0.05).any() for table in made])
-        assert wrong < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 600)
+        assert wrong < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
 
 
 def test_it_is_the_choice_of_the_best_that_must_be_paid_for() -> None:
     """Each against the observed best, Holm over the steps of each method: what this is not."""
     rng = np.random.default_rng(0)
-    made = np.log(tables(rng, 600, equal(4), 5, np.full(4, 0.1)))
+    made = np.log(tables(rng, 300, equal(4), 5, np.full(4, 0.1)))
     wrong = 0
     for table in made:
         best = np.exp(table).mean(-1).argmin(0)
