@@ -46,8 +46,8 @@ def failed(
     return [
         run
         for run in sweep.runs()
-        if (failure := run.failure()) is not None
-        and run.result() is None
+        if run.status() == "failed"
+        and (failure := run.failure()) is not None
         and (not classes or failure["class"] in classes)
         and (not keys or run.key.startswith(tuple(keys)))
     ]

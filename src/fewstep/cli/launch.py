@@ -137,7 +137,10 @@ def launch(
     report([directory], None)
     if tracking["enabled"]:
         sync_sweeps([directory], directory.path.parent, tracking["uri"])
-    return 1 if any(run.status() == "failed" for run in directory.runs()) else 0
+    failed = bool(outcome and outcome.failed) or any(
+        r.status() == "failed" for r in directory.runs()
+    )
+    return 1 if failed else 0
 
 
 def check_settings(launcher: str, settings: Mapping[str, Any]) -> None:
