@@ -74,7 +74,7 @@ def record(
     assert kind in CLASSES, kind
     progress = run.progress() or {}
     if step is None and progress.get("phase") == "train":
-        step = progress["done"]
+        step = max(progress["done"], run.last_step())  # saved as it was stopped
     return {
         "key": run.key,
         "class": kind,
