@@ -1,3 +1,4 @@
+# make setup  sets up, and runs nothing
 # make demo   sets up and runs the main job on real data, and shows the table
 # make test   sets up and passes the tests
 # Everything happens in .venv, which the targets build themselves. JOBS: processes of tests; one of
@@ -7,7 +8,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 3
 
-.PHONY: demo test check format mutants clean
+.PHONY: setup demo test check format mutants clean
+
+setup: .venv/ready
 
 demo: .venv/ready
 	$(BIN)/fewstep sweep digits

@@ -38,7 +38,7 @@ class Busy(Exception):
 
 
 class Superseded(Exception):
-    """A newer attempt has taken the run; nothing more may be written."""
+    """A newer attempt has taken the run, or it was removed; nothing more may be written."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,8 @@ class Claim:
         trace: TracebackType | None,
     ) -> None:
         self._over.set()
+        if not self.directory.path.is_dir():
+            return  # somebody has removed it, and the lock would make it again
         with FileLock(self.directory.lock, timeout=30):
             if self._own():
                 self.directory.claim.unlink(missing_ok=True)
@@ -147,7 +149,9 @@ class Claim:
         self.looked = time.monotonic()
         self.cancelled = self.directory.cancel.exists()
         if not self._own():
-            raise Superseded(f"a newer attempt has {self.directory.path}")
+            gone = not self.directory.path.is_dir()
+            told = "somebody has removed" if gone else "a newer attempt has"
+            raise Superseded(f"{told} {self.directory.path}")
 
     def _take(self) -> None:
         path = self.directory.claim

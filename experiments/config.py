@@ -238,14 +238,14 @@ def _defaults() -> dict[str, str]:
 def _teacher(teacher: str, root: Path) -> str:
     """What a user names a teacher by, as an absolute run directory.
 
-    A path that ends in a key need not exist yet: a sweep names its runs before it makes them.
+    A path that ends in a key need not hold a run yet: a sweep names its runs before it makes them.
 
     Raises:
         UserError: neither a run, nor a place where one will be.
     """
     path = Path(teacher)
     is_key = re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", path.name)
-    if is_key and "/" in teacher and not path.exists():
+    if is_key and "/" in teacher and not (path / "spec.json").exists():
         return str(path.absolute())
     try:
         found = find_run(teacher, root)

@@ -74,7 +74,7 @@ def record(
     assert kind in CLASSES, kind
     progress = run.progress() or {}
     if step is None and progress.get("phase") == "train":
-        step = progress["done"]
+        step = max(progress["done"], run.last_step())  # saved as it was stopped
     return {
         "key": run.key,
         "class": kind,
@@ -119,4 +119,6 @@ def comes_again(run: RunDirectory) -> bool:
 def resumed(run: RunDirectory, asked: Iterable[str] = ()) -> bool:
     """Whether launching the sweep tries the run again; ``asked``: classes asked for by name."""
     failure = run.failure()
-    return failure is None or failure["class"] in asked or CLASSES[failure["class"]].resumed
+    if failure is None or run.spec() is None:  # of one that has lost its spec.json, nothing holds
+        return True
+    return failure["class"] in asked or CLASSES[failure["class"]].resumed

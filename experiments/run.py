@@ -66,6 +66,7 @@ def prepare(config: RunConfig) -> RunDirectory:
     try:
         directory.path.mkdir(parents=True, exist_ok=True)
         if spec is None:
+            directory.remove("failure")  # what somebody left who removed the rest
             directory.write(
                 "spec",
                 {

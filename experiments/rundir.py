@@ -165,10 +165,13 @@ class RunDirectory:
     def status(self) -> Status:
         """``done`` | ``failed`` | ``stopped`` | ``running`` (begun, perhaps interrupted) | ``new``.
 
-        Stopped: ended early by a search algorithm, which is no failure.
+        Stopped: ended early by a search algorithm, which is no failure. New is also what has lost
+        its spec.json, whatever else is left of it.
         """
         if (self.path / "result.json").is_file():
             return "done"
+        if not (self.path / "spec.json").is_file():
+            return "new"
         if (self.path / "failure.json").is_file():
             return "failed"
         if (self.path / "stopped.json").is_file():
@@ -191,6 +194,8 @@ class RunDirectory:
     def note(self, token: str, **what: Any) -> None:
         """Add a line about the attempt ``token`` to attempts.jsonl."""
         line = {"token": token, "host": os.uname().nodename, "pid": os.getpid(), **what}
+        if not self.path.is_dir():
+            return  # somebody has removed it
         with (self.path / "attempts.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -242,8 +247,9 @@ class RunDirectory:
         return read_json(self.diagnostics / "diagnostics.json")
 
     def write(self, name: str, value: Json) -> None:
-        """Write ``<name>.json`` atomically."""
-        write_json(self.path / f"{name}.json", value)
+        """Write ``<name>.json`` atomically; nothing where somebody has removed the directory."""
+        if self.path.is_dir():
+            write_json(self.path / f"{name}.json", value)
 
     def remove(self, name: str) -> None:
         """Remove ``<name>.json`` if it is there."""

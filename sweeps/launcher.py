@@ -56,7 +56,9 @@ def teacher_of(run: RunDirectory) -> str | None:
 
 
 def called_off(run: RunDirectory) -> bool:
-    """Whether somebody cancelled a run that waits for its turn; it is recorded then."""
+    """Whether somebody cancelled a waiting run, which is recorded, or removed its directory."""
+    if run.spec() is None:
+        return True
     if not run.cancel.exists():
         return False
     run.write("failure", failures.record(run, "cancelled", "cancelled before it began"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fewstep.errors import UserError
 from fewstep.experiments.provenance import now
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, read_json, write_json
 from fewstep.sweeps.resources import Resources
@@ -42,12 +44,31 @@ def ready(runs: Iterable[RunDirectory]) -> None:
 def failed(
     sweep: SweepDirectory, classes: Sequence[str], keys: Sequence[str]
 ) -> list[RunDirectory]:
-    """Runs that failed: of these classes, or of any; with these beginnings of keys, or all."""
+    """Runs that failed: of these classes, or of any; with these beginnings of keys, or all.
+
+    Raises:
+        UserError: no run has such a key.
+    """
     return [
         run
-        for run in sweep.runs()
-        if (failure := run.failure()) is not None
-        and run.result() is None
+        for run in chosen(sweep, keys)
+        if run.status() == "failed"
+        and (failure := run.failure()) is not None
         and (not classes or failure["class"] in classes)
-        and (not keys or run.key.startswith(tuple(keys)))
     ]
+
+
+def chosen(sweep: SweepDirectory, keys: Sequence[str]) -> list[RunDirectory]:
+    """The runs whose keys begin with one of ``keys``; all where none is given.
+
+    Raises:
+        UserError: no run has such a key.
+    """
+    runs = sweep.runs()
+    for key in keys:
+        if not any(run.key.startswith(key) for run in runs):
+            near = {run.key[: len(key)]: run.key for run in runs}
+            found = difflib.get_close_matches(key, near, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[found[0]]!r}?" if found else ""
+            raise UserError(f"sweep {sweep.name} has no run {key!r}{hint}")
+    return [run for run in runs if not keys or run.key.startswith(tuple(keys))]

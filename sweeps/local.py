@@ -213,7 +213,7 @@ class Crew:
 
     def _ended(self, w: Worker) -> None:
         code, run = w.process.returncode, w.run
-        if code == worker.SUPERSEDED and self.launcher.yields:
+        if code == worker.SUPERSEDED and self.launcher.yields and run.spec() is not None:
             self.launcher.yielded = True
             self.launcher.stop()
         if code in (worker.BUSY, worker.SUPERSEDED):  # another has it
@@ -227,7 +227,7 @@ class Crew:
         else:
             if run.failure() in (None, w.before):  # it had no chance to say so itself
                 run.write("failure", died(run, code))
-            failure = run.failure() or {}
+            failure = run.failure() or {"class": "killed"}  # it was removed: start() tells
             if self.stopping is None and self._again(w, failure["class"]):
                 self.waiting.append(run)
                 self.tell("again", run)

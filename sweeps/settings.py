@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from fewstep.errors import UserError, unknown
+from fewstep.errors import UserError, check_range, unknown
 
 T = TypeVar("T")
 ASKED = {
@@ -62,3 +62,23 @@ def _typed(name: str, value: Any, kind: str) -> Any:
         return str(value)
     asked = next(words for start, words in ASKED.items() if kind.startswith(start))
     raise UserError(f"{name} takes {asked}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """The ``local:`` field of a sweep; ``workers``: at a time, by default as many as fit."""
+
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            check_range("local.workers", self.workers, 1)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> LocalSettings:
+        """From a sweep's ``local:`` field.
+
+        Raises:
+            UserError: an unknown setting, or a value of the wrong kind.
+        """
+        return parse(cls, "local", values)

@@ -67,6 +67,8 @@ def run_status(
         step = (run.stopped() or {}).get("step", step)
     elif failure.get("step") is not None:
         step = failure["step"]
+    if attempt is None and result is None:
+        step = max(step, run.last_step())  # saved as it was stopped: progress.json is older
     rate = result["steps_per_second"] if result else progress.get("rate")
     training = state == "running" and progress.get("phase") == "train"
     note = f"{failure['class']}: {failure['message']}" if failure and result is None else ""

@@ -6,16 +6,20 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray._private import services
 
 from fewstep.errors import UserError
 from fewstep.sweeps.local import cores, gpus
 from fewstep.sweeps.ray.settings import RaySettings
+
+ANSWER_SECONDS = 5.0
 
 
 @contextlib.contextmanager
@@ -34,11 +38,11 @@ def connected(settings: RaySettings) -> Iterator[None]:
         return
     # Ray's default follows TMPDIR, and its sockets' names may have 107 bytes
     folder = settings.temp_dir or tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    devices = len(gpus()) if settings.gpus is None else settings.gpus
+    ours = share(settings)
     try:
         _init(
-            num_cpus=cores() if settings.cpus is None else settings.cpus,
-            num_gpus=devices,
+            num_cpus=ours["CPU"],
+            num_gpus=ours["GPU"],
             include_dashboard=False,
             object_store_memory=settings.object_store_mb * 2**20,
             _temp_dir=os.path.abspath(folder),
@@ -53,14 +57,48 @@ def connected(settings: RaySettings) -> Iterator[None]:
 @contextlib.contextmanager
 def _joined(address: str) -> Iterator[None]:
     try:
-        _init(address=address)
+        found = services.canonicalize_bootstrap_address(address) if address == "auto" else address
+        # Ray would wait for minutes, deaf to signals
+        if not answers(found):
+            raise ConnectionError(f"nobody answers at {found}")
+        _init(address=found)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"no Ray cluster at ray.address {address!r}: {reason}") from None
+    print(f"joined the Ray cluster at {found}", flush=True)
     try:
         yield
     finally:
         ray.shutdown()  # of the connection; the cluster is left running
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens at ``HOST:PORT``; known within seconds.
+
+    Raises:
+        ValueError: it is no such address.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError("it is not of the form HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def lost() -> bool:
+    """Whether the cluster that we are connected to is gone."""
+    return not answers(ray.get_runtime_context().gcs_address)
+
+
+def share(settings: RaySettings) -> dict[str, float]:
+    """What Ray may use of this machine, where we start it."""
+    return {
+        "CPU": cores() if settings.cpus is None else settings.cpus,
+        "GPU": len(gpus()) if settings.gpus is None else settings.gpus,
+    }
 
 
 def _init(**options: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import tune
 from ray.exceptions import RayActorError
 
@@ -63,6 +65,9 @@ class RayLauncher:
             feed = Feed(runs, [], None, lambda run: {}, on_event)  # nothing to start Ray for
             assert feed.suggest("none") == feed.FINISHED
             return feed.outcome
+        if self.settings.address is None and not ray.is_initialized():  # to tell before it starts
+            here = {"memory": math.inf, **cluster.share(self.settings)}
+            Wanted(self.resources or {}, proposals, here).check(runs)
         with cluster.connected(self.settings):
             wanted = Wanted(self.resources or {}, proposals, cluster.total())
             if self.settings.address is None:
@@ -208,7 +213,11 @@ class Watch(tune.Callback):
         self.feed.begun(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.feed.died(trial.trial_id, *reason(trial))
+        kind, message, told = reason(trial)
+        if kind == "killed" and cluster.lost():
+            kind, message = "lost_node", "the Ray cluster is gone"
+            self.feed.stopping = True  # there is nowhere to try again
+        self.feed.died(trial.trial_id, kind, message, told)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.feed.tick()

@@ -31,9 +31,9 @@ class RaySettings:
         rungs: training steps at which runs are compared; instead, ``grace``: the first of them, the
             others are eta times the one before. eta: of as many runs one goes on.
         search: none | optuna, which proposes settings from the sweep's axes.
-        trials: settings to propose. batch: proposed at once, knowing all scores of the batches
-            before, whatever the machine: so a search is the same wherever and however often it is
-            started. seed: of the proposals.
+        trials: settings to propose, on top of the sweep's own. batch: proposed at once, knowing all
+            scores of the batches before, whatever the machine: so a search is the same wherever and
+            however often it is started. seed: of the proposals.
         object_store_mb: memory for Ray's object store, where Ray is started here; runs need none.
         temp_dir: where Ray keeps its sockets and logs; by default a short-lived one in /tmp.
     """

@@ -73,6 +73,16 @@ def test_runs_stopped_by_a_search_enter_a_table_only_when_asked(tmp_path: Path) 
     assert [f.key for f in asked.failures] == ["a-s1"]
 
 
+def test_a_stopped_run_is_no_failed_one_where_its_last_rung_counts(tmp_path: Path) -> None:
+    runs = [Run("A", 0, {1: 10.0, 2: 5.0}), Run("A", 1, rungs={50: 30.0, 100: 20.0})]
+    asked = summarise(load(write_sweep(tmp_path, runs), stopped=True))
+    assert asked.steps == (1, 2)
+    with_value, without = asked.cells["A", 1], asked.cells["A", 2]  # rungs look at 1 step
+    assert (with_value.n, with_value.n_failed, with_value.n_stopped) == (2, 0, 0)
+    assert (without.n, without.n_failed, without.stopped_seeds) == (1, 0, (1,))
+    assert [(f.key, f.kind) for f in asked.failures] == [("a-s1", "stopped")]
+
+
 def test_what_was_evaluated_before_a_later_cell_failed_stands(tmp_path: Path) -> None:
     runs = [Run("A", 0, {1: 1.0, 2: 1.0}), Run("A", 1, {1: 3.0}, failure="nan", reached=500)]
     summary = summary_of(tmp_path, runs)

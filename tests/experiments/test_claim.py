@@ -269,6 +269,8 @@ def test_stopped_between_cells_it_gets_on(tmp_path: Path) -> None:
 
 
 def test_what_launching_again_tries_again(directory: RunDirectory) -> None:
+    directory.write("spec", {"key": directory.key})
+
     def resumed(kind: str, *asked: str) -> bool:
         directory.write("failure", failures.record(directory, kind, "why"))
         return failures.resumed(directory, asked)

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import torch
 from helpers.commands import TINY, wait_for
 from helpers.ray_driver import start_driver
 from helpers.tiny import last_tensors, times_changed, tiny
+from ray.exceptions import RayActorError
 
 from fewstep.errors import UserError
 from fewstep.experiments.claim import at_work
@@ -25,7 +27,8 @@ from fewstep.experiments.run import prepare, run
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.sweeps.launcher import Event, Outcome
 from fewstep.sweeps.local import LocalLauncher
-from fewstep.sweeps.ray.launcher import RayLauncher
+from fewstep.sweeps.ray.feed import Feed
+from fewstep.sweeps.ray.launcher import RayLauncher, Watch
 from fewstep.sweeps.ray.settings import RaySettings
 from fewstep.sweeps.resources import Resources
 
@@ -193,6 +196,55 @@ def test_a_killed_driver_loses_nothing(tmp_path, ray_here):
         assert steps == sorted({*range(100, r.result()["steps"] + 1, 100), r.result()["steps"]})
 
 
+def nobody() -> str:
+    """An address at which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path, monkeypatch, auto):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests' own
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray would wait for minutes"))
+    monkeypatch.setenv("RAY_ADDRESS", address := nobody())
+    told = f"no Ray cluster at ray.address '{'auto' if auto else address}': nobody answers"
+    with pytest.raises(UserError, match=told):
+        launch([made(tmp_path)], address="auto" if auto else address)
+    with pytest.raises(UserError, match="'here': it is not of the form HOST:PORT"):
+        launch([made(tmp_path)], address="here")
+
+
+def test_what_this_machine_has_not_is_told_before_ray_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was started"))
+    with pytest.raises(UserError, match="asks for 8 CPU, and Ray has 2 here"):
+        launch([made(tmp_path)], Resources(cpus=8), cpus=2, gpus=0)
+
+
+def test_runs_of_a_cluster_that_is_gone_are_lost_not_killed(tmp_path, monkeypatch):
+    class Gone:
+        gcs_address = nobody()
+
+    monkeypatch.setattr(ray, "get_runtime_context", Gone)
+    victim = made(tmp_path)
+    feed = Feed([victim], [], None, lambda run: {"CPU": 1.0}, Told())
+    feed.suggest("one")
+    Watch(feed).on_trial_error(1, [], Lost("one"))
+    assert (victim.failure()["class"], feed.outcome.failed) == ("lost_node", [victim.key])
+    assert feed.stopping  # trying again would be in vain
+
+
+class Lost:
+    """A trial whose actor is gone."""
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+
+    def get_error(self) -> Exception:
+        return RayActorError()
+
+
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
     """The address of a Ray that somebody else has started."""
@@ -226,6 +278,7 @@ def test_a_sweep_on_somebody_elses_cluster_can_be_stopped_and_leaves_it(tmp_path
     driver.send_signal(signal.SIGINT)
     out, _ = driver.communicate(timeout=60)
     assert driver.returncode == 0, out
+    assert f"joined the Ray cluster at {elsewhere}" in out
     assert f"done {short.key}" in out
     assert f"interrupted {long.key}" in out
     assert not process_of(long)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from helpers.commands import TINY, fewstep, succeed
 
+from fewstep.cli.launch import retry
 from fewstep.errors import UserError
+from fewstep.experiments.claim import Superseded
+from fewstep.experiments.run import run
+from fewstep.experiments.worker import ProgressFile
 from fewstep.sweeps.definition import load
+from fewstep.sweeps.local import LocalLauncher, died
 from fewstep.sweeps.plan import plan
 
 STUDENTS_FIRST = """
@@ -84,3 +90,40 @@ def test_a_student_of_a_failed_teacher_fails_with_that_reason(tmp_path: Path) ->
     told = {failure["class"]: failure["message"] for failure in failures}
     assert set(told) == {"nan", "bad_data"}
     assert "is not finished (failed)" in told["bad_data"]
+
+
+def test_a_teacher_that_is_removed_at_work_stays_removed_and_is_new(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(
+        tmp_path,
+        "base: {evaluation.steps: [], tracking.enabled: false, training.steps: 1000000}\n"
+        "axes: {objective: [flow_matching, {objective: scd, teacher: flow_matching}]}\n",
+    )
+    sweep = load("mine.yaml").with_overrides(TINY)
+    teacher, _ = [planned.directory for planned in plan(sweep).runs]
+    plan(sweep).write()
+
+    def remove(phase: str, done: int, total: int, rate: float) -> None:
+        ProgressFile(teacher)(phase, done, total, rate)  # which does not make it again
+        shutil.rmtree(teacher.path, ignore_errors=True)
+
+    with pytest.raises(Superseded, match="somebody has removed"):
+        run(teacher, on_progress=remove)
+    assert not teacher.path.exists()
+    told = []
+    outcome = LocalLauncher(1).launch([teacher], lambda event, _: told.append(event.kind))
+    assert (outcome.failed, told) == ([teacher.key], ["failed", "tick"])
+    teacher.write("failure", died(teacher, -9))
+    assert not teacher.path.exists()
+
+    # whatever somebody leaves there, without a spec it is no run
+    teacher.path.mkdir()
+    teacher.lock.touch()
+    teacher.write("failure", {"class": "nan", "message": "of what was removed"})
+    again = load("mine.yaml").with_overrides(TINY)  # its students, too, are found anew
+    assert [planned.state for planned in plan(again).runs] == ["new", "new"]
+    assert retry("mine", tmp_path / "runs", (), ()) == 0
+    assert "no failed runs in sweep mine" in capsys.readouterr().out
+    plan(again).write()
+    assert teacher.spec()
+    assert not teacher.failure()

@@ -16,13 +16,16 @@ from typing import Any
 from rich.table import Table
 
 from fewstep.cli.console import out
-from fewstep.experiments.config import compose
+from fewstep.experiments.config import Override, compose
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, write_json
+from fewstep.sweeps import definition
 from fewstep.sweeps.launcher import Launcher
+from fewstep.sweeps.plan import plan
 from fewstep.sweeps.resources import Resources
 
 LITTLE = ("data=gaussians", "backbone.width=16", "backbone.depth=1", "training.batch_size=16")
+SHORT: list[Override] = [*LITTLE, "training.steps=1", "evaluation.steps=[]"]
 RUNS, MANY, SYNCED, SUBMITTED = 6, 1000, 100, 200
 
 
@@ -33,8 +36,12 @@ def bench_sweep(file: Path | None) -> None:
         root = Path(name)
         bare = statistics.median(bare_run(root / "bare", seed) for seed in range(3))
         found["bare run, a process of its own (s)"] = bare
-        found["local: overhead a run (s)"] = launched(root / "local", local()) - bare
-        found["ray: a run, against the bare one (s)"] = launched(root / "ray", ray()) - bare
+        found["local: overhead a run (s)"] = launched(root / "local", local())[0] - bare
+        # in a process that has imported everything: no bare run is to be taken from it
+        whole, own = launched(root / "ray", ray())
+        found["ray: a run, in a warm process (s)"] = whole
+        found["ray: of which the run itself (s)"] = own
+        found[f"planning of {SUBMITTED} runs, for any launcher (s)"] = planned(root / "planned")
         found |= slurm(root / "slurm")
         sweep = many(root / "many", MANY)
         found[f"status of {MANY} finished runs (s)"] = timed(lambda: states(sweep))
@@ -51,8 +58,17 @@ def bench_sweep(file: Path | None) -> None:
 
 def little(root: Path, count: int) -> list[RunDirectory]:
     """Runs of one step and no evaluation."""
-    settings: list[Any] = [*LITTLE, "training.steps=1", "evaluation.steps=[]", ("runs", str(root))]
-    return [prepare(compose([*settings, "sweep=little", f"seed={i}"])) for i in range(count)]
+    settings = [*SHORT, ("runs", str(root)), "sweep=little"]
+    return [prepare(compose([*settings, f"seed={i}"])) for i in range(count)]
+
+
+def planned(root: Path, count: int = SUBMITTED) -> float:
+    """Seconds to plan a sweep of such runs and make their directories."""
+    root.mkdir()
+    (root / "planned.yaml").write_text(f"seeds: {count}\n")
+    sweep = definition.load(str(root / "planned.yaml"))
+    settings = [*SHORT, ("runs", str(root / "runs"))]
+    return timed(lambda: plan(sweep.with_overrides(settings)).write())
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -81,8 +97,11 @@ def ray() -> Launcher:
     return RayLauncher(RaySettings.parse({}), None)
 
 
-def launched(root: Path, launcher: Launcher) -> float:
-    """Seconds a run under the launcher, one at a time, from the first one's end to the last's."""
+def launched(root: Path, launcher: Launcher) -> tuple[float, float]:
+    """Seconds a run under the launcher, one at a time, from the first one's end to the last's.
+
+    And the median of what they say themselves: without process, imports and all that waits.
+    """
     runs, ends = little(root, RUNS), []
 
     def on_event(event: Any, working: Sequence[RunDirectory]) -> None:
@@ -91,7 +110,8 @@ def launched(root: Path, launcher: Launcher) -> float:
 
     outcome = launcher.launch(runs, on_event)
     assert len(outcome.done) == RUNS, outcome
-    return (ends[-1] - ends[0]) / (RUNS - 1)
+    own = statistics.median((run.result() or {})["seconds_total"] for run in runs[1:])
+    return (ends[-1] - ends[0]) / (RUNS - 1), own
 
 
 def slurm(root: Path) -> dict[str, float | None]:
@@ -100,7 +120,10 @@ def slurm(root: Path) -> dict[str, float | None]:
     from fewstep.sweeps.slurm.settings import SlurmSettings
     from fewstep.sweeps.slurm.submission import Slurm
 
-    names = f"slurm: submission of {SUBMITTED} runs (s)", "slurm: a run in a pack, overhead (s)"
+    names = (
+        f"slurm: submission of {SUBMITTED} planned runs (s)",
+        "slurm: a run in a pack, overhead (s)",
+    )
     if not queue.available():
         return dict.fromkeys(names)
     runs = little(root, SUBMITTED)
@@ -139,8 +162,8 @@ def many(root: Path, count: int) -> SweepDirectory:
         directory.write("spec", {**spec, "key": config.key, "config": config.values})
         directory.write("result", {**(directory.result() or {}), "key": config.key})
         members.append({"key": config.key, "seed": seed, "title": "one", "choices": {}})
-    plan = {"name": "many", "description": "", "axes": [], "runs": members}
-    write_json(sweep.path / "sweep.json", plan)
+    told = {"name": "many", "description": "", "axes": [], "runs": members}
+    write_json(sweep.path / "sweep.json", told)
     return sweep
 
 

@@ -9,17 +9,21 @@ from pathlib import Path
 
 from fewstep.cli.console import out
 from fewstep.cli.report import find_sweep
+from fewstep.cli.status import waiting
 from fewstep.errors import UserError
 from fewstep.experiments import failures
 from fewstep.experiments.claim import at_work
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, find_run
+from fewstep.sweeps.launching import chosen as named
+from fewstep.sweeps.status import run_status
 
 LINES = 200
 POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 15.0  # a process takes its time before it says that it is at work
 
 
 def logs(name: str, root: Path, follow: bool, lines: int = LINES) -> None:
-    """``fewstep logs``: what a run printed; ``follow`` until it is at work no more."""
+    """``fewstep logs``: what a run printed; ``follow`` until it is neither at work nor queued."""
     run = find_run(name, root)
     if not run.log.exists() and not follow:
         raise UserError(f"run {run.key} has printed nothing yet ({run.status()})")
@@ -28,9 +32,12 @@ def logs(name: str, root: Path, follow: bool, lines: int = LINES) -> None:
     if not follow:
         return
     position = run.log.stat().st_size if run.log.exists() else 0
+    seen = time.monotonic()
     try:
         while True:
-            over = run.status() in ("done", "failed") and at_work(run) is None
+            busy = at_work(run) is not None
+            seen = time.monotonic() if busy else seen
+            over = not busy and _over(run, time.monotonic() - seen)
             if run.log.exists():
                 with run.log.open("rb") as file:
                     file.seek(position)
@@ -38,20 +45,27 @@ def logs(name: str, root: Path, follow: bool, lines: int = LINES) -> None:
                     sys.stdout.flush()
                     position = file.tell()
             if over:
-                return
-            time.sleep(POLL_SECONDS)
+                break
+            time.sleep(POLL_SECONDS if busy else 4 * POLL_SECONDS)  # SLURM may be asked
     except KeyboardInterrupt:
         return
+    state = run_status(run)
+    if state.state not in ("done", "failed"):  # these have said so
+        told = f"run {run.key}: {state.state} at step {state.step} of {state.steps}"
+        out.print(f"{told}; nobody is at work on it", markup=False)
+
+
+def _over(run: RunDirectory, seconds: float) -> bool:
+    """Whether a run that nobody has had for ``seconds`` is not to be waited for."""
+    status = run.status()
+    ended = status in ("failed", "stopped") or seconds > PATIENCE_SECONDS
+    return status == "done" or (ended and run.key not in waiting(SweepDirectory(run.path.parent)))
 
 
 def cancel(name: str, root: Path, keys: Sequence[str]) -> int:
     """``fewstep cancel``: ask runs to save and stop, wherever they are; returns the exit code."""
     sweep = find_sweep(name, root)
-    runs = [r for r in sweep.runs() if not keys or r.key.startswith(tuple(keys))]
-    for key in keys:
-        if not any(run.key.startswith(key) for run in runs):
-            raise UserError(f"sweep {name} has no run {key!r}")
-    chosen = [run for run in runs if run.result() is None and run.path.is_dir()]
+    chosen = [run for run in named(sweep, keys) if run.result() is None and run.path.is_dir()]
     waits = _in_jobs(sweep, chosen)
     for run in chosen:
         run.cancel.touch()  # who is at work on it, or would begin, looks for this

@@ -11,6 +11,7 @@ from fewstep.cli.console import err, out
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
 from fewstep.sweeps.launching import failed, ready, recall, remember
+from fewstep.sweeps.settings import LocalSettings
 
 if TYPE_CHECKING:
     from fewstep.sweeps.plan import Plan
@@ -38,13 +39,14 @@ def sweep(
 
     check_choice("--launcher", launcher, LAUNCHERS)
     made = plan(definition.load(name).with_overrides(overrides))
+    for section, given in made.sweep.launchers.items():  # also those that are not used this time
+        check_settings(section, given)
     settings = dict(made.sweep.launchers.get(launcher, {}))
     if workers is not None:
         check_range("--workers", workers, 1)
         if launcher != "local":
             raise UserError(f"--workers is the local launcher's, not {launcher}'s")
         settings["workers"] = workers
-    check_settings(launcher, settings)
     out.print(headline(made))
     if plan_only:
         show(made, scripts(made, settings) if launcher == "slurm" else ())
@@ -137,7 +139,10 @@ def launch(
     report([directory], None)
     if tracking["enabled"]:
         sync_sweeps([directory], directory.path.parent, tracking["uri"])
-    return 1 if any(run.status() == "failed" for run in directory.runs()) else 0
+    failed = bool(outcome and outcome.failed) or any(
+        r.status() == "failed" for r in directory.runs()
+    )
+    return 1 if failed else 0
 
 
 def check_settings(launcher: str, settings: Mapping[str, Any]) -> None:
@@ -151,7 +156,7 @@ def check_settings(launcher: str, settings: Mapping[str, Any]) -> None:
 
         RaySettings.parse(settings)
     else:
-        launcher_of(launcher, settings, {})
+        LocalSettings.parse(settings)
 
 
 def launcher_of(
@@ -166,13 +171,9 @@ def launcher_of(
         from fewstep.sweeps.ray import RayLauncher, RaySettings
 
         return RayLauncher(RaySettings.parse(settings), resources, directory, searched)
-    from fewstep.errors import unknown
     from fewstep.sweeps.local import LocalLauncher
 
-    for key in settings:
-        if key != "workers":
-            raise unknown("setting of local", key, ("workers",))
-    return LocalLauncher(settings.get("workers"))
+    return LocalLauncher(LocalSettings.parse(settings).workers)
 
 
 def submit(
@@ -194,7 +195,8 @@ def submit(
         out.print(f"submitted job {s.job}: {len(s.tasks)} tasks, {n} runs", markup=False)
     if len(sent) < len(runs):
         out.print(f"{len(runs) - len(sent)} runs are in the queue already, or at work")
-    out.print(f"to follow it: fewstep status {directory.name} --watch", markup=False)
+    told = f"to follow it: fewstep status {directory.name} --watch"
+    out.print(told if runs else "nothing is left to submit", markup=False)
     return 0
 
 

@@ -73,6 +73,8 @@ class SweepView:
         note = ""
         if kind == "failed" and (failure := run.failure()):
             note = f": {failure['class']}: {failure['message']} (log: {run.log})"
+        elif kind == "failed" and run.spec() is None:
+            note = f": {run.path} was removed; the next launch makes it again"
         out.print(f"{told} {self._label(run)} ({run.key})", end="")
         out.print(note, markup=False)
 

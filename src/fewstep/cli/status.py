@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,7 @@ def _runs(runs: Sequence[RunStatus]) -> Group:
             f"{run.step}/{run.steps}",
             "" if run.rate is None else f"{run.rate:.1f}",
             "" if run.left is None else duration(run.left),
-            "  ".join(f"{steps}: {value:.1f}" for steps, value in run.values.items()),
+            "  ".join(f"{steps}: {_digits(value)}" for steps, value in run.values.items()),
             run.node,
             *([str(run.restarts)] if restarted else []),
         )
@@ -129,3 +130,11 @@ def _line(runs: Sequence[RunStatus]) -> str:
     told = ", ".join(f"{found[s]} {s}" for s in STATES if s in found)
     speed = sum(run.rate or 0 for run in runs if run.state == "running")
     return f"{len(runs)} runs: {told}" + (f"; {speed:.0f} steps/s" if speed else "")
+
+
+def _digits(value: float) -> str:
+    """Three significant ones: a distance may be 0.0057, or 57."""
+    if not math.isfinite(value) or abs(value) >= 1e5:
+        return f"{value:.3g}"
+    decimals = 2 if value == 0 else 2 - math.floor(math.log10(abs(value)))
+    return f"{value:.{min(max(decimals, 0), 6)}f}"
