@@ -48,6 +48,8 @@ def settle(sweep: SweepDirectory) -> dict[str, str]:
             continue  # it says so itself; but one killed for its memory does not know why
         if its and job.state == "FAILED" and last.get("ended") == "interrupted":
             kind, message = "preempted", "it saved, but its job could not be queued again"
+        elif job.signalled:  # nobody was there to hear it
+            kind, message = "preempted", "it was told to save as it began, and could not yet"
         elif not its and job.state == "FAILED":
             message = "the job failed before the run could begin"
         elif _never_began(job) and kind == "cancelled":

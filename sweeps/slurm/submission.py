@@ -13,19 +13,14 @@ good by the next command: it finds the job by its comment.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
-import shlex
-import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
-import submitit
 from filelock import FileLock
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -35,8 +30,9 @@ from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, read_
 from fewstep.sweeps.launcher import finished, teacher_of
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
-from fewstep.sweeps.slurm.chunks import Chunk, Wanted, chunks, processes
-from fewstep.sweeps.slurm.job import FOR_EVER, Pack
+from fewstep.sweeps.slurm.chunks import Chunk, Wanted, chunks
+from fewstep.sweeps.slurm.job import Pack
+from fewstep.sweeps.slurm.script import executor, minutes
 from fewstep.sweeps.slurm.settings import SlurmSettings
 
 FOLDER = "_slurm"
@@ -67,84 +63,6 @@ class Submission:
         return self.folder / f"{self.task_of(index)}_0_log.out"
 
 
-class Executor(submitit.SlurmExecutor):
-    """submitit's, but the nodes start ``fewstep.sweeps.slurm.job``, which needs no pickle."""
-
-    @property
-    def _submitit_command_str(self) -> str:
-        return f"{self.python} -u -P -m fewstep.sweeps.slurm.job {shlex.quote(str(self.folder))}"
-
-    def script(self, tasks: int) -> str:
-        """The sbatch script of an array of ``tasks``."""
-        if tasks > 1:
-            self.parameters["map_count"] = tasks
-        text = self._make_submission_file_text(self._submitit_command_str, "0")
-        self.parameters.pop("map_count", None)
-        return text
-
-
-def executor(
-    folder: Path,
-    name: str,
-    settings: SlurmSettings,
-    resources: Resources,
-    dependency: str | None = None,
-    at_once: int = 1,
-) -> Executor:
-    """What submits a chunk from ``folder`` (which need not be there yet).
-
-    ``resources`` are a run's; a job asks for those of ``at_once`` runs.
-
-    Raises:
-        UserError: no SLURM on this machine.
-    """
-    python = settings.python or shlex.quote(sys.executable)
-    try:
-        made = Executor(folder, max_num_timeout=FOR_EVER, python=python)
-    except RuntimeError:
-        raise UserError(
-            "no SLURM on this machine (srun is not there): submit from a login node"
-        ) from None
-    options = {str(k).replace("_", "-"): v for k, v in settings.options.items()}
-    options["requeue"] = True
-    if resources.memory_gb is not None:  # SLURM counts in 2^20 bytes
-        options.setdefault("mem", f"{math.ceil(at_once * resources.memory_gb * 1e9 / 2**20)}M")
-    if dependency is not None:
-        options["kill-on-invalid-dep"] = "yes"
-    wanted: dict[str, Any] = {
-        "job_name": name,
-        "comment": folder.name,
-        "time": minutes(settings, resources),
-        "signal_delay_s": settings.save_seconds,
-        "nodes": resources.nodes,
-        "ntasks_per_node": processes(resources) // resources.nodes,
-        "cpus_per_task": max(
-            1, math.ceil(at_once * resources.cpus * resources.nodes / processes(resources))
-        ),
-        "stderr_to_stdout": True,
-        "array_parallelism": settings.max_parallel or 10**6,
-        "additional_parameters": options,
-        "wckey": None,
-        "partition": settings.partition,
-        "account": settings.account,
-        "qos": settings.qos,
-        "constraint": settings.constraint,
-        "gres": settings.gres,
-        "setup": list(settings.setup) or None,
-        # several processes are one run: one that dies ends the others
-        "srun_args": [
-            *(["--kill-on-bad-exit=1"] if processes(resources) > 1 else []),
-            *settings.srun,
-        ]
-        or None,
-        "dependency": dependency,
-    }
-    if resources.gpus and settings.gres is None:
-        wanted["gpus_per_node"] = math.ceil(at_once * resources.gpus)
-    made.parameters.update({k: v for k, v in wanted.items() if v is not None or k == "wckey"})
-    return made
-
-
 @contextlib.contextmanager
 def outside_of_jobs() -> Iterator[None]:
     """Without what SLURM tells a job in its environment, which sbatch would hand on.
@@ -159,11 +77,6 @@ def outside_of_jobs() -> Iterator[None]:
         yield
     finally:
         os.environ.update(told)
-
-
-def minutes(settings: SlurmSettings, resources: Resources) -> int:
-    """The time limit of a job."""
-    return math.ceil(60 * (settings.hours if resources.hours is None else resources.hours))
 
 
 class Slurm:
@@ -263,7 +176,6 @@ class Slurm:
         settings = self.settings
         ex = executor(folder, self.name, settings, small, f"afterany:{':'.join(jobs)}")
         folder.mkdir(parents=True)
-        command = f"{ex.python} -u -P -m fewstep.sweeps.slurm.collect {shlex.quote(str(folder))}"
         manifest = {
             "name": self.name,
             "kind": "collect",
@@ -275,7 +187,7 @@ class Slurm:
         write_json(folder / "manifest.json", {**manifest, "job": None, "of": list(jobs)})
         try:
             with outside_of_jobs():
-                job = ex._submit_command(command)
+                job = ex._submit_command(ex.command("collect"))
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"sbatch refused the collector: {_reason(error)}") from None
         write_json(folder / "manifest.json", {**manifest, "job": job.job_id, "of": list(jobs)})

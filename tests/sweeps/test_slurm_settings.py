@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.slurm_commands import Commands
 
 from fewstep.errors import UserError
 from fewstep.experiments.rundir import SweepDirectory
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.chunks import Wanted, chunks, processes
+from fewstep.sweeps.slurm.script import executor
 from fewstep.sweeps.slurm.settings import SlurmSettings
 from fewstep.sweeps.slurm.submission import outside_of_jobs, scripts
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    return Commands(tmp_path / "bin", monkeypatch)
 
 
 def test_settings_take_the_types_they_have() -> None:
@@ -115,6 +124,29 @@ def test_a_job_asks_for_all_runs_that_are_at_work_at_once(
     assert single.at_once(settings) == 1
 
 
+@pytest.mark.parametrize(
+    ("ends", "restarts", "again"),
+    [
+        ("kill -USR2 $$", "0", True),
+        ("kill -USR2 $$", "20", False),  # it cannot even begin: settled, and left in the end
+        ("exit 255", "0", False),  # it has queued the job again itself
+        ("exit 127", "0", False),
+        ("exit 0", "0", False),
+    ],
+)
+def test_a_job_that_dies_of_what_should_have_it_save_is_queued_again(
+    commands: Commands, tmp_path: Path, ends: str, restarts: str, again: bool
+) -> None:
+    commands.program("srun", f"sh -c '{ends}'; exit $?")  # signal n: 128 + n, as srun's
+    commands.program("scontrol", 'echo "$@" >> told')
+    made = executor(tmp_path, "name", SlurmSettings(setup=("set -e",)), Resources())
+    told = {**os.environ, "SLURM_JOB_ID": "100", "SLURM_RESTART_COUNT": restarts}
+    done = subprocess.run(["bash", "-c", made.script(1)], env=told)
+    assert (commands.folder / "told").exists() is again
+    expected = 140 if "USR2" in ends else int(ends.split()[1])
+    assert done.returncode == expected
+
+
 def test_a_process_for_each_gpu_of_each_node() -> None:
     assert processes(Resources()) == 1
     assert processes(Resources(gpus=0.5)) == 1
@@ -123,8 +155,6 @@ def test_a_process_for_each_gpu_of_each_node() -> None:
 
 
 def test_a_jobs_environment_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
     monkeypatch.setenv("SUBMITIT_FOLDER", "there")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")

@@ -167,6 +167,31 @@ def test_one_that_saved_and_could_not_be_queued_again_was_preempted(
     assert failures.comes_again(run)
 
 
+@pytest.mark.parametrize("at_work", [False, True])
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_one_that_was_told_to_save_before_anything_could_hear_it_was_preempted(
+    sweep: SweepDirectory, commands: Commands, forgotten: bool, at_work: bool
+) -> None:
+    [run] = sweep.runs()
+    if at_work:
+        began(run, "100")
+    commands.says("100", "FAILED", status=35840)  # as SLURM 22.05 says of srun's exit code 140
+    if forgotten:
+        commands.forgets("100")
+        commands.accounting({"100": "FAILED|node1"}, code="12:0")
+    assert settle(sweep) == {"a": "preempted"}
+    assert failures.comes_again(run)
+
+
+@pytest.mark.parametrize("status", [127 << 8, 1 << 8, 12 << 8, (128 + 15) << 8])
+def test_one_whose_program_was_not_there_is_at_fault(
+    sweep: SweepDirectory, commands: Commands, status: int
+) -> None:
+    commands.says("100", "FAILED", status=status)
+    assert settle(sweep) == {"a": "bug"}
+    assert "before the run could begin" in failure_of(sweep)[1]
+
+
 @pytest.mark.parametrize("other", [None, "101"])
 def test_a_run_that_another_took_after_the_job_was_submitted_is_not_the_jobs(
     sweep: SweepDirectory, commands: Commands, other: str | None
