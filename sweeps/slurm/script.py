@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,21 @@ def executor(
 def minutes(settings: SlurmSettings, resources: Resources) -> int:
     """The time limit of a job."""
     return math.ceil(60 * (settings.hours if resources.hours is None else resources.hours))
+
+
+def check_hours(settings: SlurmSettings, asked: Iterable[Resources]) -> None:
+    """Refuse a limit that comes no later than the signal before it: a job would never get on.
+
+    Raises:
+        UserError: some of ``asked``, resources of runs, or the settings, have one.
+    """
+    for resources in asked:
+        limit, save = minutes(settings, resources), settings.save_seconds
+        if 60 * limit <= save:
+            name = "slurm.hours" if resources.hours is None else "resources.hours"
+            hours = settings.hours if resources.hours is None else resources.hours
+            raise UserError(
+                f"{name}={hours:g} gives a job {60 * limit} s, but slurm.save_seconds={save} "
+                f"has it save that long before its end: "
+                f"it needs more than {save / 3600:.3g} hours"
+            )

@@ -9,7 +9,17 @@ from typing import Any
 from fewstep.errors import UserError, check_range
 from fewstep.sweeps.settings import parse
 
-OURS = ("array", "dependency", "output", "error", "signal", "open-mode", "requeue", "comment")
+OURS = (
+    "array",
+    "dependency",
+    "output",
+    "error",
+    "signal",
+    "open-mode",
+    "requeue",
+    "comment",
+    "time",
+)  # hours
 """sbatch options that are not the user's: a sweep would be lost with others."""
 
 

@@ -32,7 +32,7 @@ from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.chunks import Chunk, Wanted, chunks
 from fewstep.sweeps.slurm.job import Pack
-from fewstep.sweeps.slurm.script import executor, minutes
+from fewstep.sweeps.slurm.script import check_hours, executor, minutes
 from fewstep.sweeps.slurm.settings import SlurmSettings
 
 FOLDER = "_slurm"
@@ -99,8 +99,9 @@ class Slurm:
         finds the first one's jobs.
 
         Raises:
-            UserError: SLURM refuses, or does not answer.
+            UserError: SLURM refuses, or does not answer; a time limit with no time to work.
         """
+        check_hours(self.settings, [resources[run.key] for run in runs])
         folder = self.sweep.path / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=600):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.slurm_commands import Commands
+from helpers.commands import TINY, finish, start
+from helpers.slurm_commands import Commands, sweep_of
 
 from fewstep.errors import UserError
 from fewstep.experiments.rundir import SweepDirectory
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.chunks import Wanted, chunks, processes
-from fewstep.sweeps.slurm.script import executor
+from fewstep.sweeps.slurm.script import check_hours, executor
 from fewstep.sweeps.slurm.settings import SlurmSettings
-from fewstep.sweeps.slurm.submission import outside_of_jobs, scripts
+from fewstep.sweeps.slurm.submission import Slurm, outside_of_jobs, scripts
 
 
 @pytest.fixture
@@ -58,6 +60,7 @@ def test_settings_take_the_types_they_have() -> None:
         ({"options": ["x"]}, "slurm.options takes a mapping"),
         ({"collect": "no"}, "slurm.collect takes true or false"),
         ({"options": {"array": "0-3"}}, "slurm.options.array is not to be set"),
+        ({"options": {"time": "60"}}, "slurm.options.time is not to be set"),
     ],
 )
 def test_bad_settings_are_told_in_a_line(values: dict[str, Any], told: str) -> None:
@@ -145,6 +148,39 @@ def test_a_job_that_dies_of_what_should_have_it_save_is_queued_again(
     assert (commands.folder / "told").exists() is again
     expected = 140 if "USR2" in ends else int(ends.split()[1])
     assert done.returncode == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources", "told"),
+    [
+        ({"hours": 0.03, "save_seconds": 120}, {}, r"slurm.hours=0.03 gives a job 120 s"),
+        ({"hours": 4, "save_seconds": 300}, {"hours": 0.05}, r"resources.hours=0.05 .* 180 s"),
+        ({"hours": 0.0334, "save_seconds": 120}, {}, None),  # whole minutes: 3 of them
+        ({"hours": 0.01, "save_seconds": 120}, {"hours": 1}, None),
+    ],
+)
+def test_a_limit_no_longer_than_what_saving_takes_is_refused(
+    settings: dict[str, Any], resources: dict[str, Any], told: str | None
+) -> None:
+    parsed, asked = SlurmSettings(**settings), Resources(**resources)
+    with pytest.raises(UserError, match=told) if told else nullcontext():
+        check_hours(parsed, [Resources(hours=24), asked])
+
+
+def test_nothing_is_submitted_with_a_limit_that_is_refused(
+    tmp_path: Path, commands: Commands
+) -> None:
+    sweep = sweep_of(tmp_path, a=None, b=None)
+    slurm = Slurm(sweep, SlurmSettings(hours=0.01))
+    with pytest.raises(UserError, match=r"slurm.save_seconds=120 .* more than 0.0333 hours"):
+        slurm.submit(sweep.runs(), {"a": Resources(hours=1), "b": Resources()})
+    assert commands.submitted() == 0
+    (tmp_path / "mine.yaml").write_text("slurm: {hours: 0.01}\naxes: {case: [{label: a}]}\n")
+    words = ["sweep", str(tmp_path / "mine.yaml"), *TINY, "--launcher", "slurm", "--plan"]
+    done = finish(start(*words, cwd=tmp_path))
+    assert done.returncode == 2
+    assert "slurm.hours=0.01 gives a job 60 s" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_process_for_each_gpu_of_each_node() -> None:

@@ -14,6 +14,7 @@ from fewstep.sweeps.launching import failed, ready, recall, remember
 
 if TYPE_CHECKING:
     from fewstep.sweeps.plan import Plan
+    from fewstep.sweeps.resources import Resources
     from fewstep.sweeps.sweep import Sweep
 
 INTERRUPTED = 130
@@ -44,7 +45,7 @@ def sweep(
         if launcher != "local":
             raise UserError(f"--workers is the local launcher's, not {launcher}'s")
         settings["workers"] = workers
-    check_settings(launcher, settings)
+    check_settings(launcher, settings, [run.resources for run in made.to_do])
     out.print(headline(made))
     if plan_only:
         show(made, scripts(made, settings) if launcher == "slurm" else ())
@@ -140,12 +141,15 @@ def launch(
     return 1 if any(run.status() == "failed" for run in directory.runs()) else 0
 
 
-def check_settings(launcher: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that the launcher does not have."""
+def check_settings(
+    launcher: str, settings: Mapping[str, Any], asked: Sequence[Resources] = ()
+) -> None:
+    """Refuse settings that the launcher does not have, or that do not fit what runs ask for."""
     if launcher == "slurm":
+        from fewstep.sweeps.slurm.script import check_hours
         from fewstep.sweeps.slurm.settings import SlurmSettings
 
-        SlurmSettings.parse(settings)
+        check_hours(SlurmSettings.parse(settings), asked)
     elif launcher == "ray":
         from fewstep.sweeps.ray.settings import RaySettings
 
