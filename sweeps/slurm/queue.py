@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fewstep.errors import UserError
@@ -19,6 +21,9 @@ FIELDS = "JobArrayID:64,State:24,RestartCnt:12,NodeList:64,Comment:128,Reason:64
 SIGNALLED = (str((128 + 12) << 8), "12", "140:0", "12:0", "0:12")
 """The exit code of a shell whose program died of signal 12 is 140. squeue has it as wait(2) does,
 sacct as CODE:SIGNAL, and less 128."""
+
+FOREIGN = re.compile("(SLURM|SUBMITIT|SBATCH|SALLOC|SRUN|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
+NEEDED = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")  # where the cluster is, who we are
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,27 @@ def available() -> bool:
     return shutil.which("squeue") is not None
 
 
+def foreign() -> dict[str, str]:
+    """What SLURM's commands would take from this environment, though nobody asked for it here.
+
+    Variables win over what a script says (SBATCH_TIMELIMIT), hide jobs (SQUEUE_STATES), and, in a
+    job, tell of that one: who submits may be a collector, or a person on an interactive node.
+    """
+    return {k: v for k, v in os.environ.items() if FOREIGN.match(k) and k not in NEEDED}
+
+
+@contextlib.contextmanager
+def ours() -> Iterator[None]:
+    """Meanwhile this process' environment says nothing to SLURM's commands."""
+    told = foreign()
+    for name in told:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(told)
+
+
 def command(*words: str) -> str:
     """The output of a SLURM command.
 
@@ -64,7 +90,8 @@ def command(*words: str) -> str:
         UserError: it failed, or did not answer.
     """
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+        told = {k: v for k, v in os.environ.items() if k not in foreign()}
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, env=told)
     except FileNotFoundError:
         raise UserError(f"no SLURM on this machine: {words[0]} is not there") from None
     except subprocess.TimeoutExpired:

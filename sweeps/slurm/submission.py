@@ -12,11 +12,10 @@ good by the next command: it finds the job by its comment.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -61,22 +60,6 @@ class Submission:
     def log(self, index: int) -> Path:
         """Where a task's output is."""
         return self.folder / f"{self.task_of(index)}_0_log.out"
-
-
-@contextlib.contextmanager
-def outside_of_jobs() -> Iterator[None]:
-    """Without what SLURM tells a job in its environment, which sbatch would hand on.
-
-    Who submits may be in a job himself: a collector, or a person on an interactive node.
-    """
-    told = {k: v for k, v in os.environ.items() if k.startswith(("SLURM_", "SUBMITIT_"))}
-    told.pop("SLURM_CONF", None)
-    for name in told:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(told)
 
 
 class Slurm:
@@ -141,7 +124,7 @@ class Slurm:
         write_json(folder / "manifest.json", manifest)
         packs = [Pack(str(folder), i) for i in range(len(chunk.tasks))]
         try:
-            with outside_of_jobs():
+            with queue.ours():
                 jobs = ex.submit_array(packs) if len(packs) > 1 else [ex.submit(packs[0])]
         except (FailedJobError, FailedSubmissionError) as error:
             reason = _reason(error)
@@ -187,7 +170,7 @@ class Slurm:
         }
         write_json(folder / "manifest.json", {**manifest, "job": None, "of": list(jobs)})
         try:
-            with outside_of_jobs():
+            with queue.ours():
                 job = ex._submit_command(ex.command("collect"))
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"sbatch refused the collector: {_reason(error)}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.chunks import Wanted, chunks, processes
 from fewstep.sweeps.slurm.script import check_hours, executor
 from fewstep.sweeps.slurm.settings import SlurmSettings
-from fewstep.sweeps.slurm.submission import Slurm, outside_of_jobs, scripts
+from fewstep.sweeps.slurm.submission import Slurm, scripts
 
 
 @pytest.fixture
@@ -190,15 +191,39 @@ def test_a_process_for_each_gpu_of_each_node() -> None:
     assert processes(Resources(nodes=2, gpus=4)) == 8
 
 
-def test_a_jobs_environment_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
-    monkeypatch.setenv("SUBMITIT_FOLDER", "there")
-    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
-    with outside_of_jobs():
-        assert "SLURM_MEM_PER_NODE" not in os.environ
-        assert "SUBMITIT_FOLDER" not in os.environ
-        assert os.environ["SLURM_CONF"] == "/etc/slurm.conf"
-    assert os.environ["SLURM_MEM_PER_NODE"] == "100"
+def test_nothing_but_the_sweep_says_what_slurm_is_asked(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a job that submits, nor variables that win over a script or hide jobs."""
+    variables = {
+        *("SLURM_MEM_PER_NODE", "SUBMITIT_FOLDER", "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE"),
+        *("SBATCH_ARRAY_INX", "SQUEUE_STATES", "SACCT_FEDERATION", "SCANCEL_USER"),
+    }
+    for name in (*variables, "SLURM_CONF"):
+        monkeypatch.setenv(name, "there")
+    for name in ("sbatch", "squeue", "scontrol", "scancel", "sacct"):
+        file = commands.folder / name
+        script = file.read_text().split("\n", 2)[2] if file.exists() else "exit 0"
+        commands.program(name, f"env | sed 's/^/{name} /' >> seen; {script.strip()}")
+    sweep = sweep_of(tmp_path, a=None)
+    slurm = Slurm(sweep, SlurmSettings())
+    slurm.submit(sweep.runs(), {"a": Resources()})
+    slurm.jobs()
+    queue.cancel(["100"])
+    seen = {line.split("=")[0] for line in (commands.folder / "seen").read_text().splitlines()}
+    for name in ("sbatch", "squeue", "scontrol", "scancel", "sacct"):
+        assert f"{name} SLURM_CONF" in seen
+        assert not {f"{name} {variable}" for variable in variables} & seen
+    assert all(os.environ[name] == "there" for name in variables)
+
+
+def test_the_usual_account_is_taken_from_sbatchs_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    monkeypatch.setenv("SBATCH_PARTITION", "usual")
+    monkeypatch.setenv("SBATCH_QOS", "")
+    made = SlurmSettings.parse({"partition": "gpu"})
+    assert (made.account, made.partition, made.qos) == ("mine", "gpu", None)
+    assert SlurmSettings.parse(asdict(SlurmSettings())).account is None  # a collector's are settled
 
 
 def test_without_slurm_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
