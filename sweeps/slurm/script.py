@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,12 @@ AGAIN = (
 """Behind srun, in bash: preemption or the time limit may come while Python, or the container around
 it, is starting, and kills it. The shell is not signalled, and is there from the beginning."""
 
+COLLECTING = Resources(cpus=1, memory_gb=2, hours=1)
+SIZES = re.compile(
+    "mem|gres|gpu|tres|cpu|mincpus|core|socket|thread|ntasks|tasks-per|node(s|list|file)|exclusive|"
+    "licenses|tmp|bb|time-min|hint|distribution|contiguous|spread-job|switches|extra-node-info"
+)
+
 
 class Executor(submitit.SlurmExecutor):
     """submitit's, but the nodes start ``fewstep.sweeps.slurm.job``, which needs no pickle."""
@@ -39,11 +47,11 @@ class Executor(submitit.SlurmExecutor):
     def _submitit_command_str(self) -> str:
         return self.command("job")
 
-    def script(self, tasks: int) -> str:
+    def script(self, tasks: int, module: str = "job") -> str:
         """The sbatch script of an array of ``tasks``."""
         if tasks > 1:
             self.parameters["map_count"] = tasks
-        text = self._make_submission_file_text(self._submitit_command_str, "0")
+        text = self._make_submission_file_text(self.command(module), "0")
         self.parameters.pop("map_count", None)
         return text
 
@@ -108,6 +116,23 @@ def executor(
         wanted["gpus_per_node"] = math.ceil(at_once * resources.gpus)
     made.parameters.update({k: v for k, v in wanted.items() if v is not None or k == "wckey"})
     return made
+
+
+def collector(folder: Path, name: str, settings: SlurmSettings, dependency: str) -> Executor:
+    """What submits the job after all others: it goes where they go, but waits for no GPU."""
+    small = replace(
+        settings,
+        gres=None,
+        save_seconds=60,
+        options={k: v for k, v in settings.options.items() if not _asks(str(k))},
+        srun=tuple(word for word in settings.srun if not (word[:2] == "--" and _asks(word[2:]))),
+    )
+    return executor(folder, name, small, COLLECTING, dependency)
+
+
+def _asks(option: str) -> bool:
+    """Whether an option of sbatch or srun asks for something that others may have."""
+    return SIZES.match(option.replace("_", "-")) is not None
 
 
 def minutes(settings: SlurmSettings, resources: Resources) -> int:

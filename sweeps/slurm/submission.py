@@ -31,7 +31,7 @@ from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.chunks import Chunk, Wanted, chunks
 from fewstep.sweeps.slurm.job import Pack
-from fewstep.sweeps.slurm.script import check_hours, executor, minutes
+from fewstep.sweeps.slurm.script import check_hours, collector, executor, minutes
 from fewstep.sweeps.slurm.settings import SlurmSettings
 
 FOLDER = "_slurm"
@@ -156,16 +156,14 @@ class Slurm:
         With what it needs to submit lost runs again: ``launch.json`` may be another's then.
         """
         folder = self.sweep.path / FOLDER / uuid.uuid4().hex[:12]
-        small = Resources(cpus=1, hours=1.0)
-        settings = self.settings
-        ex = executor(folder, self.name, settings, small, f"afterany:{':'.join(jobs)}")
+        ex = collector(folder, self.name, self.settings, f"afterany:{':'.join(jobs)}")
         folder.mkdir(parents=True)
         manifest = {
             "name": self.name,
             "kind": "collect",
             "created": now(),
             "tasks": [[]],
-            "settings": asdict(settings),
+            "settings": asdict(self.settings),
             "resources": {key: asdict(r) for key, r in resources.items()},
         }
         write_json(folder / "manifest.json", {**manifest, "job": None, "of": list(jobs)})
@@ -247,3 +245,10 @@ def scripts(
         ex = executor(folder, name, settings, chunk.resources, after, at_once)
         told.append((chunk, ex.script(len(chunk.tasks))))
     return told
+
+
+def last_script(sweep: SweepDirectory, settings: SlurmSettings) -> str:
+    """The sbatch script of the collector, to be read."""
+    folder = sweep.path.absolute() / FOLDER / "TOKEN"
+    ex = collector(folder, f"fewstep-{sweep.name}", settings, "afterany:ALL_JOBS")
+    return ex.script(1, "collect")

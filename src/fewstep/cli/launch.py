@@ -220,6 +220,7 @@ def scripts(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
     from fewstep.sweeps.slurm.chunks import Wanted, chunks
     from fewstep.sweeps.slurm.queue import array_limit
     from fewstep.sweeps.slurm.settings import SlurmSettings
+    from fewstep.sweeps.slurm.submission import last_script
     from fewstep.sweeps.slurm.submission import scripts as rendered
 
     parsed = SlurmSettings.parse(settings)
@@ -238,3 +239,6 @@ def scripts(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
         if kind not in shown:
             shown.add(kind)
             yield text
+    if arrays and parsed.collect:
+        yield "a collector, when all others have ended"
+        yield last_script(made.directory, parsed)
