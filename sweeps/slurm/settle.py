@@ -56,6 +56,8 @@ def settle(sweep: SweepDirectory) -> dict[str, str]:
             message = "the job was cancelled before it began"
             if job.reason == IN_VAIN:
                 kind, message = "no_teacher", "the run's teacher failed or was lost"
+        elif kind == "cancelled" and run.cancel.exists():
+            message = "the job was cancelled (fewstep cancel)"
         where = f" (job {job.id}, log: {submission.log(index)})"
         run.write("failure", failures.record(run, kind, message + where))
         made[key] = kind

@@ -12,6 +12,8 @@ good by the next command: it finds the job by its comment.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import uuid
@@ -124,7 +126,7 @@ class Slurm:
         write_json(folder / "manifest.json", manifest)
         packs = [Pack(str(folder), i) for i in range(len(chunk.tasks))]
         try:
-            with queue.ours():
+            with queue.ours(), quietly():
                 jobs = ex.submit_array(packs) if len(packs) > 1 else [ex.submit(packs[0])]
         except (FailedJobError, FailedSubmissionError) as error:
             reason = _reason(error)
@@ -168,7 +170,7 @@ class Slurm:
         }
         write_json(folder / "manifest.json", {**manifest, "job": None, "of": list(jobs)})
         try:
-            with queue.ours():
+            with queue.ours(), quietly():
                 job = ex._submit_command(ex.command("collect"))
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"sbatch refused the collector: {_reason(error)}") from None
@@ -228,9 +230,16 @@ def _read(folder: Path) -> Submission:
     return Submission(folder, m["name"], m["job"], tasks, m["created"], m["kind"])
 
 
+def quietly() -> contextlib.redirect_stderr[io.StringIO]:
+    """submitit prints what sbatch says on stderr, and the error that it raises says it again."""
+    return contextlib.redirect_stderr(io.StringIO())
+
+
 def _reason(error: Exception) -> str:
+    """sbatch's last error, without its name, in one line."""
     lines = [line for line in str(error).splitlines() if "error:" in line.lower()]
-    return " ".join((lines[-1] if lines else str(error)).split())
+    told = " ".join((lines[-1] if lines else str(error)).split())
+    return re.sub(r"^(sbatch: )?(error: )?", "", told)
 
 
 def scripts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,11 @@ import pytest
 from helpers.commands import TINY, finish, start
 from helpers.slurm_commands import Commands, sweep_of
 
+from fewstep.cli.launch import scripts as planned
 from fewstep.errors import UserError
 from fewstep.experiments.rundir import SweepDirectory
+from fewstep.sweeps.definition import Sweep
+from fewstep.sweeps.plan import plan
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.chunks import Wanted, chunks, processes
@@ -189,6 +193,34 @@ def test_a_process_for_each_gpu_of_each_node() -> None:
     assert processes(Resources(gpus=0.5)) == 1
     assert processes(Resources(nodes=2)) == 2
     assert processes(Resources(nodes=2, gpus=4)) == 8
+
+
+def test_a_plan_says_what_becomes_of_a_share_of_a_gpu_and_what_collects(
+    tmp_path: Path, commands: Commands, write: Callable[..., Sweep]
+) -> None:
+    text = "resources: {gpus: 0.5}\naxes: {training.steps: [1, 2, 3]}\n"
+    made = plan(write(text).with_overrides([*TINY, ("runs", str(tmp_path / "runs"))]))
+    told = list(planned(made, {"runs_per_job": 3, "at_a_time": 3}))
+    assert "0.5 GPUs a run: SLURM has whole ones, a job asks for 2" in told
+    assert "#SBATCH --gpus-per-node=2" in told[told.index("an array of 1 tasks, 3 runs") + 2]
+    assert "fewstep.sweeps.slurm.collect" in told[-1]
+    told = list(planned(made, {"gres": "gpu:1", "collect": False}))
+    assert not any("GPUs a run" in line or "slurm.collect" in line for line in told)
+
+
+def test_a_refusal_is_one_line(
+    tmp_path: Path, commands: Commands, capfd: pytest.CaptureFixture[str]
+) -> None:
+    commands.program(
+        "sbatch",
+        "echo 'sbatch: error: invalid partition specified: no' >&2\n"
+        "echo 'sbatch: error: Batch job submission failed: Invalid partition name' >&2\nexit 1",
+    )
+    sweep = sweep_of(tmp_path, a=None)
+    told = "^sbatch refused the sweep's jobs: Batch job submission failed: Invalid partition name$"
+    with pytest.raises(UserError, match=told):
+        Slurm(sweep, SlurmSettings()).submit(sweep.runs(), {"a": Resources()})
+    assert capfd.readouterr() == ("", "")
 
 
 def test_nothing_but_the_sweep_says_what_slurm_is_asked(

@@ -15,6 +15,7 @@ from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.settings import SlurmSettings
 from fewstep.sweeps.slurm.settle import settle
 from fewstep.sweeps.slurm.submission import Slurm
+from fewstep.sweeps.status import run_status
 
 RECORDED = Path(__file__).parent / "recorded"  # by SLURM 22.05, of the cluster in tests/slurm/box
 
@@ -232,6 +233,25 @@ def test_cancelled_before_it_began_it_says_so(sweep: SweepDirectory, commands: C
     commands.accounting({"100": "CANCELLED by 1000|None assigned"})
     assert settle(sweep) == {"a": "cancelled"}
     assert "cancelled before it began" in failure_of(sweep)[1]
+
+
+def test_our_own_cancel_is_called_so(sweep: SweepDirectory, commands: Commands) -> None:
+    [run] = sweep.runs()
+    began(run, "100")
+    run.cancel.touch()
+    commands.says("100", "CANCELLED")
+    assert settle(sweep) == {"a": "cancelled"}
+    assert "(fewstep cancel)" in failure_of(sweep)[1]
+
+
+def test_a_run_that_waits_again_says_for_what_and_not_how_it_failed_before(
+    sweep: SweepDirectory,
+) -> None:
+    [run] = sweep.runs()
+    fail(run, "bug")
+    assert run_status(run).note == "bug: its own word"
+    status = run_status(run, waits="job 100: pending, Priority")
+    assert (status.state, status.note) == ("queued", "job 100: pending, Priority")
 
 
 @pytest.mark.parametrize("forgotten", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -235,6 +236,10 @@ def scripts(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
     for chunk, text in rendered(made.directory, arrays, parsed):
         runs = sum(len(keys) for keys in chunk.tasks)
         yield f"an array of {len(chunk.tasks)} tasks, {runs} runs"
+        gpus = chunk.resources.gpus
+        if gpus != int(gpus) and parsed.gres is None:
+            whole = math.ceil(chunk.at_once(parsed) * gpus)
+            yield f"{gpus:g} GPUs a run: SLURM has whole ones, a job asks for {whole}"
         kind = (chunk.resources, chunk.teacher is None)
         if kind not in shown:
             shown.add(kind)
