@@ -20,7 +20,7 @@ class RunStatus:
 
     ``state``: one of ``STATES``. ``node``: where it is, or was last, at work. ``restarts``: how
     many attempts there were before. ``rate``: steps a second. ``left``: seconds of training left.
-    ``note``: the reason of a failure, or why it waits.
+    ``note``: why it waits, else the reason of a failure.
     """
 
     key: str
@@ -82,7 +82,7 @@ def run_status(
         steps=steps,
         rate=rate,
         values=dict(sorted(values.items())),
-        note=note or (waits or "" if state == "queued" else ""),
+        note=waits if state == "queued" and waits else note,
         node=_node(attempt, attempts),
         restarts=max(0, len(attempts) - 1),
         left=(steps - step) / rate if training and rate else None,

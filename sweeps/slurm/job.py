@@ -126,7 +126,8 @@ class Pack:
         left = [r for r in runs if r.result() is None and r.failure() is None]
         for run in [r for r in left if at_work(r) is None]:
             if why in ("cancelled", "timeout"):
-                run.write("failure", failures.record(run, why, f"the job was {WORDS[why]}"))
+                how = WORDS["by us" if why == "cancelled" and run.cancel.exists() else why]
+                run.write("failure", failures.record(run, why, f"the job was {how}"))
         if why == "preempted":  # a job that ends by itself now is not queued again
             wait_for_the_end()
 
@@ -137,7 +138,11 @@ def wait_for_the_end() -> None:
         signal.pause()
 
 
-WORDS = {"cancelled": "cancelled (scancel)", "timeout": "at its time limit"}
+WORDS = {
+    "cancelled": "cancelled (scancel)",
+    "by us": "cancelled (fewstep cancel)",
+    "timeout": "at its time limit",
+}
 
 
 def report(event: Event, working: Sequence[RunDirectory]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fewstep.errors import UserError
@@ -14,7 +16,14 @@ SECONDS = 30
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED")
 WORKING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED")
 IN_VAIN = "DependencyNeverSatisfied"  # why SLURM removed a job that waited for another
-FIELDS = "JobArrayID:64,State:24,RestartCnt:12,NodeList:64,Comment:128,Reason:64"
+FIELDS = "JobArrayID:64,State:24,RestartCnt:12,NodeList:64,Comment:128,Reason:64,exit_code:12"
+
+SIGNALLED = (str((128 + 12) << 8), "12", "140:0", "12:0", "0:12")
+"""The exit code of a shell whose program died of signal 12 is 140. squeue has it as wait(2) does,
+sacct as CODE:SIGNAL, and less 128."""
+
+FOREIGN = re.compile("(SLURM|SUBMITIT|SBATCH|SALLOC|SRUN|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
+NEEDED = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")  # where the cluster is, who we are
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Job:
     """A job, or one task of an array (``id`` as in 123_4).
 
     ``state`` is SLURM's word. ``restarts``: how often it was queued again. ``comment``: ours, which
-    names the submission.
+    names the submission. ``code``: its exit code, in the words of who told it.
     """
 
     id: str
@@ -31,11 +40,17 @@ class Job:
     nodes: str = ""
     comment: str = ""
     reason: str = ""
+    code: str = ""
 
     @property
     def live(self) -> bool:
         """Whether it is in the queue or at work."""
         return self.state in WAITING or self.state in WORKING
+
+    @property
+    def signalled(self) -> bool:
+        """Whether its program died of the signal (USR2) that tells it to save."""
+        return self.state == "FAILED" and self.code in SIGNALLED
 
     @property
     def waiting(self) -> bool:
@@ -47,6 +62,27 @@ def available() -> bool:
     return shutil.which("squeue") is not None
 
 
+def foreign() -> dict[str, str]:
+    """What SLURM's commands would take from this environment, though nobody asked for it here.
+
+    Variables win over what a script says (SBATCH_TIMELIMIT), hide jobs (SQUEUE_STATES), and, in a
+    job, tell of that one: who submits may be a collector, or a person on an interactive node.
+    """
+    return {k: v for k, v in os.environ.items() if FOREIGN.match(k) and k not in NEEDED}
+
+
+@contextlib.contextmanager
+def ours() -> Iterator[None]:
+    """Meanwhile this process' environment says nothing to SLURM's commands."""
+    told = foreign()
+    for name in told:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(told)
+
+
 def command(*words: str) -> str:
     """The output of a SLURM command.
 
@@ -54,7 +90,8 @@ def command(*words: str) -> str:
         UserError: it failed, or did not answer.
     """
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+        told = {k: v for k, v in os.environ.items() if k not in foreign()}
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, env=told)
     except FileNotFoundError:
         raise UserError(f"no SLURM on this machine: {words[0]} is not there") from None
     except subprocess.TimeoutExpired:
@@ -119,26 +156,26 @@ def _parse(text: str) -> list[Job]:
         for width in widths:
             values.append(line[begun : begun + width].strip())
             begun += width
-        id, state, restarts, nodes, comment, reason = values
+        id, state, restarts, nodes, comment, reason, code = values
         comment = "" if comment in ("(null)", "N/A") else comment
-        made.append(Job(id, state, int(restarts or 0), nodes, comment, reason))
+        made.append(Job(id, state, int(restarts or 0), nodes, comment, reason, code))
     return made
 
 
 def _accounted(ids: list[str]) -> list[Job]:
-    words = ("sacct", "-X", "-n", "-P", "-j", ",".join(ids), "-o", "JobID,State,NodeList")
+    words = ("sacct", "-X", "-n", "-P", "-j", ",".join(ids), "-o", "JobID,State,NodeList,ExitCode")
     try:
         told = command(*words)
     except UserError:  # no accounting here
         return []
     made = []
     for line in told.splitlines():
-        id, word, nodes = line.split("|")[:3]
+        id, word, nodes, code = line.split("|")[:4]
         if "[" not in id:  # tasks that are still together have not begun: squeue knows them
             state = word.split(" ")[0]
             # who cancels is named ("CANCELLED by 0"), but for SLURM: what it removes waited in vain
             reason = IN_VAIN if word == "CANCELLED" else ""
             # it will come back, or is gone: only squeue can tell, and does not know it
             doubtful = state in (*WAITING, *WORKING, "NODE_FAIL", "PREEMPTED", "BOOT_FAIL")
-            made.append(Job(id, "LOST" if doubtful else state, 0, nodes, reason=reason))
+            made.append(Job(id, "LOST" if doubtful else state, 0, nodes, "", reason, code))
     return made

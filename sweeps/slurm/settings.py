@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,20 @@ from typing import Any
 from fewstep.errors import UserError, check_range
 from fewstep.sweeps.settings import parse
 
-OURS = ("array", "dependency", "output", "error", "signal", "open-mode", "requeue", "comment")
+OURS = (
+    "array",
+    "dependency",
+    "output",
+    "error",
+    "signal",
+    "open-mode",
+    "requeue",
+    "comment",
+    "time",
+)  # hours
 """sbatch options that are not the user's: a sweep would be lost with others."""
+
+USUAL = ("partition", "account", "qos")
 
 
 @dataclass(frozen=True)
@@ -60,9 +73,11 @@ class SlurmSettings:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> SlurmSettings:
-        """From a sweep's ``slurm:`` field.
+        """From a sweep's ``slurm:`` field; partition, account and qos by default from sbatch's
+        variables (SBATCH_ACCOUNT), as many have them in their profile.
 
         Raises:
             UserError: an unknown setting, or a value of the wrong kind.
         """
-        return parse(cls, "slurm", values)
+        usual = {name: os.environ.get(f"SBATCH_{name.upper()}") for name in USUAL}
+        return parse(cls, "slurm", {**{k: v for k, v in usual.items() if v}, **values})

@@ -48,12 +48,16 @@ def settle(sweep: SweepDirectory) -> dict[str, str]:
             continue  # it says so itself; but one killed for its memory does not know why
         if its and job.state == "FAILED" and last.get("ended") == "interrupted":
             kind, message = "preempted", "it saved, but its job could not be queued again"
+        elif job.signalled:  # nobody was there to hear it
+            kind, message = "preempted", "it was told to save as it began, and could not yet"
         elif not its and job.state == "FAILED":
             message = "the job failed before the run could begin"
         elif _never_began(job) and kind == "cancelled":
             message = "the job was cancelled before it began"
             if job.reason == IN_VAIN:
                 kind, message = "no_teacher", "the run's teacher failed or was lost"
+        elif kind == "cancelled" and run.cancel.exists():
+            message = "the job was cancelled (fewstep cancel)"
         where = f" (job {job.id}, log: {submission.log(index)})"
         run.write("failure", failures.record(run, kind, message + where))
         made[key] = kind

@@ -13,19 +13,15 @@ good by the next command: it finds the job by its comment.
 from __future__ import annotations
 
 import contextlib
-import math
+import io
 import os
 import re
-import shlex
-import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
-import submitit
 from filelock import FileLock
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -35,8 +31,9 @@ from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, read_
 from fewstep.sweeps.launcher import finished, teacher_of
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
-from fewstep.sweeps.slurm.chunks import Chunk, Wanted, chunks, processes
-from fewstep.sweeps.slurm.job import FOR_EVER, Pack
+from fewstep.sweeps.slurm.chunks import Chunk, Wanted, chunks
+from fewstep.sweeps.slurm.job import Pack
+from fewstep.sweeps.slurm.script import check_hours, collector, executor, minutes
 from fewstep.sweeps.slurm.settings import SlurmSettings
 
 FOLDER = "_slurm"
@@ -67,105 +64,6 @@ class Submission:
         return self.folder / f"{self.task_of(index)}_0_log.out"
 
 
-class Executor(submitit.SlurmExecutor):
-    """submitit's, but the nodes start ``fewstep.sweeps.slurm.job``, which needs no pickle."""
-
-    @property
-    def _submitit_command_str(self) -> str:
-        return f"{self.python} -u -P -m fewstep.sweeps.slurm.job {shlex.quote(str(self.folder))}"
-
-    def script(self, tasks: int) -> str:
-        """The sbatch script of an array of ``tasks``."""
-        if tasks > 1:
-            self.parameters["map_count"] = tasks
-        text = self._make_submission_file_text(self._submitit_command_str, "0")
-        self.parameters.pop("map_count", None)
-        return text
-
-
-def executor(
-    folder: Path,
-    name: str,
-    settings: SlurmSettings,
-    resources: Resources,
-    dependency: str | None = None,
-    at_once: int = 1,
-) -> Executor:
-    """What submits a chunk from ``folder`` (which need not be there yet).
-
-    ``resources`` are a run's; a job asks for those of ``at_once`` runs.
-
-    Raises:
-        UserError: no SLURM on this machine.
-    """
-    python = settings.python or shlex.quote(sys.executable)
-    try:
-        made = Executor(folder, max_num_timeout=FOR_EVER, python=python)
-    except RuntimeError:
-        raise UserError(
-            "no SLURM on this machine (srun is not there): submit from a login node"
-        ) from None
-    options = {str(k).replace("_", "-"): v for k, v in settings.options.items()}
-    options["requeue"] = True
-    if resources.memory_gb is not None:  # SLURM counts in 2^20 bytes
-        options.setdefault("mem", f"{math.ceil(at_once * resources.memory_gb * 1e9 / 2**20)}M")
-    if dependency is not None:
-        options["kill-on-invalid-dep"] = "yes"
-    wanted: dict[str, Any] = {
-        "job_name": name,
-        "comment": folder.name,
-        "time": minutes(settings, resources),
-        "signal_delay_s": settings.save_seconds,
-        "nodes": resources.nodes,
-        "ntasks_per_node": processes(resources) // resources.nodes,
-        "cpus_per_task": max(
-            1, math.ceil(at_once * resources.cpus * resources.nodes / processes(resources))
-        ),
-        "stderr_to_stdout": True,
-        "array_parallelism": settings.max_parallel or 10**6,
-        "additional_parameters": options,
-        "wckey": None,
-        "partition": settings.partition,
-        "account": settings.account,
-        "qos": settings.qos,
-        "constraint": settings.constraint,
-        "gres": settings.gres,
-        "setup": list(settings.setup) or None,
-        # several processes are one run: one that dies ends the others
-        "srun_args": [
-            *(["--kill-on-bad-exit=1"] if processes(resources) > 1 else []),
-            *settings.srun,
-        ]
-        or None,
-        "dependency": dependency,
-    }
-    if resources.gpus and settings.gres is None:
-        wanted["gpus_per_node"] = math.ceil(at_once * resources.gpus)
-    made.parameters.update({k: v for k, v in wanted.items() if v is not None or k == "wckey"})
-    return made
-
-
-@contextlib.contextmanager
-def outside_of_jobs() -> Iterator[None]:
-    """Without what SLURM tells a job in its environment, which sbatch would hand on.
-
-    Who submits may be in a job himself: a collector, or a person on an interactive node.
-    """
-    told = {k: v for k, v in os.environ.items() if k.startswith(("SLURM_", "SUBMITIT_"))}
-    told.pop("SLURM_CONF", None)
-    for name in told:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(told)
-
-
-def minutes(settings: SlurmSettings, resources: Resources) -> int:
-    """The time limit of a job."""
-    return math.ceil(60 * (settings.hours if resources.hours is None else resources.hours))
-
-
 class Slurm:
     """Submits the runs of one sweep, and knows what was submitted."""
 
@@ -186,8 +84,9 @@ class Slurm:
         finds the first one's jobs.
 
         Raises:
-            UserError: SLURM refuses, or does not answer.
+            UserError: SLURM refuses, or does not answer; a time limit with no time to work.
         """
+        check_hours(self.settings, [resources[run.key] for run in runs])
         folder = self.sweep.path / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=600):
@@ -227,7 +126,7 @@ class Slurm:
         write_json(folder / "manifest.json", manifest)
         packs = [Pack(str(folder), i) for i in range(len(chunk.tasks))]
         try:
-            with outside_of_jobs():
+            with queue.ours(), quietly():
                 jobs = ex.submit_array(packs) if len(packs) > 1 else [ex.submit(packs[0])]
         except (FailedJobError, FailedSubmissionError) as error:
             reason = _reason(error)
@@ -259,23 +158,20 @@ class Slurm:
         With what it needs to submit lost runs again: ``launch.json`` may be another's then.
         """
         folder = self.sweep.path / FOLDER / uuid.uuid4().hex[:12]
-        small = Resources(cpus=1, hours=1.0)
-        settings = self.settings
-        ex = executor(folder, self.name, settings, small, f"afterany:{':'.join(jobs)}")
+        ex = collector(folder, self.name, self.settings, f"afterany:{':'.join(jobs)}")
         folder.mkdir(parents=True)
-        command = f"{ex.python} -u -P -m fewstep.sweeps.slurm.collect {shlex.quote(str(folder))}"
         manifest = {
             "name": self.name,
             "kind": "collect",
             "created": now(),
             "tasks": [[]],
-            "settings": asdict(settings),
+            "settings": asdict(self.settings),
             "resources": {key: asdict(r) for key, r in resources.items()},
         }
         write_json(folder / "manifest.json", {**manifest, "job": None, "of": list(jobs)})
         try:
-            with outside_of_jobs():
-                job = ex._submit_command(command)
+            with queue.ours(), quietly():
+                job = ex._submit_command(ex.command("collect"))
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"sbatch refused the collector: {_reason(error)}") from None
         write_json(folder / "manifest.json", {**manifest, "job": job.job_id, "of": list(jobs)})
@@ -334,9 +230,16 @@ def _read(folder: Path) -> Submission:
     return Submission(folder, m["name"], m["job"], tasks, m["created"], m["kind"])
 
 
+def quietly() -> contextlib.redirect_stderr[io.StringIO]:
+    """submitit prints what sbatch says on stderr, and the error that it raises says it again."""
+    return contextlib.redirect_stderr(io.StringIO())
+
+
 def _reason(error: Exception) -> str:
+    """sbatch's last error, without its name, in one line."""
     lines = [line for line in str(error).splitlines() if "error:" in line.lower()]
-    return " ".join((lines[-1] if lines else str(error)).split())
+    told = " ".join((lines[-1] if lines else str(error)).split())
+    return re.sub(r"^(sbatch: )?(error: )?", "", told)
 
 
 def scripts(
@@ -351,3 +254,10 @@ def scripts(
         ex = executor(folder, name, settings, chunk.resources, after, at_once)
         told.append((chunk, ex.script(len(chunk.tasks))))
     return told
+
+
+def last_script(sweep: SweepDirectory, settings: SlurmSettings) -> str:
+    """The sbatch script of the collector, to be read."""
+    folder = sweep.path.absolute() / FOLDER / "TOKEN"
+    ex = collector(folder, f"fewstep-{sweep.name}", settings, "afterany:ALL_JOBS")
+    return ex.script(1, "collect")

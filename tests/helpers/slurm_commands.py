@@ -28,7 +28,7 @@ COMMANDS = {
         comment=$(sed -n 's/^#SBATCH --comment=//p' "$1")
         tasks=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
         for id in $([ -z "$tasks" ] && echo $job || seq -f ${job}_%g 0 $tasks); do
-            printf "$(cat row)" $id PENDING 0 "" $comment None > queue/$id
+            printf "$(cat row)" $id PENDING 0 "" $comment None 0 > queue/$id
         done
         echo "Submitted batch job $job"
     """,
@@ -84,22 +84,28 @@ class Commands:
         file.chmod(0o755)
 
     def says(
-        self, id: str, state: str, restarts: int = 0, nodes: str = "node1", reason: str = "None"
+        self,
+        id: str,
+        state: str,
+        restarts: int = 0,
+        nodes: str = "node1",
+        reason: str = "None",
+        status: int = 0,
     ) -> None:
-        """Of a job, whose comment it keeps."""
+        """Of a job, whose comment it keeps. ``status``: its program's, as wait(2) has it."""
         file = self.folder / "queue" / id
         before = file.read_text() if file.exists() else " " * sum(WIDTHS)
         comment = before[sum(WIDTHS[:4]) : sum(WIDTHS[:5])].strip()
-        file.write_text(ROW % (id, state, restarts, nodes, comment, reason))
+        file.write_text(ROW % (id, state, restarts, nodes, comment, reason, status))
 
     def forgets(self, id: str) -> None:
         """As squeue does MinJobAge after a job's end."""
         (self.folder / "queue" / id).unlink()
 
-    def accounting(self, rows: Mapping[str, str]) -> None:
+    def accounting(self, rows: Mapping[str, str], code: str = "0:0") -> None:
         """What sacct says of jobs: state and nodes, as in ``CANCELLED by 0|None assigned``."""
         (self.folder / "accounting").write_text(
-            "".join(f"{id}|{told}\n" for id, told in rows.items())
+            "".join(f"{id}|{told}|{code}\n" for id, told in rows.items())
         )
 
     def script(self, job: str) -> str:

@@ -254,6 +254,23 @@ def test_preempted_it_saves_and_goes_on(
     assert (first["job"]["id"], second["job"]["restart"]) == (second["job"]["id"], 1)
 
 
+def test_preempted_as_it_begins_it_comes_again(tmp_path: Path, box: Box) -> None:
+    sweep = Sweep(tmp_path, box, f"  - {{label: a, training.steps: {SHORT}}}\n")
+    slow = tmp_path / "python"  # as from a slow disk, the first time
+    began = tmp_path / "began"
+    slow.write_text(
+        f'#!/bin/sh\n[ -e {began} ] || {{ touch {began}; sleep 60; }}\nexec {sys.executable} "$@"\n'
+    )
+    slow.chmod(0o755)
+    sweep.submit("slurm.collect=false", f"slurm.python={slow}")
+    wait_for(began.exists, "a job that begins")
+    node = box.run("squeue", "-h", "-o", "%N").strip()
+    box.run("sbatch", "-p", "high", "-w", node, "-c", "2", "--wrap", "sleep 2", cwd=tmp_path)
+    sweep.wait()
+    assert sweep.states == {"a": "done"}, sweep.log()
+    assert [a["job"]["restart"] for a in sweep.runs["a"].attempts()] == [1]
+
+
 def test_at_the_time_limit_it_saves_and_goes_on(
     tmp_path: Path, box: Box, undisturbed: RunDirectory
 ) -> None:

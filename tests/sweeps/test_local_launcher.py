@@ -108,7 +108,7 @@ def test_cancelled_runs_save_and_are_continued(tmp_path):
     found = runs(tmp_path)
     wrong = fewstep("cancel", "mine", "--run", "nothing", cwd=tmp_path)
     assert wrong.returncode == 2
-    assert "1 runs of mine are cancelled" in succeed(
+    assert "cancelling 1 runs of mine" in succeed(
         "cancel", "mine", "--run", found["a"].key, cwd=tmp_path
     )
     wait_for(lambda: found["a"].status() == "failed", "the run to stop")

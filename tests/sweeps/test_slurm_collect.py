@@ -16,7 +16,7 @@ from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.collect import resubmit, waits_for
 from fewstep.sweeps.slurm.settings import SlurmSettings
-from fewstep.sweeps.slurm.submission import FOLDER, Slurm
+from fewstep.sweeps.slurm.submission import FOLDER, Slurm, last_script
 
 
 @pytest.fixture
@@ -237,3 +237,35 @@ def test_with_no_collector_asked_for_there_is_none(tmp_path: Path, commands: Com
     submit(sweep, collect=False)
     assert commands.submitted() == 1
     assert collectors(sweep) == []
+
+
+def test_a_collector_asks_for_little_whatever_the_runs_ask_for(
+    tmp_path: Path, commands: Commands
+) -> None:
+    sweep = sweep_of(tmp_path, a=None)
+    asked = {"mem_per_cpu": "60G", "gpus-per-task": 1, "exclusive": True, "nodelist": "node7"}
+    kept = {"mail-type": "FAIL", "exclude": "node9", "reservation": "ours"}
+    settings = SlurmSettings(
+        partition="gpu", account="ml", qos="low", constraint="a100", gres="gpu:a100:4",
+        save_seconds=7200, setup=("module load cuda",), options={**asked, **kept},
+        srun=("--gpus-per-task=1", "--container-image=mine.sqsh"),
+    )  # fmt: skip
+    runs = {"a": Resources(cpus=64, gpus=4, nodes=2, memory_gb=500)}
+    slurm = Slurm(sweep, settings)
+    slurm.submit(sweep.runs(), runs)
+    for text in (commands.script("101"), last_script(sweep, settings)):
+        told = {line.removeprefix("#SBATCH --") for line in text.splitlines() if "#SBATCH" in line}
+        where = {"partition=gpu", "account=ml", "qos=low", "constraint=a100"}
+        own = {"mail-type=FAIL", "exclude=node9", "reservation=ours", "requeue", "time=60"}
+        size = {"cpus-per-task=1", "mem=1908M", "nodes=1", "ntasks-per-node=1", "signal=USR2@60"}
+        assert where | own | size <= told
+        others = {option.split("=")[0] for option in told - where - own - size}
+        ours = {"comment", "dependency", "job-name", "kill-on-invalid-dep", "open-mode", "output"}
+        assert others == ours
+        assert "module load cuda" in text
+        assert "--container-image=mine.sqsh" in text
+        assert "--gpus-per-task" not in text
+        assert "fewstep.sweeps.slurm.collect" in text
+    [own_manifest] = collectors(sweep)
+    assert own_manifest["settings"]["gres"] == "gpu:a100:4"  # for the runs that it submits again
+    assert "--gres=gpu:a100:4" in commands.script("100")

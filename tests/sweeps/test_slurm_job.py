@@ -129,6 +129,23 @@ def test_why_a_job_was_told_to_end(
     assert reason_of_end() == "unknown"
 
 
+@pytest.mark.parametrize(("asked", "told"), [(True, "fewstep cancel"), (False, "scancel")])
+def test_who_cancelled_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool, told: str
+) -> None:
+    [run] = sweep_of(tmp_path, a=None).runs()
+    if asked:
+        run.cancel.touch()
+    monkeypatch.setattr(jobs, "reason_of_end", lambda: "cancelled")
+    jobs.Pack(str(tmp_path), 0)._ended_from_outside([run])
+    failure = run.failure()
+    assert failure is not None
+    assert (failure["class"], failure["message"]) == (
+        "cancelled",
+        f"the job was cancelled ({told})",
+    )
+
+
 # ------------------------------------------------------------------------- one rank of several
 
 # in the place of the interpreter: works until it is told to save, or is done at once

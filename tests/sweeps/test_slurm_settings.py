@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import TINY, finish, start
+from helpers.slurm_commands import Commands, sweep_of
 
+from fewstep.cli.launch import scripts as planned
 from fewstep.errors import UserError
 from fewstep.experiments.rundir import SweepDirectory
+from fewstep.sweeps.definition import Sweep
+from fewstep.sweeps.plan import plan
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.chunks import Wanted, chunks, processes
+from fewstep.sweeps.slurm.script import check_hours, executor
 from fewstep.sweeps.slurm.settings import SlurmSettings
-from fewstep.sweeps.slurm.submission import outside_of_jobs, scripts
+from fewstep.sweeps.slurm.submission import Slurm, scripts
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    return Commands(tmp_path / "bin", monkeypatch)
 
 
 def test_settings_take_the_types_they_have() -> None:
@@ -49,6 +65,7 @@ def test_settings_take_the_types_they_have() -> None:
         ({"options": ["x"]}, "slurm.options takes a mapping"),
         ({"collect": "no"}, "slurm.collect takes true or false"),
         ({"options": {"array": "0-3"}}, "slurm.options.array is not to be set"),
+        ({"options": {"time": "60"}}, "slurm.options.time is not to be set"),
     ],
 )
 def test_bad_settings_are_told_in_a_line(values: dict[str, Any], told: str) -> None:
@@ -115,6 +132,62 @@ def test_a_job_asks_for_all_runs_that_are_at_work_at_once(
     assert single.at_once(settings) == 1
 
 
+@pytest.mark.parametrize(
+    ("ends", "restarts", "again"),
+    [
+        ("kill -USR2 $$", "0", True),
+        ("kill -USR2 $$", "20", False),  # it cannot even begin: settled, and left in the end
+        ("exit 255", "0", False),  # it has queued the job again itself
+        ("exit 127", "0", False),
+        ("exit 0", "0", False),
+    ],
+)
+def test_a_job_that_dies_of_what_should_have_it_save_is_queued_again(
+    commands: Commands, tmp_path: Path, ends: str, restarts: str, again: bool
+) -> None:
+    commands.program("srun", f"sh -c '{ends}'; exit $?")  # signal n: 128 + n, as srun's
+    commands.program("scontrol", 'echo "$@" >> told')
+    made = executor(tmp_path, "name", SlurmSettings(setup=("set -e",)), Resources())
+    told = {**os.environ, "SLURM_JOB_ID": "100", "SLURM_RESTART_COUNT": restarts}
+    done = subprocess.run(["bash", "-c", made.script(1)], env=told)
+    assert (commands.folder / "told").exists() is again
+    expected = 140 if "USR2" in ends else int(ends.split()[1])
+    assert done.returncode == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources", "told"),
+    [
+        ({"hours": 0.03, "save_seconds": 120}, {}, r"slurm.hours=0.03 gives a job 120 s"),
+        ({"hours": 4, "save_seconds": 300}, {"hours": 0.05}, r"resources.hours=0.05 .* 180 s"),
+        ({"hours": 0.0334, "save_seconds": 120}, {}, None),  # whole minutes: 3 of them
+        ({"hours": 0.01, "save_seconds": 120}, {"hours": 1}, None),
+    ],
+)
+def test_a_limit_no_longer_than_what_saving_takes_is_refused(
+    settings: dict[str, Any], resources: dict[str, Any], told: str | None
+) -> None:
+    parsed, asked = SlurmSettings(**settings), Resources(**resources)
+    with pytest.raises(UserError, match=told) if told else nullcontext():
+        check_hours(parsed, [Resources(hours=24), asked])
+
+
+def test_nothing_is_submitted_with_a_limit_that_is_refused(
+    tmp_path: Path, commands: Commands
+) -> None:
+    sweep = sweep_of(tmp_path, a=None, b=None)
+    slurm = Slurm(sweep, SlurmSettings(hours=0.01))
+    with pytest.raises(UserError, match=r"slurm.save_seconds=120 .* more than 0.0333 hours"):
+        slurm.submit(sweep.runs(), {"a": Resources(hours=1), "b": Resources()})
+    assert commands.submitted() == 0
+    (tmp_path / "mine.yaml").write_text("slurm: {hours: 0.01}\naxes: {case: [{label: a}]}\n")
+    words = ["sweep", str(tmp_path / "mine.yaml"), *TINY, "--launcher", "slurm", "--plan"]
+    done = finish(start(*words, cwd=tmp_path))
+    assert done.returncode == 2
+    assert "slurm.hours=0.01 gives a job 60 s" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_a_process_for_each_gpu_of_each_node() -> None:
     assert processes(Resources()) == 1
     assert processes(Resources(gpus=0.5)) == 1
@@ -122,17 +195,67 @@ def test_a_process_for_each_gpu_of_each_node() -> None:
     assert processes(Resources(nodes=2, gpus=4)) == 8
 
 
-def test_a_jobs_environment_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
+def test_a_plan_says_what_becomes_of_a_share_of_a_gpu_and_what_collects(
+    tmp_path: Path, commands: Commands, write: Callable[..., Sweep]
+) -> None:
+    text = "resources: {gpus: 0.5}\naxes: {training.steps: [1, 2, 3]}\n"
+    made = plan(write(text).with_overrides([*TINY, ("runs", str(tmp_path / "runs"))]))
+    told = list(planned(made, {"runs_per_job": 3, "at_a_time": 3}))
+    assert "0.5 GPUs a run: SLURM has whole ones, a job asks for 2" in told
+    assert "#SBATCH --gpus-per-node=2" in told[told.index("an array of 1 tasks, 3 runs") + 2]
+    assert "fewstep.sweeps.slurm.collect" in told[-1]
+    told = list(planned(made, {"gres": "gpu:1", "collect": False}))
+    assert not any("GPUs a run" in line or "slurm.collect" in line for line in told)
 
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
-    monkeypatch.setenv("SUBMITIT_FOLDER", "there")
-    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
-    with outside_of_jobs():
-        assert "SLURM_MEM_PER_NODE" not in os.environ
-        assert "SUBMITIT_FOLDER" not in os.environ
-        assert os.environ["SLURM_CONF"] == "/etc/slurm.conf"
-    assert os.environ["SLURM_MEM_PER_NODE"] == "100"
+
+def test_a_refusal_is_one_line(
+    tmp_path: Path, commands: Commands, capfd: pytest.CaptureFixture[str]
+) -> None:
+    commands.program(
+        "sbatch",
+        "echo 'sbatch: error: invalid partition specified: no' >&2\n"
+        "echo 'sbatch: error: Batch job submission failed: Invalid partition name' >&2\nexit 1",
+    )
+    sweep = sweep_of(tmp_path, a=None)
+    told = "^sbatch refused the sweep's jobs: Batch job submission failed: Invalid partition name$"
+    with pytest.raises(UserError, match=told):
+        Slurm(sweep, SlurmSettings()).submit(sweep.runs(), {"a": Resources()})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_but_the_sweep_says_what_slurm_is_asked(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a job that submits, nor variables that win over a script or hide jobs."""
+    variables = {
+        *("SLURM_MEM_PER_NODE", "SUBMITIT_FOLDER", "SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE"),
+        *("SBATCH_ARRAY_INX", "SQUEUE_STATES", "SACCT_FEDERATION", "SCANCEL_USER"),
+    }
+    for name in (*variables, "SLURM_CONF"):
+        monkeypatch.setenv(name, "there")
+    for name in ("sbatch", "squeue", "scontrol", "scancel", "sacct"):
+        file = commands.folder / name
+        script = file.read_text().split("\n", 2)[2] if file.exists() else "exit 0"
+        commands.program(name, f"env | sed 's/^/{name} /' >> seen; {script.strip()}")
+    sweep = sweep_of(tmp_path, a=None)
+    slurm = Slurm(sweep, SlurmSettings())
+    slurm.submit(sweep.runs(), {"a": Resources()})
+    slurm.jobs()
+    queue.cancel(["100"])
+    seen = {line.split("=")[0] for line in (commands.folder / "seen").read_text().splitlines()}
+    for name in ("sbatch", "squeue", "scontrol", "scancel", "sacct"):
+        assert f"{name} SLURM_CONF" in seen
+        assert not {f"{name} {variable}" for variable in variables} & seen
+    assert all(os.environ[name] == "there" for name in variables)
+
+
+def test_the_usual_account_is_taken_from_sbatchs_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    monkeypatch.setenv("SBATCH_PARTITION", "usual")
+    monkeypatch.setenv("SBATCH_QOS", "")
+    made = SlurmSettings.parse({"partition": "gpu"})
+    assert (made.account, made.partition, made.qos) == ("mine", "gpu", None)
+    assert SlurmSettings.parse(asdict(SlurmSettings())).account is None  # a collector's are settled
 
 
 def test_without_slurm_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.settings import SlurmSettings
 from fewstep.sweeps.slurm.settle import settle
 from fewstep.sweeps.slurm.submission import Slurm
+from fewstep.sweeps.status import run_status
 
 RECORDED = Path(__file__).parent / "recorded"  # by SLURM 22.05, of the cluster in tests/slurm/box
 
@@ -167,6 +168,31 @@ def test_one_that_saved_and_could_not_be_queued_again_was_preempted(
     assert failures.comes_again(run)
 
 
+@pytest.mark.parametrize("at_work", [False, True])
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_one_that_was_told_to_save_before_anything_could_hear_it_was_preempted(
+    sweep: SweepDirectory, commands: Commands, forgotten: bool, at_work: bool
+) -> None:
+    [run] = sweep.runs()
+    if at_work:
+        began(run, "100")
+    commands.says("100", "FAILED", status=35840)  # as SLURM 22.05 says of srun's exit code 140
+    if forgotten:
+        commands.forgets("100")
+        commands.accounting({"100": "FAILED|node1"}, code="12:0")
+    assert settle(sweep) == {"a": "preempted"}
+    assert failures.comes_again(run)
+
+
+@pytest.mark.parametrize("status", [127 << 8, 1 << 8, 12 << 8, (128 + 15) << 8])
+def test_one_whose_program_was_not_there_is_at_fault(
+    sweep: SweepDirectory, commands: Commands, status: int
+) -> None:
+    commands.says("100", "FAILED", status=status)
+    assert settle(sweep) == {"a": "bug"}
+    assert "before the run could begin" in failure_of(sweep)[1]
+
+
 @pytest.mark.parametrize("other", [None, "101"])
 def test_a_run_that_another_took_after_the_job_was_submitted_is_not_the_jobs(
     sweep: SweepDirectory, commands: Commands, other: str | None
@@ -207,6 +233,25 @@ def test_cancelled_before_it_began_it_says_so(sweep: SweepDirectory, commands: C
     commands.accounting({"100": "CANCELLED by 1000|None assigned"})
     assert settle(sweep) == {"a": "cancelled"}
     assert "cancelled before it began" in failure_of(sweep)[1]
+
+
+def test_our_own_cancel_is_called_so(sweep: SweepDirectory, commands: Commands) -> None:
+    [run] = sweep.runs()
+    began(run, "100")
+    run.cancel.touch()
+    commands.says("100", "CANCELLED")
+    assert settle(sweep) == {"a": "cancelled"}
+    assert "(fewstep cancel)" in failure_of(sweep)[1]
+
+
+def test_a_run_that_waits_again_says_for_what_and_not_how_it_failed_before(
+    sweep: SweepDirectory,
+) -> None:
+    [run] = sweep.runs()
+    fail(run, "bug")
+    assert run_status(run).note == "bug: its own word"
+    status = run_status(run, waits="job 100: pending, Priority")
+    assert (status.state, status.note) == ("queued", "job 100: pending, Priority")
 
 
 @pytest.mark.parametrize("forgotten", [False, True])

@@ -71,7 +71,7 @@ def cancel(name: str, root: Path, keys: Sequence[str]) -> int:
         run.cancel.touch()  # who is at work on it, or would begin, looks for this
         if at_work(run) is None and (run.key in waits or run.status() == "running"):
             run.write("failure", failures.record(run, "cancelled", "cancelled before it ended"))
-    out.print(f"{len(chosen)} runs of {name} are cancelled; fewstep sweep {name} goes on with them")
+    out.print(f"cancelling {len(chosen)} runs of {name}; fewstep sweep {name} goes on with them")
     return 0
 
 

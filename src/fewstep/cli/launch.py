@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from fewstep.sweeps.settings import LocalSettings
 
 if TYPE_CHECKING:
     from fewstep.sweeps.plan import Plan
+    from fewstep.sweeps.resources import Resources
     from fewstep.sweeps.sweep import Sweep
 
 INTERRUPTED = 130
@@ -47,6 +49,7 @@ def sweep(
         if launcher != "local":
             raise UserError(f"--workers is the local launcher's, not {launcher}'s")
         settings["workers"] = workers
+    check_settings(launcher, settings, [run.resources for run in made.runs if run.to_do])
     out.print(headline(made))
     if plan_only:
         show(made, scripts(made, settings) if launcher == "slurm" else ())
@@ -145,12 +148,15 @@ def launch(
     return 1 if failed else 0
 
 
-def check_settings(launcher: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that the launcher does not have."""
+def check_settings(
+    launcher: str, settings: Mapping[str, Any], asked: Sequence[Resources] = ()
+) -> None:
+    """Refuse settings that the launcher does not have, or that do not fit what runs ask for."""
     if launcher == "slurm":
+        from fewstep.sweeps.slurm.script import check_hours
         from fewstep.sweeps.slurm.settings import SlurmSettings
 
-        SlurmSettings.parse(settings)
+        check_hours(SlurmSettings.parse(settings), asked)
     elif launcher == "ray":
         from fewstep.sweeps.ray.settings import RaySettings
 
@@ -218,6 +224,7 @@ def scripts(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
     from fewstep.sweeps.slurm.chunks import Wanted, chunks
     from fewstep.sweeps.slurm.queue import array_limit
     from fewstep.sweeps.slurm.settings import SlurmSettings
+    from fewstep.sweeps.slurm.submission import last_script
     from fewstep.sweeps.slurm.submission import scripts as rendered
 
     parsed = SlurmSettings.parse(settings)
@@ -232,7 +239,14 @@ def scripts(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
     for chunk, text in rendered(made.directory, arrays, parsed):
         runs = sum(len(keys) for keys in chunk.tasks)
         yield f"an array of {len(chunk.tasks)} tasks, {runs} runs"
+        gpus = chunk.resources.gpus
+        if gpus != int(gpus) and parsed.gres is None:
+            whole = math.ceil(chunk.at_once(parsed) * gpus)
+            yield f"{gpus:g} GPUs a run: SLURM has whole ones, a job asks for {whole}"
         kind = (chunk.resources, chunk.teacher is None)
         if kind not in shown:
             shown.add(kind)
             yield text
+    if arrays and parsed.collect:
+        yield "a collector, when all others have ended"
+        yield last_script(made.directory, parsed)
