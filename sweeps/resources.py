@@ -55,6 +55,16 @@ class Resources:
                 share = "" if f.name == "nodes" else ", or a share below 1"
                 raise UserError(f"{name} must be a whole number{share}, got {value!r}")
 
+    @property
+    def processes_per_node(self) -> int:
+        """Of a run, on each of its nodes: one per GPU, one at least."""
+        return max(1, int(self.gpus))
+
+    @property
+    def processes(self) -> int:
+        """Of a run, on all its nodes."""
+        return self.nodes * self.processes_per_node
+
     def __str__(self) -> str:
         """As in ``2 nodes, 4 GPUs, 8 CPUs, 16 GB, 24 h``."""
         told = [_count(self.nodes, "node")] if self.nodes > 1 else []

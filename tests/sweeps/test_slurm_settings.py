@@ -11,7 +11,7 @@ from fewstep.errors import UserError
 from fewstep.experiments.rundir import SweepDirectory
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
-from fewstep.sweeps.slurm.chunks import Wanted, chunks, processes
+from fewstep.sweeps.slurm.chunks import Wanted, chunks
 from fewstep.sweeps.slurm.settings import SlurmSettings
 from fewstep.sweeps.slurm.submission import outside_of_jobs, scripts
 
@@ -116,10 +116,10 @@ def test_a_job_asks_for_all_runs_that_are_at_work_at_once(
 
 
 def test_a_process_for_each_gpu_of_each_node() -> None:
-    assert processes(Resources()) == 1
-    assert processes(Resources(gpus=0.5)) == 1
-    assert processes(Resources(nodes=2)) == 2
-    assert processes(Resources(nodes=2, gpus=4)) == 8
+    assert Resources().processes == 1
+    assert Resources(gpus=0.5).processes == 1
+    assert Resources(nodes=2).processes == 2
+    assert Resources(nodes=2, gpus=4).processes == 8
 
 
 def test_a_jobs_environment_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
