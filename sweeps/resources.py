@@ -55,6 +55,16 @@ class Resources:
                 share = "" if f.name == "nodes" else ", or a share below 1"
                 raise UserError(f"{name} must be a whole number{share}, got {value!r}")
 
+    @property
+    def processes_per_node(self) -> int:
+        """Of a run, on each of its nodes: one per GPU, one at least."""
+        return max(1, int(self.gpus))
+
+    @property
+    def processes(self) -> int:
+        """Of a run, on all its nodes."""
+        return self.nodes * self.processes_per_node
+
     def __str__(self) -> str:
         """As in ``2 nodes, 4 GPUs, 8 CPUs, 16 GB, 24 h``."""
         told = [_count(self.nodes, "node")] if self.nodes > 1 else []
@@ -91,6 +101,13 @@ class Request:
             if condition.holds(_with_settings(condition, facts, config)):
                 asked.update(changed)
         return Resources(**{**asked, **self.overrides})
+
+    @property
+    def several(self) -> bool:
+        """Whether some run may get several processes."""
+        changes: list[Mapping[str, Any]] = [{}, *(changed for _, changed in self.rules)]
+        base = asdict(self.defaults)
+        return any(Resources(**{**base, **c, **self.overrides}).processes > 1 for c in changes)
 
     def override(self, name: str, value: Any) -> Request:
         """With ``name`` (``cpus``, ...) set for all runs."""

@@ -47,7 +47,7 @@ def chunks(runs: Sequence[Wanted], settings: SlurmSettings, limit: int) -> list[
     teaching = {run.teacher for run in runs}
     groups: dict[tuple[int, str | None, Resources, bool], list[str]] = {}
     for run in runs:
-        alone = run.key in teaching or processes(run.resources) > 1
+        alone = run.key in teaching or run.resources.processes > 1
         group = (_depth(run.key, teacher), run.teacher, run.resources, alone)
         groups.setdefault(group, []).append(run.key)
     made = []
@@ -67,8 +67,3 @@ def _depth(key: str, teacher: Mapping[str, str | None]) -> int:
 def _split(items: Sequence[Any], size: int) -> Iterator[tuple[Any, ...]]:
     for begun in range(0, len(items), size):
         yield tuple(items[begun : begun + size])
-
-
-def processes(resources: Resources) -> int:
-    """Of a run: one per GPU, one per node at least."""
-    return resources.nodes * max(1, int(resources.gpus))

@@ -90,8 +90,8 @@ def command(*words: str) -> str:
         UserError: it failed, or did not answer.
     """
     try:
-        told = {k: v for k, v in os.environ.items() if k not in foreign()}
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, env=told)
+        own = {k: v for k, v in os.environ.items() if k not in foreign()}
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, env=own)
     except FileNotFoundError:
         raise UserError(f"no SLURM on this machine: {words[0]} is not there") from None
     except subprocess.TimeoutExpired:

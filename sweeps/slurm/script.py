@@ -15,7 +15,6 @@ import submitit
 
 from fewstep.errors import UserError
 from fewstep.sweeps.resources import Resources
-from fewstep.sweeps.slurm.chunks import processes
 from fewstep.sweeps.slurm.job import FOR_EVER
 from fewstep.sweeps.slurm.settings import SlurmSettings
 
@@ -90,10 +89,8 @@ def executor(
         "time": minutes(settings, resources),
         "signal_delay_s": settings.save_seconds,
         "nodes": resources.nodes,
-        "ntasks_per_node": processes(resources) // resources.nodes,
-        "cpus_per_task": max(
-            1, math.ceil(at_once * resources.cpus * resources.nodes / processes(resources))
-        ),
+        "ntasks_per_node": resources.processes_per_node,
+        "cpus_per_task": max(1, math.ceil(at_once * resources.cpus / resources.processes_per_node)),
         "stderr_to_stdout": True,
         "array_parallelism": settings.max_parallel or 10**6,
         "additional_parameters": options,
@@ -106,7 +103,7 @@ def executor(
         "setup": list(settings.setup) or None,
         # several processes are one run: one that dies ends the others
         "srun_args": [
-            *(["--kill-on-bad-exit=1"] if processes(resources) > 1 else []),
+            *(["--kill-on-bad-exit=1"] if resources.processes > 1 else []),
             *settings.srun,
         ]
         or None,

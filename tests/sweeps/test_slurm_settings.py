@@ -21,7 +21,7 @@ from fewstep.sweeps.definition import Sweep
 from fewstep.sweeps.plan import plan
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
-from fewstep.sweeps.slurm.chunks import Wanted, chunks, processes
+from fewstep.sweeps.slurm.chunks import Wanted, chunks
 from fewstep.sweeps.slurm.script import check_hours, executor
 from fewstep.sweeps.slurm.settings import SlurmSettings
 from fewstep.sweeps.slurm.submission import Slurm, scripts
@@ -189,10 +189,10 @@ def test_nothing_is_submitted_with_a_limit_that_is_refused(
 
 
 def test_a_process_for_each_gpu_of_each_node() -> None:
-    assert processes(Resources()) == 1
-    assert processes(Resources(gpus=0.5)) == 1
-    assert processes(Resources(nodes=2)) == 2
-    assert processes(Resources(nodes=2, gpus=4)) == 8
+    assert Resources().processes == 1
+    assert Resources(gpus=0.5).processes == 1
+    assert Resources(nodes=2).processes == 2
+    assert Resources(nodes=2, gpus=4).processes == 8
 
 
 def test_a_plan_says_what_becomes_of_a_share_of_a_gpu_and_what_collects(
