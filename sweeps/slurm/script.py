@@ -83,6 +83,7 @@ def executor(
         options.setdefault("mem", f"{math.ceil(at_once * resources.memory_gb * 1e9 / 2**20)}M")
     if dependency is not None:
         options["kill-on-invalid-dep"] = "yes"
+    cpus = max(1, math.ceil(at_once * resources.cpus / resources.processes_per_node))
     wanted: dict[str, Any] = {
         "job_name": name,
         "comment": folder.name,
@@ -90,7 +91,7 @@ def executor(
         "signal_delay_s": settings.save_seconds,
         "nodes": resources.nodes,
         "ntasks_per_node": resources.processes_per_node,
-        "cpus_per_task": max(1, math.ceil(at_once * resources.cpus / resources.processes_per_node)),
+        "cpus_per_task": cpus,
         "stderr_to_stdout": True,
         "array_parallelism": settings.max_parallel or 10**6,
         "additional_parameters": options,
@@ -101,12 +102,12 @@ def executor(
         "constraint": settings.constraint,
         "gres": settings.gres,
         "setup": list(settings.setup) or None,
-        # several processes are one run: one that dies ends the others
         "srun_args": [
+            f"--cpus-per-task={cpus}",  # since SLURM 22.05 srun does not take it from the job
+            # several processes are one run: one that dies ends the others
             *(["--kill-on-bad-exit=1"] if resources.processes > 1 else []),
             *settings.srun,
-        ]
-        or None,
+        ],
         "dependency": dependency,
     }
     if resources.gpus and settings.gres is None:

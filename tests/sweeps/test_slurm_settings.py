@@ -128,6 +128,8 @@ def test_a_job_asks_for_all_runs_that_are_at_work_at_once(
     # two runs of 4 cores, half a GPU and 10^10 bytes
     assert {"#SBATCH --cpus-per-task=8", "#SBATCH --gpus-per-node=1"} <= asked
     assert "#SBATCH --mem=19074M" in asked
+    [started] = [line for line in script.splitlines() if line.startswith("srun")]
+    assert "--cpus-per-task=8" in started.split()
     (single,) = chunks(wanted[:1], settings, limit=10)
     assert single.at_once(settings) == 1
 
