@@ -181,7 +181,7 @@ class Watch(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         kind, message, told = reason(trial)
-        if kind == "killed" and cluster.lost():
+        if kind in ("killed", "lost_node") and cluster.lost():
             kind, message = "lost_node", "the Ray cluster is gone"
             self.feed.stopping = True  # there is nowhere to try again
         self.feed.died(trial.trial_id, kind, message, told)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -28,6 +30,7 @@ from fewstep.sweeps.local import LocalLauncher
 from fewstep.sweeps.ray.feed import Feed
 from fewstep.sweeps.ray.launcher import RayLauncher, Watch
 from fewstep.sweeps.ray.settings import RaySettings
+from fewstep.sweeps.ray.team import Lost
 from fewstep.sweeps.ray.wanted import Wanted
 from fewstep.sweeps.resources import Resources
 
@@ -214,7 +217,8 @@ def test_what_this_machine_has_not_is_told_before_ray_starts(tmp_path, monkeypat
         launch([made(tmp_path)], Resources(cpus=8), cpus=2, gpus=0)
 
 
-def test_runs_of_a_cluster_that_is_gone_are_lost_not_killed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [RayActorError(), Lost("temporarily unavailable")])
+def test_runs_of_a_cluster_that_is_gone_are_lost_not_killed(tmp_path, monkeypatch, error):
     class Gone:
         gcs_address = nobody()
 
@@ -222,19 +226,13 @@ def test_runs_of_a_cluster_that_is_gone_are_lost_not_killed(tmp_path, monkeypatc
     victim = made(tmp_path)
     feed = Feed([victim], [], None, lambda run: {"CPU": 1.0}, Told())
     feed.suggest("one")
-    Watch(feed).on_trial_error(1, [], Lost("one"))
+    (tmp_path / "error.pkl").write_bytes(pickle.dumps(error))
+    trial = SimpleNamespace(
+        trial_id="one", pickled_error_file=tmp_path / "error.pkl", error_file=None
+    )
+    Watch(feed).on_trial_error(1, [], trial)
     assert (victim.failure()["class"], feed.outcome.failed) == ("lost_node", [victim.key])
     assert feed.stopping  # trying again would be in vain
-
-
-class Lost:
-    """A trial whose actor is gone."""
-
-    def __init__(self, trial_id: str) -> None:
-        self.trial_id = trial_id
-
-    def get_error(self) -> Exception:
-        return RayActorError()
 
 
 @pytest.fixture
