@@ -7,11 +7,15 @@ process that started it is gone) writes a checkpoint and leaves.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import select
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +25,7 @@ from fewstep.experiments.rundir import RunDirectory
 if TYPE_CHECKING:
     from fewstep.experiments.rungs import Rungs
 
+LOOK_SECONDS = 0.5
 DONE, FAILED, BAD_INPUT, INTERRUPTED, BUSY, SUPERSEDED = 0, 1, 2, 75, 76, 77
 
 
@@ -41,6 +46,36 @@ class StopFlag:
 
     def __call__(self) -> bool:
         return self.signalled or (self.parent is not None and os.getppid() != self.parent)
+
+
+@contextlib.contextmanager
+def leaving_at_once(stop: StopFlag) -> Iterator[None]:
+    """A context in which this process ends as soon as it is asked to: it has nothing to save.
+
+    While it waits for the others, in torch's C++, no signal's handler would run.
+    """
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told)
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            ready, _, _ = select.select([heard], [], [], LOOK_SECONDS)
+            if not over.is_set() and (ready or stop()):
+                os._exit(INTERRUPTED)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        over.set()
+        os.write(told, b"\0")
+        watcher.join()
+        os.close(heard)
+        os.close(told)
 
 
 class ProgressFile:
@@ -77,7 +112,9 @@ def main(arguments: list[str] | None = None, rungs: Rungs | None = None) -> int:
 
     directory = RunDirectory(options.directory)
     try:
-        ranks = distributed.join()  # under torchrun, srun or Ray; alone otherwise
+        several = distributed.place(os.environ) is not None
+        with leaving_at_once(stop) if several else contextlib.nullcontext():
+            ranks = distributed.join()  # under torchrun, srun or Ray; alone otherwise
         progress = ProgressFile(directory) if ranks.first else lambda *told: None
         run(directory, stop, progress, rungs)
     except RunFailed:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from filelock import FileLock
 from helpers.ranks import Exhausts, ends, start
@@ -100,6 +101,18 @@ def test_killed_one_process_takes_the_others_with_it(tmp_path: Path, way: str, v
         assert failure["class"] == "lost_node"
         assert failure["message"].startswith("another of the 2 processes of this run is gone")
     assert directory.status() == ("running" if victim == 0 else "failed")
+
+
+def test_a_process_that_waits_for_others_leaves_when_it_is_asked_to(tmp_path: Path) -> None:
+    directory = prepare(tiny(tmp_path))
+    waiting, other = processes = start(2, *WORKER, directory.path)
+    other.kill()  # long before they could have met
+    end = time.monotonic() + SOON
+    while not psutil.Process(waiting.pid).net_connections():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    waiting.terminate()
+    assert ends(processes, SOON)[0][0] == INTERRUPTED
 
 
 def test_what_befell_another_process_is_what_is_recorded(tmp_path: Path) -> None:
