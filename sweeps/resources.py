@@ -102,6 +102,13 @@ class Request:
                 asked.update(changed)
         return Resources(**{**asked, **self.overrides})
 
+    @property
+    def several(self) -> bool:
+        """Whether some run may get several processes."""
+        changes: list[Mapping[str, Any]] = [{}, *(changed for _, changed in self.rules)]
+        base = asdict(self.defaults)
+        return any(Resources(**{**base, **c, **self.overrides}).processes > 1 for c in changes)
+
     def override(self, name: str, value: Any) -> Request:
         """With ``name`` (``cpus``, ...) set for all runs."""
         if name not in FIELDS:

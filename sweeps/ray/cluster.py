@@ -71,6 +71,6 @@ def _init(**options: Any) -> None:
         )
 
 
-def total() -> dict[str, float]:
-    """What the cluster has: CPU, GPU, memory, ..."""
-    return dict(ray.cluster_resources())
+def nodes() -> list[dict[str, float]]:
+    """What each machine of the cluster has: CPU, GPU, memory, ..."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

@@ -18,6 +18,7 @@ from fewstep.experiments.claim import at_work
 from fewstep.experiments.rundir import Json, RunDirectory
 from fewstep.sweeps.launcher import Event, OnEvent, Outcome, called_off, finished, teacher_of
 from fewstep.sweeps.local import died
+from fewstep.sweeps.ray.team import Bundle
 from fewstep.sweeps.ray.trial import CODE
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.2
 RESTLESS_SECONDS = 1.0  # between two looks at runs that others have
 
-ResourcesOf = Callable[[RunDirectory], dict[str, float]]
+MachinesOf = Callable[[RunDirectory], list[Bundle]]
 
 
 class Feed(Searcher):
@@ -41,14 +42,14 @@ class Feed(Searcher):
         runs: Sequence[RunDirectory],
         known: Sequence[RunDirectory],
         proposals: Proposals | None,
-        resources: ResourcesOf,
+        machines: MachinesOf,
         on_event: OnEvent,
         max_failures: int | None = None,
         max_parallel: int | None = None,
     ) -> None:
         super().__init__()
         self.waiting, self.known, self.proposals = list(runs), list(known), proposals
-        self.resources, self.on_event, self.max_failures = resources, on_event, max_failures
+        self.machines, self.on_event, self.max_failures = machines, on_event, max_failures
         self.max_parallel = max_parallel
         self.trials: dict[str, RunDirectory] = {}  # that Tune has, by the trial's id
         self.scoring: set[str] = set()
@@ -104,9 +105,10 @@ class Feed(Searcher):
         """Nothing, likewise."""
 
     def _config(self, run: RunDirectory, only_scores: bool = False) -> dict[str, Any]:
+        machines = self.machines(run)
         return {
             "run": str(run.path.absolute()),
-            "resources": self.resources(run),
+            "machines": machines[:1] if only_scores else machines,
             "only_scores": only_scores,
         }
 
@@ -186,7 +188,11 @@ class Feed(Searcher):
             self.outcome.interrupted.append(run.key)
             self._tell("interrupted", run)
         else:
-            if run.failure() in (None, self.before.get(run.key)):  # it could not say so itself
+            failure = run.failure()
+            unsaid = failure in (None, self.before.get(run.key))  # it could not say so itself
+            # nor could another of its processes, whose end the first took for a machine's
+            unsaid |= code < 0 and failure is not None and failure["class"] == "lost_node"
+            if unsaid:
                 run.write("failure", died(run, code))
             self._failed(run)
 

@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 
 from fewstep.errors import UserError
@@ -23,7 +24,9 @@ from fewstep.sweeps.ray import cluster
 from fewstep.sweeps.ray.asha import scheduler
 from fewstep.sweeps.ray.feed import Feed
 from fewstep.sweeps.ray.settings import RaySettings
+from fewstep.sweeps.ray.team import LATE, Lost
 from fewstep.sweeps.ray.trial import RunTrial, Terms, scores
+from fewstep.sweeps.ray.wanted import Wanted, refuse_rungs
 from fewstep.sweeps.resources import Resources
 
 if TYPE_CHECKING:
@@ -55,16 +58,20 @@ class RayLauncher:
         On Ctrl-C or SIGTERM runs save and stop, resumable; a second does not wait for them.
 
         Raises:
-            UserError: no cluster at the address, or a run that asks for more than there is.
+            UserError: no cluster at the address, a run that asks for more than there is, or
+                rungs for one of several processes.
         """
         sweep = self.directory or SweepDirectory(runs[0].path.parent)
         proposals = self._proposals(sweep)
         if proposals is None and all(finished(run) for run in runs):
-            feed = Feed(runs, [], None, lambda run: {}, on_event)  # nothing to start Ray for
+            feed = Feed(runs, [], None, lambda run: [], on_event)  # nothing to start Ray for
             assert feed.suggest("none") == feed.FINISHED
             return feed.outcome
+        if self.settings.rung_steps():
+            unfinished = [run for run in runs if not finished(run)]
+            refuse_rungs(unfinished, self.resources or {}, self.searched if proposals else None)
         with cluster.connected(self.settings):
-            wanted = Wanted(self.resources or {}, proposals, cluster.total())
+            wanted = Wanted(self.resources or {}, proposals, cluster.nodes())
             if self.settings.address is None:
                 wanted.check(runs)
             known = self._known(sweep, runs)
@@ -145,46 +152,6 @@ class RayLauncher:
             shutil.rmtree(storage, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What each run is given, in Ray's words."""
-
-    by_key: Mapping[str, Resources]
-    proposals: Proposals | None
-    total: Mapping[str, float]
-
-    def __call__(self, run: RunDirectory) -> dict[str, float]:
-        """CPU, GPU and memory (bytes) of a trial.
-
-        Raises:
-            UserError: more than one process could use.
-        """
-        asked = self.by_key.get(run.key)
-        if asked is None and self.proposals is not None:
-            asked = self.proposals.resources.get(run.key)
-        if asked is None:
-            asked = Resources(gpus=1 if self.total.get("GPU", 0) >= 1 else 0)
-        if asked.nodes > 1 or asked.gpus > 1:
-            raise UserError(
-                f"run {run.key} asks for {asked}: on Ray a run is one process, with one GPU or a "
-                f"share of one; start it with torchrun or on SLURM"
-            )
-        wanted = {"CPU": float(asked.cpus), "GPU": float(asked.gpus)}
-        if asked.memory_gb is not None:
-            wanted["memory"] = float(int(asked.memory_gb * 1e9))
-        return {name: amount for name, amount in wanted.items() if amount}
-
-    def check(self, runs: Sequence[RunDirectory]) -> None:
-        """Raise a UserError where a run asks for more than all there is: it would wait for ever."""
-        for run in runs:
-            for name, amount in self(run).items():
-                if amount > self.total.get(name, 0):
-                    raise UserError(
-                        f"run {run.key} asks for {amount:g} {name}, and Ray has "
-                        f"{self.total.get(name, 0):g} here"
-                    )
-
-
 class Stop(tune.Stopper):
     """Ends all trials once the feed is told to stop."""
 
@@ -214,19 +181,38 @@ class Watch(tune.Callback):
         self.feed.tick()
 
 
+# "unavailable" is what Ray says of a machine that is silent, until it is sure; an actor that died
+# alone it knows of at once
+GONE_WITH_ITS_MACHINE = ("node has died", "node was terminated", "temporarily unavailable", LATE)
+
+
 def reason(trial: Any) -> tuple[str, str, str]:
     """Why a trial's actor is gone: the failure's class, a line, and what Ray says."""
-    error = trial.get_error()
+    error = error_of(trial)
     told = str(error or "")
     last = next((line.strip() for line in reversed(told.splitlines()) if line.strip()), "")
-    if error is not None and not isinstance(error, RayActorError):
+    if error is not None and not isinstance(error, RayActorError | Lost):
         return "bug", f"the trial itself failed: {last}", told
-    if "node has died" in told or "node was terminated" in told:
+    if any(words in told for words in GONE_WITH_ITS_MACHINE):
         return "lost_node", "the machine was lost (Ray)", told
     if "creation task" in told:
         return "bug", f"the trial could not start: {last}", told
     hint = " (memory ran short)" if "OutOfMemory" in told else ""
     return "killed", f"the Ray actor that had the run is gone{hint}", told
+
+
+def error_of(trial: Any) -> Any:
+    """The exception, or what is told of it.
+
+    Tune's own ``get_error`` looks where it has not brought the files yet.
+    """
+    for name, read in (
+        (trial.pickled_error_file, cloudpickle.loads),
+        (trial.error_file, bytes.decode),
+    ):
+        if name is not None and os.path.exists(name):
+            return read(Path(name).read_bytes())
+    return None
 
 
 @contextmanager
