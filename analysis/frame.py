@@ -8,6 +8,18 @@ from typing import Any
 
 import pandas as pd
 
+from fewstep.analysis.origin import (
+    CELL_ORIGIN,
+    COSTS,
+    ORIGIN,
+    PROTOCOL,
+    SETTINGS,
+    add_teachers,
+    cell_origin,
+    costs,
+    origin,
+    protocol,
+)
 from fewstep.errors import UserError, unknown
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, find_sweeps
 
@@ -53,9 +65,11 @@ COLUMNS: dict[str, str] = {
     "sample_images_per_second": "float64",
     "peak_memory_bytes": "Int64",
     "parameters": "Int64",
-    "commit": "string",
-    "dirty": "boolean",
-    "host": "string",
+    **PROTOCOL,
+    **SETTINGS,
+    **COSTS,
+    **ORIGIN,
+    **CELL_ORIGIN,
 }
 
 
@@ -77,6 +91,7 @@ def load(sweep: SweepDirectory | Path, stopped: bool = False) -> pd.DataFrame:
         raise unknown("sweep", directory.name, names)
     planned: dict[str, Json] = {run["key"]: run for run in (plan or {}).get("runs", [])}
     facts = [_run_facts(directory.name, run, planned.get(run.key, {})) for run in runs]
+    add_teachers(facts, directory.path.parent)
     labels = method_labels(
         [(str(fact["title"]), planned.get(run.key, {}).get("choices", {}))
          for run, fact in zip(runs, facts, strict=True)],
@@ -142,7 +157,6 @@ def _run_facts(sweep: str, run: RunDirectory, member: Json) -> Json:
     choices = member.get("choices", {})
     objective = _name(config, "objective") or choices.get("objective")
     planned_steps = config.get("training", {}).get("steps")
-    provenance = result.get("provenance", {})
     # A scheduler (ASHA) may end a run early: on a smaller budget it must not enter a comparison.
     stopped = status == "done" and (result.get("steps") or 0) < (planned_steps or 0)
     return {
@@ -164,9 +178,9 @@ def _run_facts(sweep: str, run: RunDirectory, member: Json) -> Json:
         "steps_per_second": result.get("steps_per_second"),
         "peak_memory_bytes": result.get("peak_memory_bytes"),
         "parameters": result.get("parameters"),
-        "commit": provenance.get("commit"),
-        "dirty": provenance.get("dirty"),
-        "host": provenance.get("host"),
+        **protocol(config),
+        **costs(result),
+        **origin(result, spec),
     }
 
 
@@ -211,6 +225,7 @@ def _cells(run: RunDirectory, stopped: bool) -> Iterator[Json]:
                 "reference_samples": metric.get("reference_samples"),
                 "reference_sha256": metric.get("reference_sha256"),
                 "sample_images_per_second": record.get("images_per_second"),
+                **cell_origin(record),
             }
         except (KeyError, TypeError) as error:
             raise UserError(f"{run.cell_file(name)} is not an evaluation: {error!r}") from None

@@ -28,6 +28,7 @@ class Cell:
     tie: bool = False  # not distinguished from the best: p_value > .05
     p_value: float = math.nan  # against the column's best, Holm over the steps
     underpowered: bool = False  # a tie that so few seeds could hardly have resolved
+    stopped_seeds: tuple[int, ...] = ()  # ended early, by a search: no failure, and no value
 
     @property
     def n(self) -> int:
@@ -38,12 +39,16 @@ class Cell:
         return len(self.failed_seeds)
 
     @property
+    def n_stopped(self) -> int:
+        return len(self.stopped_seeds)
+
+    @property
     def n_missing(self) -> int:
         return len(self.missing_seeds)
 
     @property
     def n_expected(self) -> int:
-        return self.n + self.n_failed + self.n_missing
+        return self.n + self.n_failed + self.n_stopped + self.n_missing
 
     @property
     def complete(self) -> bool:
@@ -76,7 +81,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that gave no result for the table."""
+    """A run that gave no result for the table; of kind "stopped" if it was ended early."""
 
     key: str
     method: str
@@ -97,6 +102,7 @@ class Summary:
     conditions: Conditions
     failures: tuple[Failure, ...]
     alpha: float = ALPHA
+    two_phase: frozenset[str] = frozenset()  # methods that learn from a finished run
 
     def compare(self, method: str, baseline: str, steps: int) -> PairedRatio:
         """``method`` / ``baseline`` over the seeds that both have at ``steps``."""

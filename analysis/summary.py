@@ -47,7 +47,7 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
         for step in steps
     }
     floors = rows["floor"].dropna().unique()
-    lost = runs[_failed(runs)]
+    lost = runs[_failed(runs) | _stopped(runs)]
     return Summary(
         sweep=str(frame["sweep"].iloc[0]),
         methods=methods,
@@ -66,6 +66,7 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
             )
             for run in lost.to_dict("records")
         ),
+        two_phase=frozenset(runs.loc[runs["teacher"].notna(), "method"]),
     )
 
 
@@ -74,7 +75,11 @@ def _text(value: Any) -> str:
 
 
 def _failed(runs: pd.DataFrame) -> pd.Series[bool]:
-    return (runs["status"] == "failed") | runs["failure_class"].notna()
+    return ((runs["status"] == "failed") | runs["failure_class"].notna()) & ~_stopped(runs)
+
+
+def _stopped(runs: pd.DataFrame) -> pd.Series[bool]:
+    return (runs["failure_class"] == "stopped").fillna(False).astype(bool)
 
 
 def _cell(runs: pd.DataFrame, rows: pd.DataFrame) -> Cell:
@@ -83,13 +88,15 @@ def _cell(runs: pd.DataFrame, rows: pd.DataFrame) -> Cell:
     values = {int(seed): float(v) for seed, v in zip(finite["seed"], finite["value"], strict=True)}
     failed = [*runs.loc[_failed(runs), "seed"], *rows.loc[~np.isfinite(rows["value"]), "seed"]]
     failed_seeds = tuple(sorted({int(seed) for seed in failed if seed not in values}))
-    missing = sorted(int(seed) for seed in runs["seed"] if seed not in values)
+    stopped = {int(seed) for seed in runs.loc[_stopped(runs), "seed"] if seed not in values}
+    accounted = {*values, *failed_seeds, *stopped}
     mean = estimate(list(values.values()))
     nfe = rows["nfe"].dropna().unique()
     return Cell(
         values=values,
         failed_seeds=failed_seeds,
-        missing_seeds=tuple(seed for seed in missing if seed not in failed_seeds),
+        stopped_seeds=tuple(sorted(stopped - set(failed_seeds))),
+        missing_seeds=tuple(sorted(int(s) for s in runs["seed"] if s not in accounted)),
         mean=mean.mean,
         half_width=mean.half_width,
         keys=tuple(finite["key"]),

@@ -22,13 +22,13 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from fewstep.experiments.provenance import JOB as JOB
 from fewstep.experiments.provenance import now
 from fewstep.experiments.rundir import RunDirectory, read_json, write_json
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 90.0  # of silence, after which an attempt on another machine is taken for dead
 LOOK_SECONDS = 1.0
-JOB = "FEWSTEP_JOB"  # JSON: what a launcher says of itself, for status and for its own next attempt
 SUPERSEDES = "FEWSTEP_SUPERSEDES"  # token of an attempt that the launcher knows to be over
 
 

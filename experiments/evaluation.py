@@ -26,6 +26,7 @@ from fewstep.experiments.data import Dataset, to_uint8
 from fewstep.experiments.distributed import ranks
 from fewstep.experiments.metric import Metric, short_hash
 from fewstep.experiments.network import choose_device, load_network
+from fewstep.experiments.provenance import made_by
 from fewstep.experiments.rundir import Json, RunDirectory, write_json
 from fewstep.experiments.seeds import generator
 from fewstep.experiments.settings import Evaluation
@@ -233,6 +234,7 @@ def evaluate(
                 "seconds": seconds,
                 "images_per_second": samples / seconds,
                 "device": str(device),
+                "provenance": made_by(),
             }
             write_json(directory.cell_file(name), record)
         everyone.told(name)  # the others wait

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,3 +96,14 @@ def load_network(
     network = build_network(config, dataset)
     load_weights(network, found, "ema" if weights == "ema" else "net")
     return network.requires_grad_(False).eval()
+
+
+def device_name(device: torch.device) -> str:
+    """What a person would call it: the GPU's model, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line[:10] == "model name")
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 import fewstep
 from fewstep.experiments.rundir import Json
 
 PACKAGES = ("torch", "numpy", "scipy", "hydra-core", "omegaconf", "safetensors")
+JOB = "FEWSTEP_JOB"  # JSON: what a launcher says of itself, for status and for its own next attempt
 
 
 def now() -> str:
@@ -72,14 +75,46 @@ def commit() -> Json:
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
 
 
+@cache
+def packages() -> str:
+    """All that is installed, a line ``name==version`` each: what a lock file would pin."""
+    found = {f"{d.metadata['Name']}=={d.version}" for d in distributions()}
+    return "".join(f"{line}\n" for line in sorted(found, key=str.lower))
+
+
+def lock() -> str:
+    """12 hex digits of the hash of ``packages()``."""
+    return hashlib.sha256(packages().encode()).hexdigest()[:12]
+
+
+def keep_packages(folder: Path) -> None:
+    """Write ``packages()`` to ``folder``, once, under the name that ``lock()`` gives it."""
+    file = folder / f"{lock()}.txt"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary.write_text(packages(), encoding="utf-8")
+        os.replace(temporary, file)
+
+
+def made_by() -> Json:
+    """By which source, packages, machine and job something is made here and now."""
+    job = os.environ.get(JOB)
+    return {
+        **commit(),
+        "lock": lock(),
+        "host": platform.node(),
+        "job": json.loads(job) if job else None,
+    }
+
+
 def environment() -> Json:
     """The software and the machine."""
     return {
-        **commit(),
+        **made_by(),
         "fewstep": fewstep.__version__,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "host": platform.node(),
         "platform": platform.platform(),
         "command": " ".join(sys.argv),
     }

@@ -19,7 +19,9 @@ from fewstep.experiments.claim import Busy, Claim, Superseded
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.distributed import ranks
 from fewstep.experiments.evaluation import cells_lacking, evaluate
-from fewstep.experiments.provenance import environment, now, source_hash
+from fewstep.experiments.network import device_name
+from fewstep.experiments.provenance import environment, keep_packages, now, source_hash
+from fewstep.experiments.reproduce import command
 from fewstep.experiments.rundir import Json, RunDirectory
 from fewstep.experiments.rungs import Rungs
 from fewstep.experiments.trainer import Interrupted, Trainer
@@ -71,6 +73,7 @@ def prepare(config: RunConfig) -> RunDirectory:
                     "key": config.key,
                     "title": config.objective.title,
                     "config": config.values,
+                    "command": command(config),
                     "created": now(),
                 },
             )
@@ -209,13 +212,17 @@ def _run(
 ) -> Json:
     started, begun = now(), time.perf_counter()
     everyone = ranks()
+    made: Json = {}
     if everyone.first:
+        made = environment()  # now: the source may be edited while it trains
         job, step = claim.attempt.job, directory.last_step()
         directory.note(claim.attempt.token, begun=started, job=job, step=step)
         directory.remove("failure")  # of an earlier attempt
         directory.remove("stopped")  # whoever launches it wants it continued
     dataset = config.data.load()
     cache = directory.path.parent.parent / "_cache"
+    if everyone.first:
+        keep_packages(cache / "environments")
     result = everyone.told(directory.result())
     trainer = None
     if result is None:
@@ -258,10 +265,11 @@ def _run(
         "parameters": sum(p.numel() for p in trainer.net.parameters()),
         **{name: trainer.last.get(name) for name in ("loss", "validation_loss")},
         "provenance": {
-            **environment(),
+            **made,
             "objective_source": source_hash(config.objective),
             "backbone_source": source_hash(config.backbone),
             "device": str(trainer.device),
+            "device_name": device_name(trainer.device),
             "threads": torch.get_num_threads(),
             "processes": everyone.size,
             "started": started,

@@ -6,22 +6,39 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fewstep.analysis.records import Conditions, Summary
+from fewstep.reports.published import MARK, Published
+from fewstep.reports.rows import groups
 from fewstep.reports.text import number
 
 FLOOR = "real vs real floor"
 
 
-def caption(summary: Summary) -> str:
-    """Plain text; escape it for where it goes."""
+def caption(summary: Summary, published: Sequence[Published] = ()) -> str:
+    """Plain text; escape it for where it goes. ``published``: the rows of papers beside ours."""
     c = summary.conditions
     if c.metric is None:
         return f"Sweep {summary.sweep}: nothing has been evaluated yet."
-    return " ".join([*_protocol(summary, c), *_marks(summary, c)])
+    return " ".join([*protocol(summary, c), *_marks(summary, c), *_sources(summary, published)])
 
 
-def _protocol(summary: Summary, c: Conditions) -> list[str]:
-    on = f" on {_list(c.data)}" if c.data else ""
-    network = f", {_list(c.backbones)} backbone" if len(c.backbones) == 1 else ""
+def _sources(summary: Summary, published: Sequence[Published]) -> list[str]:
+    """Whose the rows marked as published are."""
+    shown = [row for group in groups(summary, published) for row in group.published]
+    if not shown:
+        return []
+    wheres: dict[str, list[str]] = {}
+    for row in shown:
+        wheres.setdefault(row.where, []).append(row.label)
+    told = "; ".join(f"{joined(labels)}: {where}" for where, labels in wheres.items())
+    odd = any(row.unintended & set(summary.steps) for row in shown)
+    note = " In parentheses: steps that the method was not made for." if odd else ""
+    return [f"{MARK}: published, not measured here and not ranked ({told}).{note}"]
+
+
+def protocol(summary: Summary, c: Conditions) -> list[str]:
+    """Sentences: what was measured, on how much, and how it was sampled."""
+    on = f" on {joined(c.data)}" if c.data else ""
+    network = f", {joined(c.backbones)} backbone" if len(c.backbones) == 1 else ""
     digest = f" (sha256 {c.extractor_sha256[:8]})" if c.extractor_sha256 else ""
     extractor = f", extractor {c.extractor}{digest}" if c.extractor else ""
     against = f" against {c.reference_samples:,} references" if c.reference_samples else ""
@@ -37,8 +54,8 @@ def _protocol(summary: Summary, c: Conditions) -> list[str]:
     ]
     for method, steps, times in c.given_times:
         lines.append(f"{method} takes its {steps} steps at times {times}.")
-    budget = f"{_list([f'{s:,}' for s in c.train_steps])} training steps"
-    budget += f" ({_list([f'{s:,}' for s in c.images_seen])} images)" if c.images_seen else ""
+    budget = f"{joined([f'{s:,}' for s in c.train_steps])} training steps"
+    budget += f" ({joined([f'{s:,}' for s in c.images_seen])} images)" if c.images_seen else ""
     if c.train_steps:
         differ = len(c.train_steps) > 1 or len(c.images_seen) > 1
         lines.append(f"{'Budgets differ: ' if differ else ''}{budget}.")
@@ -51,7 +68,7 @@ def _samplers(summary: Summary, c: Conditions) -> str:
     (common, _), *others = Counter(own.values()).most_common()
     shown = [f"Sampler: {common}"]
     for sampler, _ in others:
-        shown.append(f"{sampler} for {_list([m for m, s in own.items() if s == sampler])}")
+        shown.append(f"{sampler} for {joined([m for m, s in own.items() if s == sampler])}")
     return "; ".join(shown) + "."
 
 
@@ -63,14 +80,14 @@ def _nfe(summary: Summary) -> list[str]:
         known = [(steps, nfe) for steps, nfe in pairs if nfe is not None]
         if any(steps != nfe for steps, nfe in known):
             evaluations = [str(nfe) for _, nfe in known]
-            lines.append(f"{method} takes {_list(evaluations)} function evaluations (NFE).")
+            lines.append(f"{method} takes {joined(evaluations)} function evaluations (NFE).")
     return lines or ["One function evaluation a step (NFE = steps)."]
 
 
 def _marks(summary: Summary, c: Conditions) -> list[str]:
     cells = summary.cells.values()
     n = max((cell.n for cell in cells), default=0)
-    seeds = f"seed{'s' if len(c.seeds) > 1 else ''} {_list([str(s) for s in c.seeds])}"
+    seeds = f"seed{'s' if len(c.seeds) > 1 else ''} {joined([str(s) for s in c.seeds])}"
     if n > 1:
         lines = [f"Mean ± half-width of the 95% Student-t interval over training {seeds}; their "
                  "number in parentheses."]  # fmt: skip
@@ -88,7 +105,7 @@ def _marks(summary: Summary, c: Conditions) -> list[str]:
         weak = sorted({cell.n for cell in cells if cell.underpowered})
         if weak:
             tie += (
-                f"; underpowered at {_list([str(k) for k in weak])} seeds, so no sign of equality"
+                f"; underpowered at {joined([str(k) for k in weak])} seeds, so no sign of equality"
             )
         lines.append(tie + ".")
     if summary.floor is not None:
@@ -100,7 +117,7 @@ def _marks(summary: Summary, c: Conditions) -> list[str]:
 
 def figure_caption(summary: Summary) -> str:
     """What the marks of the FD-versus-NFE figure stand for."""
-    seeds = _list([str(s) for s in summary.conditions.seeds])
+    seeds = joined([str(s) for s in summary.conditions.seeds])
     floor = f"; dashed: {FLOOR} ({number(summary.floor)})" if summary.floor is not None else ""
     return (
         f"Lines: mean over seeds {seeds}; bands: 95% Student-t interval of the mean, clipped at "
@@ -109,5 +126,6 @@ def figure_caption(summary: Summary) -> str:
     )
 
 
-def _list(items: Sequence[str]) -> str:
+def joined(items: Sequence[str]) -> str:
+    """``a, b and c``."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

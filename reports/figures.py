@@ -50,7 +50,7 @@ def fd_vs_nfe(summary: Summary) -> Figure:
         width = 3.5 + max(2.2, 0.7 + 0.065 * legend)  # the plot stays 3.5 inches wide
         figure = Figure(figsize=(width, 3.1), layout="constrained")
         axes = figure.add_subplot(xscale="log", yscale="log")
-        low, high = _limits(summary)
+        low, high = limits(summary)
         colors = rcParams["axes.prop_cycle"].by_key()["color"]
         looks = zip(itertools.cycle(colors), itertools.cycle(MARKERS), strict=False)
         for i, (method, (color, marker)) in enumerate(zip(summary.methods, looks, strict=False)):
@@ -59,7 +59,7 @@ def fd_vs_nfe(summary: Summary) -> Figure:
         if summary.floor is not None and summary.floor > 0:
             label = f"{FLOOR} ({number(summary.floor)})"
             axes.axhline(summary.floor, color="0.45", linestyle=(0, (5, 3)), lw=1, label=label)
-        ticks = sorted({_nfe(s, c) for (_, s), c in summary.cells.items()})
+        ticks = sorted({nfe_of(s, c) for (_, s), c in summary.cells.items()})
         if ticks:
             axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
         axes.set_ylim(low, high)
@@ -78,12 +78,13 @@ def fd_vs_nfe(summary: Summary) -> Figure:
     return figure
 
 
-def _nfe(steps: int, cell: Cell) -> int:
+def nfe_of(steps: int, cell: Cell) -> int:
+    """Where a cell stands on the axis: its steps where nothing was counted."""
     return steps if cell.nfe is None else cell.nfe
 
 
-def _limits(summary: Summary) -> tuple[float, float]:
-    """The y-range: all dots and the floor, and what of the bands is not far above them."""
+def limits(summary: Summary) -> tuple[float, float]:
+    """The y-range of all figures: dots, the floor, what of the bands is not far above them."""
     cells = summary.cells.values()
     points = [v for cell in cells for v in cell.values.values() if v > 0]
     points += [summary.floor] if summary.floor else []
@@ -96,7 +97,7 @@ def _limits(summary: Summary) -> tuple[float, float]:
 
 def _line(axes: Any, summary: Summary, method: str, bottom: float, **look: Any) -> None:
     cells = [(steps, summary.cells[method, steps]) for steps in summary.steps]
-    with_value = [(_nfe(steps, cell), cell) for steps, cell in cells if cell.n]
+    with_value = [(nfe_of(steps, cell), cell) for steps, cell in cells if cell.n]
     if not with_value:
         why = no_value(cells[0][1]) if cells else "not run"
         label = "\n".join([*wrapped(method), why])

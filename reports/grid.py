@@ -43,7 +43,7 @@ def sample_grid(
     seed = min(summary.conditions.seeds, default=None) if seed is None else seed
     images = [tile for tile in tiles.values() if tile.ndim == 3]
     height, width = images[0].shape[:2] if images else (TILE, TILE)
-    bounds = _bounds([tile for tile in tiles.values() if tile.ndim == 2])
+    bounds = bounds_of([tile for tile in tiles.values() if tile.ndim == 2])
     with style():
         from matplotlib.figure import Figure
 
@@ -120,7 +120,7 @@ def _draw(axes: Any, tile: NDArray[Any] | None, bounds: tuple[float, ...], why: 
         spine.set(linewidth=0.5, color="0.7")
 
 
-def _bounds(clouds: list[NDArray[Any]]) -> tuple[float, ...]:
+def bounds_of(clouds: list[NDArray[Any]]) -> tuple[float, ...]:
     """One square window (x0, x1, y0, y1) for all clouds; a few strays may lie outside."""
     if not clouds:
         return (0.0, 1.0, 0.0, 1.0)

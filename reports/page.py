@@ -2,85 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from fewstep.analysis.records import Summary
-from fewstep.reports import tables
+from fewstep.reports import costs, methods, tables
 from fewstep.reports.captions import figure_caption
-from fewstep.reports.text import markdown, number
+from fewstep.reports.html import origin
+from fewstep.reports.text import markdown
+from fewstep.reports.view import View
+
+FIGURES = {  # file, title, what it shows
+    "fd_vs_nfe": ("Quality versus function evaluations", ""),
+    "samples": (
+        "Samples",
+        "The first samples of one seed, from the same noise and labels in every tile; not chosen "
+        "by eye.",
+    ),
+    "fd_vs_compute": (
+        "Quality versus training compute",
+        "Large markers: means over seeds; dots: single seeds.",
+    ),
+    "seeds": ("Every seed", "A mark for each training seed; grey lines join what one seed gave."),
+    "loss_vs_log_snr": (
+        "Loss versus log-SNR",
+        "The training loss of the EMA weights on held-out data. Its level is each objective's own: "
+        "compare shapes.",
+    ),
+}
 
 
-def page(summary: Summary, frame: pd.DataFrame, cells: pd.DataFrame, with_samples: bool) -> str:
+def page(view: View, figures: Collection[str]) -> str:
     """Markdown that refers to the files which ``write_report`` puts beside it.
 
-    ``frame`` holds all runs of the sweep, ``cells`` the rows that the summary is made of.
+    ``figures``: the names of those that were drawn.
     """
+    summary = view.summary
     metric = markdown(summary.conditions.metric or "Nothing evaluated yet")
-    parts = [f"# {markdown(summary.sweep)}", "## " + metric, tables.markdown(summary).rstrip()]
-    parts += [
-        "## Quality versus function evaluations",
-        "![metric versus NFE](fd_vs_nfe.png)",
-        markdown(figure_caption(summary)),
-    ]
-    if with_samples:
+    parts = [f"# {markdown(summary.sweep)}", "## " + metric]
+    parts += [tables.markdown(summary, view.published).rstrip()]
+    if view.apart:
         parts += [
-            "## Samples",
-            "![samples](samples.png)",
-            "The first samples of one seed, from the same noise and labels in every tile; not "
-            "chosen by eye.",
+            f"## Published numbers of {markdown(view.apart[0].data)}",
+            "Not comparable with the table above: other data, features or number of samples.",
+            tables.published_apart(view.apart),
         ]
-    parts += ["## Costs", _costs(summary, cells)]
+    for name, (title, note) in FIGURES.items():
+        if name in figures:
+            shown = figure_caption(summary) if name == "fd_vs_nfe" else note
+            parts += [f"## {title}", f"![{title.lower()}]({name}.png)", markdown(shown)]
+    parts += ["## Costs", costs.markdown(summary, view.costs).rstrip()]
+    parts.append("#" + methods.markdown(summary, view.frame).rstrip())
     if summary.failures:
         rows = [(f.method, f.seed, f.kind, f.message, f.key) for f in summary.failures]
-        header = ("Method", "Seed", "Failure", "Message", "Run")
-        parts += ["## Failures", _table(header, rows)]
-    parts += ["## Where this comes from", *_provenance(frame)]
+        header = ("Method", "Seed", "What", "Message", "Run")
+        parts += ["## Failed and stopped runs", _table(header, rows)]
+    parts += ["## Where this comes from", *_provenance(view.frame)]
     return "\n\n".join(parts) + "\n"
 
 
-def _costs(summary: Summary, cells: pd.DataFrame) -> str:
-    """Means over the runs in the table; sampling speed per number of steps."""
-    rows = []
-    for method in summary.methods:
-        own = cells[cells["method"] == method]
-        runs = own.drop_duplicates("key")
-        speeds = [_mean(own[own["steps"] == s]["sample_images_per_second"]) for s in summary.steps]
-        rows.append((
-            method, _mean(runs["parameters"], "{:,.0f}"), _mean(runs["train_steps"], "{:,.0f}"),
-            _mean(runs["images_seen"], "{:,.0f}"), _mean(runs["train_seconds"]),
-            _mean(runs["steps_per_second"]), _mean(runs["peak_memory_bytes"] / 2**20, "{:,.0f}"),
-            *speeds,
-        ))  # fmt: skip
-    header = ("Method", "Parameters", "Training steps", "Images seen", "Training (s)", "Steps/s",
-              "Peak memory (MiB)", *(f"Images/s at {s}" for s in summary.steps))  # fmt: skip
-    return _table(header, rows)
-
-
-def _mean(values: pd.Series[Any], form: str = "") -> str:
-    mean: Any = values.astype("Float64").mean()
-    if pd.isna(mean):
-        return "–"
-    return form.format(float(mean)) if form else number(float(mean))
+def contents(sweep: str, views: Sequence[View], folders: Sequence[str]) -> str:
+    """The page above those of several data sets."""
+    lines = [f"- [{markdown(view.data)}]({folder}/report.md)"
+             for view, folder in zip(views, folders, strict=True)]  # fmt: skip
+    return "\n".join([f"# {markdown(sweep)}", "", *lines, ""])
 
 
 def _provenance(frame: pd.DataFrame) -> list[str]:
     runs = frame.drop_duplicates("key")
-    commits = [str(c) for c in runs["commit"].dropna().unique()]
-    hosts = [str(h) for h in runs["host"].dropna().unique()]
-    dirty = int(runs["dirty"].fillna(False).sum())
-    facts = f"Commits: {markdown(', '.join(commits) or 'unknown')}. "
-    facts += f"Hosts: {markdown(', '.join(hosts) or 'unknown')}. "
-    facts += f"Runs from a tree with uncommitted changes: {dirty} of {len(runs)}."
     rows = [
         (run["key"], run["method"], run["seed"], run["status"], run["commit"], run["dirty"],
-         run["host"])
+         run["lock"], run["job"] if not pd.isna(run["job"]) else run["host"])
         for run in runs.to_dict("records")
     ]  # fmt: skip
-    header = ("Run", "Method", "Seed", "Status", "Commit", "Dirty", "Host")
-    return [facts, _table(header, rows), "Every cell: [runs.csv](runs.csv)."]
+    header = ("Run", "Method", "Seed", "Status", "Commit", "Dirty", "Packages", "Job or host")
+    return [
+        markdown(origin(frame)),
+        _table(header, rows),
+        "Every run: [runs.csv](runs.csv). Every cell, with the command that makes it again: "
+        "[provenance.json](provenance.json), or a click in [report.html](report.html).",
+    ]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -1,66 +1,163 @@
-"""Everything of a sweep in one folder: tables, figures, the frame, and a page that shows them."""
+"""Everything of a sweep in one folder: tables, figures, the frame, and pages that show them."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
 import pandas as pd
 
+from fewstep.analysis.costs import costs as summarise_costs
+from fewstep.analysis.diagnostics import Curves
 from fewstep.analysis.selection import Filters, select
 from fewstep.analysis.summary import summarise
-from fewstep.reports import tables
-from fewstep.reports.grid import Samples
-from fewstep.reports.page import page
+from fewstep.reports import costs, html, methods, provenance, tables
+from fewstep.reports.grid import Samples, drawable
+from fewstep.reports.page import contents, page
+from fewstep.reports.published import apart, beside
+from fewstep.reports.view import View
 
-FILES = (
-    "report.md", "table.md", "table.csv", "table.tex", "table_preview.tex", "runs.csv",
-    "fd_vs_nfe.png", "fd_vs_nfe.pdf", "samples.png", "samples.pdf",
+PER_DATA = (
+    "report.md", "table.md", "table.csv", "table.tex", "table_preview.tex", "costs.md",
+    "costs.csv", "costs.tex", "methods.md", "methods.tex", "provenance.json", "runs.csv",
+    "fd_vs_nfe.png", "fd_vs_nfe.pdf", "fd_vs_compute.png", "fd_vs_compute.pdf", "seeds.png",
+    "seeds.pdf", "samples.png", "samples.pdf",
 )  # fmt: skip
+FILES = ("report.html", *PER_DATA)
 
 
 def write_report(
-    frame: pd.DataFrame, samples: Samples, out: Path, **filters: Unpack[Filters]
+    frame: pd.DataFrame,
+    samples: Samples,
+    out: Path,
+    *,
+    curves: Curves | None = None,
+    baseline: str | None = None,
+    published: str = "auto",
+    **filters: Unpack[Filters],
 ) -> dict[str, Path]:
     """Write the report of a frame into the folder ``out``; returns its files by name.
 
     All is computed before anything is written, and each file is renamed into place. The same
-    frame and samples give the same bytes. Samples are shown where there are any that
-    can be drawn: images, or points in the plane.
+    arguments give the same bytes. A sweep over several data sets has a folder for each, and one
+    ``report.html``: what was measured on different data is in no common table.
 
     Args:
-        samples: arrays by (method, steps), as ``analysis.load_samples`` gives them.
+        samples: arrays by (method, steps), as ``analysis.load_samples`` gives them; those that
+            can be drawn (images, points in the plane) are shown.
+        curves: held-out loss by log-SNR, as ``analysis.diagnostics.loss_curves`` gives it.
+        baseline: the method that costs are compared with; the first by default.
+        published: numbers of papers. "auto": beside ours where they measure the same; "none";
+            or a data set's name: besides, those of this data set in a table of their own.
         filters: which cells, as for ``analysis.summarise``.
 
     Raises:
-        UserError: the frame's cells can not stand in one table.
+        UserError: the frame's cells can not stand in one table, or a choice is unknown.
     """
-    from fewstep.reports import figures, grid
-
-    summary = summarise(frame, **filters)
-    samples = {place: array for place, array in samples.items() if grid.drawable(array)}
-    curve = figures.fd_vs_nfe(summary)
-    content: dict[str, str | bytes] = {
-        "table.md": tables.markdown(summary),
-        "table.csv": tables.csv(summary),
-        "table.tex": tables.latex(summary),
-        "table_preview.tex": tables.latex_document(),
-        "runs.csv": frame.to_csv(index=False, lineterminator="\n"),
-        "report.md": page(summary, frame, select(frame, filters), bool(samples)),
-        "fd_vs_nfe.png": figures.render(curve, "png"),
-        "fd_vs_nfe.pdf": figures.render(curve, "pdf"),
-    }
-    if samples:
-        shown = grid.sample_grid(summary, samples)
-        content["samples.png"] = figures.render(shown, "png")
-        content["samples.pdf"] = figures.render(shown, "pdf")
-    out.mkdir(parents=True, exist_ok=True)
+    sweep = str(frame["sweep"].iloc[0]) if len(frame) else ""
+    views = [
+        _view(name, part, samples, curves or {}, baseline, published, filters)
+        for name, part in data_sets(frame).items()
+    ]
+    content: dict[str, str | bytes] = {}
+    if len(views) == 1:
+        content |= _files(views[0])
+    else:
+        folders = [provenance.identifier(view.data) for view in views]
+        content["report.md"] = contents(sweep, views, folders)
+        for folder, view in zip(folders, views, strict=True):
+            content |= {f"{folder}/{name}": body for name, body in _files(view).items()}
+    content["report.html"] = html.page(sweep, views, frame)
+    for name in content:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
     written = {name: write_file(out / name, body) for name, body in content.items()}
-    for name in set(FILES) - written.keys():  # of an earlier report, and no longer true
-        (out / name).unlink(missing_ok=True)
+    for place in {Path(name).parent for name in content}:
+        for file in FILES:  # of an earlier report, and no longer true
+            if str(place / file) not in written:
+                (out / place / file).unlink(missing_ok=True)
     return written
+
+
+def data_sets(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs of each data set, in the sweep's order; one part where none is known."""
+    names = list(frame["data"].dropna().unique())
+    if len(names) < 2:
+        return {"".join(names): frame}
+    return {str(name): frame[frame["data"] == name] for name in names}
+
+
+def _view(
+    data: str,
+    frame: pd.DataFrame,
+    samples: Samples,
+    curves: Curves,
+    baseline: str | None,
+    published: str,
+    filters: Filters,
+) -> View:
+    summary = summarise(frame, **filters)
+    drawn = {
+        place: array
+        for place, array in samples.items()
+        if place[0] in summary.methods and drawable(array)
+    }
+    return View(
+        data=data,
+        summary=summary,
+        frame=frame,
+        cells=select(frame, filters),
+        costs=summarise_costs(summary, frame, baseline, **filters),
+        samples=drawn,
+        published=beside(summary.conditions, published),
+        apart=apart(published),
+        curves={m: curve for m, curve in curves.items() if m in summary.methods},
+    )
+
+
+def _files(view: View) -> dict[str, str | bytes]:
+    """The files of one data set, but for report.html."""
+    summary, theirs = view.summary, view.published
+    figures = _figures(view)
+    drawn: Sequence[str] = list(dict.fromkeys(Path(name).stem for name in figures))
+    where = provenance.document(summary, view.frame, view.cells)
+    return {
+        "table.md": tables.markdown(summary, theirs),
+        "table.csv": tables.csv(summary),
+        "table.tex": tables.latex(summary, theirs),
+        "table_preview.tex": tables.latex_document("table", "costs", "methods"),
+        "costs.md": costs.markdown(summary, view.costs),
+        "costs.csv": costs.csv(summary, view.costs),
+        "costs.tex": costs.latex(summary, view.costs),
+        "methods.md": methods.markdown(summary, view.frame),
+        "methods.tex": methods.latex(summary, view.frame),
+        "provenance.json": provenance.write(where),
+        "runs.csv": view.frame.to_csv(index=False, lineterminator="\n"),
+        "report.md": page(view, drawn),
+        **figures,
+    }
+
+
+def _figures(view: View) -> Mapping[str, bytes]:
+    """PNG and PDF of each that there is something to show in."""
+    from fewstep.reports import diagnostics, figures, grid, multiples
+
+    summary = view.summary
+    drawn = {
+        "fd_vs_nfe": figures.fd_vs_nfe(summary),
+        "fd_vs_compute": multiples.fd_vs_compute(summary, view.cells),
+        "seeds": multiples.seed_plot(summary),
+        "samples": grid.sample_grid(summary, view.samples) if view.samples else None,
+        "loss_vs_log_snr": diagnostics.loss_vs_log_snr(view.curves) if view.curves else None,
+    }
+    return {
+        f"{name}.{kind}": figures.render(figure, kind)
+        for name, figure in drawn.items()
+        if figure is not None
+        for kind in ("png", "pdf")
+    }
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

@@ -6,25 +6,52 @@ import csv as csv_module
 import io
 import math
 import re
+from collections.abc import Sequence
 
 from fewstep.analysis.records import Cell, Summary
 from fewstep.reports import text
 from fewstep.reports.captions import FLOOR, caption
+from fewstep.reports.published import MARK, Published
+from fewstep.reports.rows import group_of, groups, published_value
 
 
-def markdown(summary: Summary) -> str:
-    """A pipe table, the best bold, the second underlined, and the caption below it."""
+def markdown(summary: Summary, published: Sequence[Published] = ()) -> str:
+    """A pipe table, the best bold, the second underlined, and the caption below it.
+
+    ``published``: rows of papers that measure the same, marked and not ranked.
+    """
     header = ["Method", *(f"{s} step{'s' if s > 1 else ''}" for s in summary.steps)]
-    rows = [
-        [text.markdown(m), *(_markdown_cell(summary.cells[m, s]) for s in summary.steps)]
-        for m in summary.methods
-    ]
+    rows = []
+    for group in groups(summary, published):
+        if group.title:
+            rows.append([f"*{group.title}*", *("" for _ in summary.steps)])
+        rows += [
+            [text.markdown(m), *(_markdown_cell(summary.cells[m, s]) for s in summary.steps)]
+            for m in group.methods
+        ]
+        rows += [
+            [
+                f"*{text.markdown(row.label)}* {MARK}",
+                *(f"*{text.markdown(published_value(row, s))}*" for s in summary.steps),
+            ]
+            for row in group.published
+        ]
     if summary.floor is not None:
         floor = f"*{text.number(summary.floor)}*"
         rows.append([f"*{FLOOR}*", *(floor for _ in summary.steps)])
     align = ["---", *("---:" for _ in summary.steps)]
     lines = [f"| {' | '.join(row)} |" for row in (header, align, *rows)]
-    return "\n".join([*lines, "", text.markdown(caption(summary)), ""])
+    return "\n".join([*lines, "", text.markdown(caption(summary, published)), ""])
+
+
+def published_apart(rows: Sequence[Published]) -> str:
+    """Published numbers in a Markdown table of their own, for what is not comparable with ours."""
+    steps = sorted({s for row in rows for s in row.values})
+    header = ["Published", *(f"{s} step{'s' if s > 1 else ''}" for s in steps), "Source"]
+    body = [
+        [row.label, *(published_value(row, s) for s in steps), row.where] for row in rows
+    ]  # fmt: skip
+    return text.markdown_table(header, body, "-" + ">" * len(steps) + "-")
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -37,55 +64,65 @@ def _markdown_cell(cell: Cell) -> str:
     return value + space + count + (" ≈" if cell.tie else "")
 
 
-def latex(summary: Summary) -> str:
+def latex(summary: Summary, published: Sequence[Published] = ()) -> str:
     """A ``table`` float to be \\input; its document needs ``\\usepackage{booktabs}``."""
     k = len(summary.steps)
     lines = [
         r"% \usepackage{booktabs}",
         r"\begin{table}[t]",
         r"\centering\small\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
-        rf"\caption{{{text.latex(caption(summary))}}}",
+        rf"\caption{{{text.latex(caption(summary, published))}}}",
         rf"\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', summary.sweep)}}}",
         rf"\begin{{tabular}}{{l{'c' * k}}}",
         r"\toprule",
     ]
     if k:
         lines.append(rf"& \multicolumn{{{k}}}{{c}}{{Sampling steps}} \\ \cmidrule(lr){{2-{k + 1}}}")
-    lines.append(_latex_row(["Method", *map(str, summary.steps)]))
+    lines.append(latex_row(["Method", *map(str, summary.steps)]))
     lines.append(r"\midrule")
-    lines += [
-        _latex_row(
-            [
-                _latex_lines([*map(text.latex, text.wrapped(m))], "l"),
+    for i, group in enumerate(groups(summary, published)):
+        if group.title:
+            lines += [r"\addlinespace"] if i else []
+            lines.append(rf"\multicolumn{{{k + 1}}}{{l}}{{\textit{{{group.title}}}}} \\")
+        lines += [
+            latex_row([
+                latex_lines([*map(text.latex, text.wrapped(m))], "l"),
                 *(_latex_cell(summary.cells[m, s]) for s in summary.steps),
-            ]
-        )
-        for m in summary.methods
-    ]
+            ])
+            for m in group.methods
+        ]  # fmt: skip
+        lines += [
+            latex_row([
+                rf"\textit{{{text.latex(row.label)}}}\,$^\dagger$",
+                *(rf"\textit{{{text.latex(published_value(row, s))}}}" for s in summary.steps),
+            ])
+            for row in group.published
+        ]  # fmt: skip
     if summary.floor is not None:
         lines.append(r"\midrule")
-        lines.append(_latex_row([rf"\textit{{{FLOOR}}}", *[text.number(summary.floor)] * k]))
+        lines.append(latex_row([rf"\textit{{{FLOOR}}}", *[text.number(summary.floor)] * k]))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
-def latex_document(table_file: str = "table") -> str:
-    """A document of its own around the file that holds ``latex``'s table, to look at."""
+def latex_document(*files: str) -> str:
+    """A document of its own around files that hold tables and text, to look at."""
     return "\n".join([
         r"\documentclass{article}",
         r"\usepackage[a4paper,landscape,margin=2cm]{geometry}",
         r"\usepackage{booktabs}",
         r"\begin{document}",
-        rf"\input{{{table_file}}}",
+        *(rf"\input{{{file}}}" for file in files),
         r"\end{document}",
         "",
     ])  # fmt: skip
 
 
-def _latex_row(cells: list[str]) -> str:
+def latex_row(cells: Sequence[str]) -> str:
+    """One line of a tabular."""
     return " & ".join(cells) + r" \\"
 
 
-def _latex_lines(lines: list[str], align: str) -> str:
+def latex_lines(lines: list[str], align: str) -> str:
     """One or more lines of LaTeX in one cell, centred on the row."""
     if len(lines) == 1:
         return lines[0]
@@ -104,11 +141,12 @@ def _latex_cell(cell: Cell) -> str:
     value += r"$^{\approx}$" if cell.tie else ""
     count = rf"{{\scriptsize({text.account(cell)})}}"
     # an incomplete cell has much to say: on a second line, lest it widen the column
-    return f"{value} {count}" if cell.complete else _latex_lines([value, count], "c")
+    return f"{value} {count}" if cell.complete else latex_lines([value, count], "c")
 
 
 CSV_COLUMNS = (
-    "method", "steps", "nfe", "mean", "half_width", "n", "failed", "missing", "expected", "floor",
+    "method", "group", "steps", "nfe", "mean", "half_width", "n", "failed", "stopped", "missing",
+    "expected", "floor",
     "best", "second", "tie", "p_value", "underpowered", "metric", "metric_id", "seeds", "keys",
 )  # fmt: skip
 
@@ -123,14 +161,16 @@ def csv(summary: Summary) -> str:
         for steps in summary.steps:
             c = summary.cells[method, steps]
             writer.writerow([
-                method, steps, _number(c.nfe), _number(c.mean), _number(c.half_width), c.n,
-                c.n_failed, c.n_missing, c.n_expected, _number(summary.floor),
-                int(c.best), int(c.second), int(c.tie), _number(c.p_value), int(c.underpowered),
+                method, group_of(summary, method), steps, exact(c.nfe), exact(c.mean),
+                exact(c.half_width), c.n, c.n_failed, c.n_stopped, c.n_missing, c.n_expected,
+                exact(summary.floor),
+                int(c.best), int(c.second), int(c.tie), exact(c.p_value), int(c.underpowered),
                 conditions.metric or "", conditions.metric_id or "",
                 " ".join(map(str, c.values)), " ".join(c.keys),
             ])  # fmt: skip
     return file.getvalue()
 
 
-def _number(value: float | None) -> str:
+def exact(value: float | None) -> str:
+    """A number at full precision, for a machine; empty for none."""
     return "" if value is None or math.isnan(value) else repr(value)

@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 from fewstep.analysis.records import Cell
 
@@ -36,6 +37,8 @@ _LATEX = {
     "≥": r"$\geq$",
     "∞": r"$\infty$",
     "·": r"$\cdot$",
+    "†": r"$\dagger$",
+    "−": r"$-$",
     "–": r"\textendash{}",
     "—": r"\textemdash{}",
     "’": "'",
@@ -93,6 +96,14 @@ def markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", one_line(text))
 
 
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
+    """A pipe table of plain text; ``align`` has ``-`` or ``>`` (to the right) for each column."""
+    kinds = {"-": "---", ">": "---:"}
+    lines = [list(map(markdown, header)), [kinds[a] for a in align]]
+    lines += [[markdown(value) for value in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def number(value: float, spread: float = math.nan) -> str:
     """Three significant digits, and as many decimals as the spread needs to show one."""
     if not math.isfinite(value):
@@ -127,16 +138,16 @@ def account(cell: Cell) -> str:
         return str(cell.n)
     parts = [f"{cell.n} of {cell.n_expected}"]
     parts += [f"{cell.n_failed} failed"] if cell.n_failed else []
+    parts += [f"{cell.n_stopped} stopped"] if cell.n_stopped else []
     parts += [f"{cell.n_missing} missing"] if cell.n_missing else []
     return "; ".join(parts)
 
 
 def no_value(cell: Cell) -> str:
-    """What stands where there is no value: ``failed (3/3)``, ``not run``, or both."""
-    if not cell.n_failed:
-        return "not run"
-    failed = f"failed ({cell.n_failed}/{cell.n_expected})"
-    return failed + (f", not run ({cell.n_missing}/{cell.n_expected})" if cell.n_missing else "")
+    """What stands where there is no value: ``failed (3/3)``, ``not run``, or several."""
+    lost = {"failed": cell.n_failed, "stopped": cell.n_stopped, "not run": cell.n_missing}
+    told = [f"{word} ({n}/{cell.n_expected})" for word, n in lost.items() if n]
+    return "not run" if cell.n_missing == cell.n_expected else ", ".join(told)
 
 
 def plain(cell: Cell) -> str:

@@ -30,6 +30,10 @@ class Run:
     reached: int = 200  # last logged training step
     images: Mapping[int, np.ndarray] = field(default_factory=dict)
     rungs: Mapping[int, float] = field(default_factory=dict)  # of a run ended early at the last
+    config: Mapping[str, Any] = field(default_factory=dict)  # overrides of its groups
+    teacher: str | None = None  # key
+    seconds: float = 50.0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -82,10 +86,13 @@ def write_run(folder: Path, run: Run) -> None:
         "training": {"steps": 500, "batch_size": 128},
         "evaluation": {"steps": [1, 2, 4]},
         "seed": run.seed,
+        "teacher": None if run.teacher is None else f"/elsewhere/{run.teacher}",
+        **run.config,
     }
     if not run.done and run.failure is None:
         return  # planned, never begun
-    _json(folder / "spec.json", {"key": run.key, "title": run.title, "config": config})
+    spec = {"key": run.key, "title": run.title, "config": config}
+    _json(folder / "spec.json", {**spec, "command": f"fewstep train seed={run.seed}"})
     with (folder / "metrics.jsonl").open("w") as file:
         for step in (100, run.reached):
             line = {"step": step, "loss": 1.0, "images_seen": 128 * step, "seconds": step / 10}
@@ -120,9 +127,10 @@ def write_run(folder: Path, run: Run) -> None:
     else:
         _json(folder / "result.json",
               {"key": run.key, "steps": run.train_steps, "images_seen": 128 * run.train_steps,
-               "train_seconds": 50.0, "steps_per_second": 10.0, "peak_memory_bytes": 2**28,
-               "parameters": 123456,
-               "provenance": {"commit": "c0ffee" * 6, "dirty": False, "host": "laptop"}}
+               "train_seconds": run.seconds, "steps_per_second": run.train_steps / run.seconds,
+               "peak_memory_bytes": 2**28, "parameters": 123456,
+               "provenance": {"commit": "c0ffee" * 6, "dirty": False, "host": "laptop",
+                              **run.provenance}}
               )  # fmt: skip
 
 

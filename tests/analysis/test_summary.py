@@ -47,8 +47,9 @@ def test_failed_missing_and_stopped_runs_are_counted_not_averaged(tmp_path: Path
     ]
     summary = summary_of(tmp_path, runs)
     one, two = summary.cells["A", 1], summary.cells["A", 2]
-    assert (one.mean, one.n, one.n_failed, one.n_missing, one.n_expected) == (15.0, 2, 2, 1, 5)
-    assert (two.mean, two.n, two.n_failed, two.n_missing) == (5.0, 1, 2, 2)
+    assert (one.mean, one.n, one.n_failed, one.n_missing, one.n_expected) == (15.0, 2, 1, 1, 5)
+    assert (two.mean, two.n, two.n_failed, two.n_missing) == (5.0, 1, 1, 2)
+    assert one.stopped_seeds == two.stopped_seeds == (3,)  # which is no failure
     assert two.missing_seeds == (1, 4)
     b = summary.cells["B", 1]
     assert (b.n, b.n_failed, b.n_expected) == (0, 1, 1)
@@ -62,7 +63,7 @@ def test_runs_stopped_by_a_search_enter_a_table_only_when_asked(tmp_path: Path) 
     folder = write_sweep(tmp_path, runs)
     summary = summarise(load(folder))
     cell = summary.cells["A", 1]
-    assert (cell.mean, cell.n, cell.n_failed, cell.complete) == (10.0, 1, 1, False)
+    assert (cell.mean, cell.n, cell.n_failed, cell.n_stopped, cell.complete) == (10, 1, 0, 1, False)
     assert [(f.key, f.kind) for f in summary.failures] == [("a-s1", "stopped")]
     assert summary.conditions.train_steps == (500,)
     asked = summarise(load(folder, stopped=True))

@@ -258,10 +258,20 @@ def report(
     stopped: Annotated[
         bool, typer.Option("--stopped", help="Count runs that were ended early, as they were then.")
     ] = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="Method that costs are compared with; default: the first.")
+    ] = None,
+    published: Annotated[
+        str,
+        typer.Option(
+            help="Papers' numbers. auto: beside ours where they measure the same; none; or the "
+            "name of a data set, whose numbers come in a table of their own."
+        ),
+    ] = "auto",
     overrides: Overrides = None,
     runs: Runs = None,
 ) -> None:
-    """Print a sweep's table and write its report: tables, figures, sample grid.
+    """Print a sweep's table and write its report: tables, figures, costs, an HTML page.
 
     Example: [bold]fewstep report digits --out paper/figures[/]
     """
@@ -276,7 +286,8 @@ def report(
         "times": times,
     }
     root = only_root(overrides, runs)
-    reporting.report(reporting.find_sweep(sweep, root), output, filters, stopped)
+    found = reporting.find_sweep(sweep, root)
+    reporting.report(found, output, filters, stopped, baseline, published)
 
 
 @app.command()

@@ -15,23 +15,35 @@ def report(
     output: Path | None,
     filters: dict[str, Any] | None = None,
     stopped: bool = False,
+    baseline: str | None = None,
+    published: str = "auto",
 ) -> None:
-    """``fewstep report``: print the table, write the files, name them.
+    """``fewstep report``: print the table of each data set, write the files, name them.
 
     ``filters`` choose among cells, as in ``analysis.summarise``; None is no choice. ``stopped``:
-    count runs that a search ended early.
+    count runs that a search ended early. ``baseline``, ``published``: as in ``write_report``.
     """
     from fewstep.analysis import load, load_samples, summarise
+    from fewstep.analysis.diagnostics import diagnosed_runs, loss_curves
+    from fewstep.analysis.samples import Samples
     from fewstep.reports import terminal
-    from fewstep.reports.report import write_report
+    from fewstep.reports.published import beside
+    from fewstep.reports.report import data_sets, write_report
 
     chosen: Any = {name: value for name, value in (filters or {}).items() if value is not None}
     frame = load(directory, stopped)
-    out.print(terminal.table(summarise(frame, **chosen)))
-    samples = load_samples(directory, frame, **chosen)
+    samples: Samples = {}
+    for part in data_sets(frame).values():
+        summary = summarise(part, **chosen)
+        out.print(terminal.table(summary, beside(summary.conditions, published)))
+        samples |= load_samples(directory, part, **chosen)
+    curves = loss_curves(diagnosed_runs(directory))
     target = output or directory.report
     try:
-        files = write_report(frame, samples, target, **chosen)
+        files = write_report(
+            frame, samples, target,
+            curves=curves, baseline=baseline, published=published, **chosen,
+        )  # fmt: skip
     except OSError as error:
         raise UserError(f"cannot write the report to {target} ({error.strerror})") from None
     out.print("report:", style="bold")

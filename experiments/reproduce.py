@@ -1,0 +1,59 @@
+"""The command that makes a run again: its choices, and what differs from their defaults."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from fewstep.experiments.composition import GROUPS
+from fewstep.experiments.config import Override, RunConfig, compose
+from fewstep.experiments.settings import Training
+
+PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
+WORDS = ("true", "false", "null", "nan", "inf", "none")  # which the grammar takes for values
+
+
+def command(config: RunConfig) -> str:
+    """``fewstep train ...``, for a shell: trained again so, the run has the same key.
+
+    A teacher is named by its key, which must be under the run root by then.
+    """
+    return shlex.join(["fewstep", "train", *(f"{k}={written(v)}" for k, v in overrides(config))])
+
+
+def overrides(config: RunConfig) -> list[tuple[str, Any]]:
+    """The fewest settings from which ``compose`` makes ``config``'s key."""
+    chosen: list[Override] = [(group, config.values[group]["name"]) for group in GROUPS]
+    default = compose(chosen).values
+    book = {f"training.{f.name}" for f in fields(Training) if f.metadata.get("bookkeeping")}
+    told = [pair for pair in chosen if isinstance(pair, tuple)]
+    for part in (*GROUPS, "training"):
+        told += [
+            (f"{part}.{name}", value)
+            for name, value in config.values[part].items()
+            if value != default[part][name] and f"{part}.{name}" not in {"data.root", *book}
+        ]
+    if config.values["teacher"] is not None:
+        told.append(("teacher", Path(config.values["teacher"]).name))
+    return [*told, ("seed", config.seed)]
+
+
+def written(value: Any) -> str:
+    """``value`` in the grammar of overrides; ``parse`` reads it back."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(written, value))}]"
+    if not isinstance(value, str):
+        return repr(value)
+    if PLAIN.fullmatch(value) and value.lower() not in WORDS:
+        return value
+    # within quotes, only backslashes right before a quote need doubling
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
+    return f"'{escaped}'"
