@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.experiments.composition import GROUPS
-from fewstep.experiments.config import Override, RunConfig, compose
+from fewstep.experiments.config import Override, RunConfig, compose, parse
 from fewstep.experiments.settings import Training
 
-PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
-WORDS = ("true", "false", "null", "nan", "inf", "none")  # which the grammar takes for values
+PLAIN = re.compile(r"[A-Za-z0-9_./-]+")
 
 
 def command(config: RunConfig) -> str:
@@ -51,7 +50,7 @@ def written(value: Any) -> str:
         return f"[{','.join(map(written, value))}]"
     if not isinstance(value, str):
         return repr(value)
-    if PLAIN.fullmatch(value) and value.lower() not in WORDS:
+    if PLAIN.fullmatch(value) and parse(f"key={value}")[1] == value:  # not 1, true, null
         return value
     # within quotes, only backslashes right before a quote need doubling
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from fewstep.analysis.diagnostics import Curves
 from fewstep.analysis.records import Cell, Summary
 from fewstep.reports import text
 from fewstep.reports.figures import limits, nfe_of
 from fewstep.reports.multiples import measures, shown_steps, span
 from fewstep.reports.svg import Axis, Chart, Mark, Series
 from fewstep.reports.ticks import linear_ticks, log_ticks, short
+
+if TYPE_CHECKING:
+    from fewstep.analysis.diagnostics import Curves
 
 Attributes = Mapping[str, str]
 """Of the group of each method: what the page's filters look for."""
@@ -151,7 +154,7 @@ def loss(summary: Summary, curves: Curves, attributes: Attributes) -> list[Chart
             Chart(
                 label="Held-out loss by log-SNR, for each method",
                 x=Axis(min(edges), max(edges),
-                       [(t, f"{t:g}") for t in linear_ticks(min(edges), max(edges), 8)],
+                       [(t, short(t)) for t in linear_ticks(min(edges), max(edges), 8)],
                        "log-SNR (noise ← → data)"),
                 y=Axis(low, high, [(t, f"{t:g}") for t in ticks], "Held-out loss", log),
                 series=series,

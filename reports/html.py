@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fewstep.analysis.records import Cell
-from fewstep.reports import charts, costs, methods, provenance, text
+from fewstep.reports import charts, costs, provenance, text
 from fewstep.reports.captions import caption, figure_caption
 from fewstep.reports.published import Published
 from fewstep.reports.rows import groups, published_value
@@ -125,6 +125,7 @@ def _view(index: int, view: View, objectives: Mapping[str, int]) -> Json:
         "caption": caption(summary, view.published),
         "measured": measured,
         "shown": [{"name": m, **tag[m]} for m in shown],
+        "diagnosed": [{"name": m, **tag[m]} for m in view.curves],
         "groups": [
             {
                 "title": group.title,
@@ -151,7 +152,7 @@ def _view(index: int, view: View, objectives: Mapping[str, int]) -> Json:
         "compute": charts.compute(summary, view.cells, attributes) if measured else [],
         "seeds": charts.seeds(summary, attributes) if measured else [],
         "loss": charts.loss(summary, view.curves, attributes),
-        "methods": methods.paragraphs(summary, view.frame),
+        "methods": view.methods,
         "failures": [(f.method, f.seed, f.kind, f.message, f.key) for f in summary.failures],
         "known": {
             ids[cell["method"], cell["steps"]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,16 +13,18 @@ from fewstep.reports.captions import joined, protocol
 from fewstep.reports.text import latex as escape_latex
 from fewstep.reports.text import markdown as escape_markdown
 
+Run = dict[Hashable, Any]
 
-def markdown(summary: Summary, frame: pd.DataFrame) -> str:
+
+def markdown(paragraphs: Sequence[str]) -> str:
     """Paragraphs under one heading."""
-    told = paragraphs(summary, frame)
-    return "\n\n".join(["# Methods", *map(escape_markdown, told)]) + "\n"
+    return "\n\n".join(["# Methods", *map(escape_markdown, paragraphs)]) + "\n"
 
 
-def latex(summary: Summary, frame: pd.DataFrame) -> str:
+def latex(paragraphs: Sequence[str]) -> str:
     r"""Paragraphs to be \\input."""
-    return "\n\n".join(map(escape_latex, paragraphs(summary, frame))) + "\n"
+    told = "\n\n".join(map(escape_latex, paragraphs))
+    return f"{{\\sloppy\n{told}\n\n}}\n"  # long names of settings do not hyphenate
 
 
 def paragraphs(summary: Summary, frame: pd.DataFrame) -> list[str]:
@@ -31,19 +33,26 @@ def paragraphs(summary: Summary, frame: pd.DataFrame) -> list[str]:
     ``frame`` holds the runs of the summary; what differs between methods is told for each.
     """
     runs = frame.drop_duplicates("key")
-    written = [_training, _objectives, _evaluation, _statistics, _software]
-    return [" ".join(told) for part in written if (told := list(part(summary, runs)))]
+    parts = (
+        _training(summary, runs),
+        _objectives(summary, runs),
+        _evaluation(summary),
+        _statistics(summary),
+        _software(runs),
+    )
+    return [" ".join(told) for part in parts if (told := list(part))]
 
 
 def _training(summary: Summary, runs: pd.DataFrame) -> Iterator[str]:
-    data, network = _shared(runs, _with_settings("data")), _shared(runs, _with_settings("backbone"))
+    own = _one_of_each(runs)
+    data, network = _shared(own, _with_settings("data")), _shared(own, _with_settings("backbone"))
     yield f"Training data: {data}. Network: {network}; {_parameters(runs)}."
     if runs["lr"].notna().any():
-        told = [_shared(runs, part) for part in (_adamw, _rate, _schedule, _clip, _dropout)]
+        told = [_shared(own, part) for part in (_adamw, _rate, _schedule, _clip, _dropout)]
         yield f"Optimisation: {', '.join(filter(None, told))}."
-        yield f"{_shared(runs, _budget)}."
-        yield f"Weights averaged with EMA decay {_shared(runs, _plain('ema'))}; precision " + (
-            f"{_shared(runs, _plain('precision'))}."
+        yield f"{_shared(own, _budget)}."
+        yield f"Weights averaged with EMA decay {_shared(own, _plain('ema'))}; precision " + (
+            f"{_shared(own, _plain('precision'))}."
         )
     seeds = [str(s) for s in summary.conditions.seeds]
     yield (
@@ -60,39 +69,40 @@ def _parameters(runs: pd.DataFrame) -> str:
     return f"{low:,} parameters" if low == high else f"{low:,} to {high:,} parameters"
 
 
-def _with_settings(group: str) -> Callable[[pd.Series[Any]], str]:
-    def told(run: pd.Series[Any]) -> str:
+def _with_settings(group: str) -> Callable[[Run], str]:
+    def told(run: Run) -> str:
         name, settings = run[group], run[f"{group}_settings"]
-        return _known(name) if pd.isna(settings) else f"{name} ({settings})"
+        return _known(name) if _lacks(settings) else f"{name} ({settings})"
 
     return told
 
 
-def _adamw(run: pd.Series[Any]) -> str:
+def _adamw(run: Run) -> str:
     betas = joined(str(run["betas"]).split())
     return f"AdamW with betas {betas}, eps {run['eps']:g}, weight decay {run['weight_decay']:g}"
 
 
-def _rate(run: pd.Series[Any]) -> str:
+def _rate(run: Run) -> str:
     return f"learning rate {run['lr']:g}"
 
 
-def _schedule(run: pd.Series[Any]) -> str:
-    warmup = 0 if pd.isna(run["warmup"]) else int(run["warmup"])
+def _schedule(run: Run) -> str:
+    warmup = 0 if _lacks(run["warmup"]) else int(run["warmup"])
     first = f"linear warm-up over {warmup:,} steps, " if warmup else ""
     return f"{first}{run['schedule']} schedule"
 
 
-def _clip(run: pd.Series[Any]) -> str:
-    return "no clipping" if pd.isna(run["clip"]) else f"gradient norm clipped at {run['clip']:g}"
+def _clip(run: Run) -> str:
+    return "no clipping" if _lacks(run["clip"]) else f"gradient norm clipped at {run['clip']:g}"
 
 
-def _dropout(run: pd.Series[Any]) -> str:
-    return f"label dropout {run['label_dropout']:g}" if run["label_dropout"] else ""
+def _dropout(run: Run) -> str:
+    share = run["label_dropout"]
+    return "" if _lacks(share) or share == 0 else f"label dropout {share:g}"
 
 
-def _budget(run: pd.Series[Any]) -> str:
-    if pd.isna(run["planned_steps"]) or pd.isna(run["batch_size"]):
+def _budget(run: Run) -> str:
+    if _lacks(run["planned_steps"]) or _lacks(run["batch_size"]):
         return "Budget unknown"
     steps, batch = int(run["planned_steps"]), int(run["batch_size"])
     return f"{steps:,} steps of {batch:,} images ({steps * batch:,} images)"
@@ -113,7 +123,7 @@ def _objectives(summary: Summary, runs: pd.DataFrame) -> Iterator[str]:
         yield told + "."
 
 
-def _evaluation(summary: Summary, runs: pd.DataFrame) -> Iterator[str]:
+def _evaluation(summary: Summary) -> Iterator[str]:
     c = summary.conditions
     if c.metric is None:
         return
@@ -124,7 +134,7 @@ def _evaluation(summary: Summary, runs: pd.DataFrame) -> Iterator[str]:
         yield f"Extractor {c.extractor}: weights of sha256 {c.extractor_sha256}."
 
 
-def _statistics(summary: Summary, runs: pd.DataFrame) -> Iterator[str]:
+def _statistics(summary: Summary) -> Iterator[str]:
     if len(summary.conditions.seeds) < 2:
         yield "One training seed: nothing is known of the spread."
         return
@@ -137,7 +147,7 @@ def _statistics(summary: Summary, runs: pd.DataFrame) -> Iterator[str]:
     )
 
 
-def _software(summary: Summary, runs: pd.DataFrame) -> Iterator[str]:
+def _software(runs: pd.DataFrame) -> Iterator[str]:
     versions = [f"{name} {joined(found)}" for name in ("fewstep", "torch", "python")
                 if (found := _distinct(runs, name))]  # fmt: skip
     versions += [f"commit {commit}" for commit in _distinct(runs, "commit")]
@@ -152,28 +162,32 @@ def _software(summary: Summary, runs: pd.DataFrame) -> Iterator[str]:
         yield f"Hardware: {joined(devices)}, {processes} process(es) a run."
 
 
-def _shared(runs: pd.DataFrame, told: Callable[[pd.Series[Any]], str]) -> str:
+def _shared(runs: Sequence[Run], told: Callable[[Run], str]) -> str:
     """What most methods have in common, and which have something else."""
-    own = {str(m): told(runs.iloc[i]) for m, i in _first_of_each(runs)}
+    own = {str(run["method"]): told(run) for run in runs}
     (common, _), *others = Counter(own.values()).most_common()
     rest = [f"{value or 'none'} for {joined([m for m, v in own.items() if v == value])}"
             for value, _ in others]  # fmt: skip
     return f"{common} ({'; '.join(rest)})" if rest else common
 
 
-def _first_of_each(runs: pd.DataFrame) -> Iterator[tuple[Any, int]]:
-    """Each method and the place of a run of it whose configuration is known, where there is one."""
-    for method, rows in runs.reset_index(drop=True).groupby("method", sort=False):
-        known = rows[rows["lr"].notna()]
-        yield method, int((known if len(known) else rows).index[0])
+def _one_of_each(runs: pd.DataFrame) -> list[Run]:
+    """A run of each method, one whose configuration is known where there is one."""
+    order = {method: i for i, method in enumerate(runs["method"].unique())}
+    known = runs.sort_values("lr", na_position="last", kind="stable").drop_duplicates("method")
+    return sorted(known.to_dict("records"), key=lambda run: order[run["method"]])
 
 
-def _plain(column: str) -> Callable[[pd.Series[Any]], str]:
+def _plain(column: str) -> Callable[[Run], str]:
     return lambda run: _known(run[column])
 
 
+def _lacks(value: Any) -> bool:
+    return bool(pd.isna(value))
+
+
 def _known(value: Any) -> str:
-    if pd.isna(value):
+    if _lacks(value):
         return "unknown"
     return f"{value:g}" if isinstance(value, float) else str(value)
 

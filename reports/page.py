@@ -53,7 +53,7 @@ def page(view: View, figures: Collection[str]) -> str:
             shown = figure_caption(summary) if name == "fd_vs_nfe" else note
             parts += [f"## {title}", f"![{title.lower()}]({name}.png)", markdown(shown)]
     parts += ["## Costs", costs.markdown(summary, view.costs).rstrip()]
-    parts.append("#" + methods.markdown(summary, view.frame).rstrip())
+    parts.append("#" + methods.markdown(view.methods).rstrip())
     if summary.failures:
         rows = [(f.method, f.seed, f.kind, f.message, f.key) for f in summary.failures]
         header = ("Method", "Seed", "What", "Message", "Run")

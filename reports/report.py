@@ -6,12 +6,11 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import pandas as pd
 
 from fewstep.analysis.costs import costs as summarise_costs
-from fewstep.analysis.diagnostics import Curves
 from fewstep.analysis.selection import Filters, select
 from fewstep.analysis.summary import summarise
 from fewstep.reports import costs, html, methods, provenance, tables
@@ -19,6 +18,9 @@ from fewstep.reports.grid import Samples, drawable
 from fewstep.reports.page import contents, page
 from fewstep.reports.published import apart, beside
 from fewstep.reports.view import View
+
+if TYPE_CHECKING:
+    from fewstep.analysis.diagnostics import Curves
 
 PER_DATA = (
     "report.md", "table.md", "table.csv", "table.tex", "table_preview.tex", "costs.md",
@@ -58,10 +60,7 @@ def write_report(
         UserError: the frame's cells can not stand in one table, or a choice is unknown.
     """
     sweep = str(frame["sweep"].iloc[0]) if len(frame) else ""
-    views = [
-        _view(name, part, samples, curves or {}, baseline, published, filters)
-        for name, part in data_sets(frame).items()
-    ]
+    views = views_of(frame, samples, curves, baseline, published, filters)
     content: dict[str, str | bytes] = {}
     if len(views) == 1:
         content |= _files(views[0])
@@ -79,6 +78,21 @@ def write_report(
             if str(place / file) not in written:
                 (out / place / file).unlink(missing_ok=True)
     return written
+
+
+def views_of(
+    frame: pd.DataFrame,
+    samples: Samples,
+    curves: Curves | None = None,
+    baseline: str | None = None,
+    published: str = "auto",
+    filters: Filters | None = None,
+) -> list[View]:
+    """What there is to show of each data set; arguments and errors as for ``write_report``."""
+    return [
+        _view(name, part, samples, curves or {}, baseline, published, filters or {})
+        for name, part in data_sets(frame).items()
+    ]
 
 
 def data_sets(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -111,6 +125,7 @@ def _view(
         cells=select(frame, filters),
         costs=summarise_costs(summary, frame, baseline, **filters),
         samples=drawn,
+        methods=methods.paragraphs(summary, frame),
         published=beside(summary.conditions, published),
         apart=apart(published),
         curves={m: curve for m, curve in curves.items() if m in summary.methods},
@@ -131,8 +146,8 @@ def _files(view: View) -> dict[str, str | bytes]:
         "costs.md": costs.markdown(summary, view.costs),
         "costs.csv": costs.csv(summary, view.costs),
         "costs.tex": costs.latex(summary, view.costs),
-        "methods.md": methods.markdown(summary, view.frame),
-        "methods.tex": methods.latex(summary, view.frame),
+        "methods.md": methods.markdown(view.methods),
+        "methods.tex": methods.latex(view.methods),
         "provenance.json": provenance.write(where),
         "runs.csv": view.frame.to_csv(index=False, lineterminator="\n"),
         "report.md": page(view, drawn),
@@ -152,12 +167,13 @@ def _figures(view: View) -> Mapping[str, bytes]:
         "samples": grid.sample_grid(summary, view.samples) if view.samples else None,
         "loss_vs_log_snr": diagnostics.loss_vs_log_snr(view.curves) if view.curves else None,
     }
-    return {
-        f"{name}.{kind}": figures.render(figure, kind)
-        for name, figure in drawn.items()
-        if figure is not None
-        for kind in ("png", "pdf")
-    }
+    files = {}
+    for name, figure in drawn.items():
+        if figure is not None:
+            files[f"{name}.png"] = figures.render(figure, "png")
+            figure.set_layout_engine("none")  # it is laid out by now: no need to do it again
+            files[f"{name}.pdf"] = figures.render(figure, "pdf")
+    return files
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

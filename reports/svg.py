@@ -151,19 +151,19 @@ def _series(series: Series, place: Placing) -> Iterable[str]:
         yield f'<path class="band" d="{_path([*upper, *reversed(lower)])}Z"/>'
     if series.line and len(series.marks) > 1:
         yield f'<path class="line" d="{_path(place(m.x, m.y) for m in series.marks)}"/>'
+    for dot in series.dots:
+        x, y = place(dot.x, dot.y)
+        yield (
+            f'<g class="point" transform="translate({x:.1f} {y:.1f})" {_told(dot)}>'
+            f'<circle class="dot" r="2.6"/></g>'
+        )
     shape = _SHAPES[series.look % len(_SHAPES)]
     for mark in series.marks:
         x, y = place(mark.x, mark.y)
         hollow = " hollow" if mark.hollow else ""
         yield (
             f'<g class="point" transform="translate({x:.1f} {y:.1f})" {_told(mark)}>'
-            f'<circle class="hit" r="11"/><path class="mark{hollow}" d="{shape}"/></g>'
-        )
-    for dot in series.dots:
-        x, y = place(dot.x, dot.y)
-        yield (
-            f'<g class="point" transform="translate({x:.1f} {y:.1f})" {_told(dot)}>'
-            f'<circle class="dot" r="2.6"/></g>'
+            f'<circle class="hit" r="8"/><path class="mark{hollow}" d="{shape}"/></g>'
         )
     yield "</g>"
 

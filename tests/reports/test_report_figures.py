@@ -122,26 +122,40 @@ def test_what_can_not_be_drawn_is_refused(summary: Summary, bad: np.ndarray) -> 
         sample_grid(summary, {("$FM_1", 1): bad})
 
 
-def test_the_report_is_whole_and_the_same_each_time(folder: Path, tmp_path: Path) -> None:
+def test_the_report_is_whole(folder: Path, tmp_path: Path) -> None:
     frame = load(folder)
     samples = load_samples(folder, frame)
-    first = write_report(frame, samples, tmp_path / "one")
-    again = write_report(load(folder), load_samples(folder, frame), tmp_path / "two" / "deep")
-    assert set(first) == set(FILES) == {p.name for p in (tmp_path / "one").iterdir()}
-    for name, path in first.items():
-        assert path.stat().st_size > 0
-        assert path.read_bytes() == again[name].read_bytes(), name
+    first = write_report(frame, samples, tmp_path / "one" / "deep")
+    assert set(first) == set(FILES) == {p.name for p in (tmp_path / "one" / "deep").iterdir()}
+    assert not {name for name in first if first[name].stat().st_size > 600_000}
+    assert all(path.stat().st_size > 0 for path in first.values())
     assert b"CreationDate" not in first["fd_vs_nfe.pdf"].read_bytes()
     page = first["report.md"].read_text()
     for fact in ("](fd_vs_nfe.png)", "](samples.png)", "c0ffee", "laptop", "heun-s1", r"CT \| x",
-                 "nan \\| at step 200", "Student-t", "123,456"):  # fmt: skip
+                 "nan \\| at step 200", "Student-t", "123,456", "](fd_vs_compute.png)",
+                 "](seeds.png)", "## Methods", "Cost of training"):  # fmt: skip
         assert fact in page
     assert first["table.md"].read_text().rstrip() in page
     assert len(first["runs.csv"].read_text().splitlines()) == 1 + len(frame)
 
 
 def test_a_report_in_another_process_is_the_same(folder: Path, tmp_path: Path) -> None:
-    here = write_report(load(folder), {}, tmp_path / "here")
+    """And it takes the place of an earlier one, in one piece or not at all."""
+    here = tmp_path / "here"
+    frame = load(folder)
+    samples = load_samples(folder, frame)
+    assert "samples.png" in write_report(frame, samples, here)
+    (here / "notes.txt").write_text("mine")
+    vectors = {("Heun", 1): np.zeros((5, 3), np.float32)}  # which have no picture
+    files = write_report(frame, vectors, here)
+    assert "samples.png" not in files
+    assert {p.name for p in here.iterdir()} == {*files, "notes.txt"}
+    assert "samples.png" not in (here / "report.md").read_text()
+    before = {n: p.read_bytes() for n, p in files.items()}
+    with pytest.raises(UserError, match="no cells with weights 'raw'"):
+        write_report(frame, {}, here, weights="raw")
+    assert {n: p.read_bytes() for n, p in files.items()} == before
+
     code = (
         "import sys; from pathlib import Path; from fewstep.analysis import load\n"
         "from fewstep.reports.report import write_report\n"
@@ -149,32 +163,7 @@ def test_a_report_in_another_process_is_the_same(folder: Path, tmp_path: Path) -
     )
     there = tmp_path / "there"
     subprocess.run([sys.executable, "-c", code, str(folder), str(there)], check=True)
-    assert {n: p.read_bytes() for n, p in here.items()} == {
-        p.name: p.read_bytes() for p in there.iterdir()
-    }
-
-
-def test_a_report_leaves_no_sample_of_an_earlier_one(folder: Path, tmp_path: Path) -> None:
-    frame = load(folder)
-    write_report(frame, load_samples(folder, frame), tmp_path / "out")
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    names = set(write_report(frame, {}, tmp_path / "out"))
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {*names, "notes.txt"}
-    assert "samples.png" not in names
-    assert "samples.png" not in (tmp_path / "out" / "report.md").read_text()
-
-
-def test_what_can_not_be_reported_leaves_the_old_report(folder: Path, tmp_path: Path) -> None:
-    frame = load(folder)
-    before = {n: p.read_bytes() for n, p in write_report(frame, {}, tmp_path / "out").items()}
-    with pytest.raises(UserError, match="no cells with weights 'raw'"):
-        write_report(frame, {}, tmp_path / "out", weights="raw")
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
-
-
-def test_samples_that_have_no_picture_are_left_out(folder: Path, tmp_path: Path) -> None:
-    vectors = {("Heun", 1): np.zeros((5, 3), np.float32)}
-    assert "samples.png" not in write_report(load(folder), vectors, tmp_path / "out")
+    assert before == {p.name: p.read_bytes() for p in there.iterdir()}
 
 
 def test_a_sweep_without_results_still_has_a_report(tmp_path: Path) -> None:

@@ -25,13 +25,14 @@ from fewstep.reports.captions import caption
 HOSTILE = r"50%_&\~^#${}|<b>*x* `c` [bold]--π é 中 “q” a" + "\n| 1 | 2 |"
 
 
-def cell(values: list[float], failed: int = 0, missing: int = 0) -> Cell:
+def cell(values: list[float], failed: int = 0, missing: int = 0, stopped: int = 0) -> Cell:
     n = len(values)
     spread = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5 if n > 1 else math.nan
     return Cell(
         values=dict(enumerate(values)),
         failed_seeds=tuple(range(n, n + failed)),
         missing_seeds=tuple(range(n + failed, n + failed + missing)),
+        stopped_seeds=tuple(range(n + failed + missing, n + failed + missing + stopped)),
         mean=sum(values) / n if n else math.nan,
         half_width=spread,
         keys=tuple(f"k{i}" for i in range(n)),
@@ -63,6 +64,9 @@ def summary(tmp_path: Path) -> Summary:
         (cell([], failed=3), "failed (3/3)"),
         (cell([], missing=3), "not run"),
         (cell([], failed=1, missing=2), "failed (1/3), not run (2/3)"),
+        (cell([], stopped=3), "stopped (3/3)"),
+        (cell([], failed=1, stopped=1, missing=1), "failed (1/3), stopped (1/3), not run (1/3)"),
+        (cell([1.0], stopped=2), "1.00 (1 of 3; 2 stopped)"),
     ],
 )
 def test_a_cell_accounts_for_every_run(shown: Cell, expected: str) -> None:
@@ -164,7 +168,7 @@ def test_latex_marks_and_rows(summary: Summary) -> None:
 def test_latex_compiles(summary: Summary, name: str, tmp_path: Path) -> None:
     named = renamed(summary, name)
     (tmp_path / "table.tex").write_text(tables.latex(replace(named, sweep=name)))
-    (tmp_path / "document.tex").write_text(tables.latex_document())
+    (tmp_path / "document.tex").write_text(tables.latex_document("table"))
     run = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"],
         cwd=tmp_path, capture_output=True, check=False, timeout=60,

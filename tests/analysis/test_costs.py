@@ -1,0 +1,130 @@
+"""Costs are sums and means that can be done by hand; a teacher's share is counted."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from synthetic_runs import Run, write_sweep
+
+from fewstep.analysis import load, summarise
+from fewstep.analysis.costs import costs, improvement
+from fewstep.analysis.origin import cell_origin, told_value
+from fewstep.errors import UserError
+
+TWO = {"processes": 2, "device_name": "H200"}
+
+
+def runs() -> list[Run]:
+    """FM takes 50 s; CD learns from its seed 0 in 100 s on two devices; PD from CD's seed 0."""
+    return [
+        *(Run("FM", s, {1: 90.0 + s, 4: 10.0}) for s in range(2)),
+        *(Run("CD", s, {1: 30.0 + s, 4: 20.0}, teacher="fm-s0", seconds=100.0, provenance=TWO)
+          for s in range(2)),
+        Run("PD", 0, {1: 45.0}, teacher="cd-s0", seconds=25.0),
+        Run("CT", 0, failure="nan"),
+    ]  # fmt: skip
+
+
+def test_costs_and_the_teachers_share(tmp_path: Path) -> None:
+    frame = load(write_sweep(tmp_path, runs()))
+    found = costs(summarise(frame), frame)
+    assert found.baseline == "FM"
+    assert found.devices == ("H200",)
+    fm, cd, pd_, ct = found.rows
+    assert (fm.steps_per_second, fm.seconds_per_step, fm.speedup) == (10.0, 0.1, 0.0)
+    assert (fm.images_seen, fm.teacher_images_seen, fm.total_images_seen) == (64000, 0, 64000)
+    assert fm.total_device_hours == pytest.approx(50 / 3600)
+    assert (cd.steps_per_second, cd.speedup) == (5.0, -50.0)
+    assert cd.device_hours == pytest.approx(2 * 100 / 3600)  # processes times hours
+    assert cd.total_device_hours == pytest.approx((200 + 50) / 3600)
+    assert (cd.train_seconds, cd.total_train_seconds) == (100.0, 150.0)
+    assert cd.total_images_seen == 2 * 64000
+    # a teacher's teacher counts too
+    assert pd_.teacher_device_hours == pytest.approx((200 + 50) / 3600)
+    assert pd_.teacher_images_seen == 2 * 64000
+    assert math.isnan(ct.device_hours)
+    assert ct.runs == 0
+    assert {s: round(v) for s, v in cd.sampling.items()} == {1: 300, 4: 75}
+
+
+def test_the_gain_is_the_paired_log_ratio(tmp_path: Path) -> None:
+    frame = load(write_sweep(tmp_path, runs()))
+    cd = costs(summarise(frame), frame).of("CD")
+    logs = np.log([30 / 90, 31 / 91])
+    half = stats.t.ppf(0.975, 1) * logs.std(ddof=1) / 2**0.5
+    expected = 100 * (1 - np.exp(logs.mean() + np.array([0, half, -half])))
+    gain = cd.gain[1]
+    assert gain is not None
+    assert improvement(gain) == pytest.approx(expected)
+    assert improvement(gain)[1] < improvement(gain)[0] < improvement(gain)[2]
+    worse = cd.gain[4]
+    assert worse is not None
+    assert improvement(worse)[0] == pytest.approx(-100)
+    pd_ = costs(summarise(frame), frame).of("PD")
+    assert pd_.gain[4] is None  # no seed that both have
+
+
+def test_another_baseline(tmp_path: Path) -> None:
+    frame = load(write_sweep(tmp_path, runs()))
+    summary = summarise(frame)
+    assert costs(summary, frame, "CD").of("FM").speedup == 100.0
+    with pytest.raises(UserError, match=r"unknown baseline 'CDD'; did you mean 'CD'\?"):
+        costs(summary, frame, "CDD")
+
+
+def test_a_teacher_from_another_sweep_is_counted(tmp_path: Path) -> None:
+    write_sweep(tmp_path, runs(), name="before")
+    student = Run("reflow", 0, {1: 5.0}, teacher="cd-s1")
+    frame = load(write_sweep(tmp_path, [student]))
+    assert frame["teacher_device_hours"].iloc[0] == pytest.approx((200 + 50) / 3600)
+    assert frame["teacher_images_seen"].iloc[0] == 2 * 64000
+    assert summarise(frame).two_phase == {"reflow"}
+    lost = load(write_sweep(tmp_path, [Run("x", 0, {1: 5.0}, teacher="gone")], name="lost"))
+    assert lost["teacher_images_seen"].isna().all()
+    row = costs(summarise(lost), lost).rows[0]
+    assert math.isnan(row.total_device_hours)  # unknown is not nothing
+
+
+def test_phases_are_known_from_the_runs(tmp_path: Path) -> None:
+    frame = load(write_sweep(tmp_path, runs()))
+    assert summarise(frame).two_phase == {"CD", "PD"}
+    assert frame.drop_duplicates("key")["teacher"].fillna("-").tolist() == [
+        "-", "-", "fm-s0", "fm-s0", "cd-s0", "-"]  # fmt: skip
+
+
+def test_protocol_and_origin_are_columns(tmp_path: Path) -> None:
+    training = {"steps": 500, "batch_size": 64, "lr": 2e-3, "betas": [0.9, 0.99], "clip": None}
+    made = {"lock": "abc", "job": {"launcher": "slurm", "id": "7_1"}, "versions": {"torch": "2.13"}}
+    run = Run(
+        "A", 0, {1: 1.0}, provenance=made,
+        config={"training": training, "objective": {"name": "a", "target": "online", "n": [1, 2]}},
+    )  # fmt: skip
+    row = load(write_sweep(tmp_path, [run])).iloc[0]
+    assert (row["batch_size"], row["lr"], row["betas"]) == (64, 2e-3, "0.9 0.99")
+    assert row[["clip", "ema"]].isna().all()
+    assert row["objective_settings"] == "target=online, n=[1,2]"
+    assert (row["lock"], row["job"], row["torch"]) == ("abc", "slurm 7_1", "2.13")
+    assert row["command"] == "fewstep train seed=0"
+
+
+def test_settings_that_make_a_cell() -> None:
+    cell = {"steps": 2, "times": [1.0, 0.3, 0.0], "weights": "raw", "guidance": 1.5,
+            "sample_set": 1,
+            "sampler": {"solver": "heun", "guidance_interval": "0.1-0.9"}}  # fmt: skip
+    told = cell_origin({"cell": cell, "asked": {"samples": 32, "extractor": "raw"}})["evaluation"]
+    assert told.replace("'", "").split() == [
+        "evaluation.steps=[]", "evaluation.times=[[1.0,0.3,0.0]]", "evaluation.weights=[raw]",
+        "evaluation.guidance=[1.5]", "evaluation.sample_sets=2", "evaluation.samples=32",
+        "evaluation.extractor=raw", "evaluation.guidance_interval=[0.1,0.9]",
+        "objective.solver=heun",
+    ]  # fmt: skip
+    assert [told_value(v) for v in (None, True, 1, [0, False])] == [
+        "null",
+        "true",
+        "1",
+        "[0,false]",
+    ]
