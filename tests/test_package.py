@@ -94,7 +94,8 @@ def test_content(wheel):
     assert "fewstep/py.typed" in names
     assert "fewstep/experiments/conf/run.yaml" in names
     assert "fewstep/sweeps/presets/digits.yaml" in names
-    assert "fewstep/reports/fewstep.mplstyle" in names
+    for file in ("fewstep.mplstyle", "published.csv", "templates/report.html.j2"):
+        assert f"fewstep/reports/{file}" in names
     assert not [name for name in names if "tests" in name.split("/")]
 
 
