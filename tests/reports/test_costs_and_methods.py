@@ -81,7 +81,7 @@ def test_published_numbers_stand_only_beside_the_same_measure(tmp_path: Path) ->
     assert {(row.data, row.metric, row.samples) for row in rows} == {("cifar10", "FID", 50_000)}
     shown = tables.markdown(ours, rows)
     assert "| *sCT* † | *2.97* | *–* |" in shown
-    assert "Lu and Song 2024 (arXiv:2410.11081), Table 1" in shown
+    assert "Lu and Song 2024 (arXiv:2410.11081)" in shown
     assert "**4.50 ± 6.35** (2)" in shown  # a published number takes no rank
     assert r"\textit{sCT}\,$^\dagger$ & \textit{2.97}" in tables.latex(ours, rows)
     console = Console(width=120, record=True, file=io.StringIO())
