@@ -88,7 +88,8 @@ def limits(summary: Summary) -> tuple[float, float]:
     """The y-range of all figures: dots, the floor, what of the bands is not far above them."""
     cells = summary.cells.values()
     points = [v for cell in cells for v in cell.values.values() if v > 0]
-    points += [summary.floor] if summary.floor and summary.floor > 0 else []  # KID may be below
+    if summary.floor and summary.floor > 0:  # KID may be below
+        points.append(summary.floor)
     if not points:
         return 0.1, 10.0
     tops = [cell.mean + cell.half_width for cell in cells if cell.half_width > 0]

@@ -32,7 +32,13 @@ def bench_metrics(file: Path | None) -> None:
     """
     check_writable(file)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("Frechet distance in", "ours (CPU s)", "sqrtm (CPU s)", "ours / sqrtm", "differ by"):
+    for column in (
+        "Frechet distance in",
+        "ours (CPU s)",
+        "sqrtm (CPU s)",
+        "ours / sqrtm",
+        "differ by",
+    ):
         table.add_column(column, justify="right")
     record: dict[str, Any] = {"frechet": []}
     for d, rounds in ROUNDS.items():
