@@ -186,6 +186,7 @@ def test_stopped_while_drawing_pairs_the_rest_is_drawn_later(tmp_path: Path) -> 
         made.prepare(lambda: seen == [1], lambda done, total, rate: seen.append(done))
     assert len(list(made.directory.pairs.iterdir())) == 1
     assert made.directory.kept()["pairs"] == 1
+    made.directory.write("spec", {})
     assert made.directory.status() == "running"
     seen.clear()
     made.prepare(lambda: False, lambda done, total, rate: seen.append(done))
