@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fewstep.analysis.records import Summary
-from fewstep.analysis.selection import Filters, select
+from fewstep.analysis.selection import RUN, Filters, select
 from fewstep.analysis.statistics import PairedRatio
 from fewstep.errors import UserError, unknown
 
@@ -25,7 +25,8 @@ class Cost:
         flops: of training, the teacher's included.
         speedup: percent by which it does more steps a second than the baseline.
         sampling: images a second, by number of steps.
-        gain: method / baseline at each number of steps; None where there is no pair of seeds.
+        gain: method / baseline at each number of steps; None where there is no pair of seeds, or
+            neither low nor high values are better.
     """
 
     method: str
@@ -89,7 +90,7 @@ def costs(
         raise unknown("baseline", baseline, summary.methods)
     chosen: Filters = filters  # type: ignore[assignment]
     cells = select(frame, chosen)
-    runs = cells.drop_duplicates("key")
+    runs = cells.drop_duplicates(RUN)
     base = _mean(runs.loc[runs["method"] == baseline, "steps_per_second"])
     rows = tuple(
         _cost(
@@ -137,6 +138,8 @@ def _cost(
 
 
 def _gain(summary: Summary, method: str, baseline: str, steps: int) -> PairedRatio | None:
+    if summary.conditions.better == "neither":
+        return None
     try:
         found = summary.compare(method, baseline, steps)
     except UserError:  # a value that has no logarithm
@@ -144,9 +147,11 @@ def _gain(summary: Summary, method: str, baseline: str, steps: int) -> PairedRat
     return found if found.n else None
 
 
-def improvement(ratio: PairedRatio) -> tuple[float, float, float]:
-    """Percent by which a distance is smaller than the baseline's, and its 95% interval."""
-    return tuple(100 * (1 - r) for r in (ratio.ratio, ratio.high, ratio.low))  # type: ignore[return-value]
+def improvement(ratio: PairedRatio, better: str | None = "lower") -> tuple[float, float, float]:
+    """Percent by which a value is better than the baseline's, and its 95% interval."""
+    if better == "higher":
+        return 100 * (ratio.ratio - 1), 100 * (ratio.low - 1), 100 * (ratio.high - 1)
+    return 100 * (1 - ratio.ratio), 100 * (1 - ratio.high), 100 * (1 - ratio.low)
 
 
 def _mean(values: pd.Series[Any]) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.analysis.frame import load
+from fewstep.analysis.selection import RUN
 from fewstep.analysis.statistics import Estimate, estimate
 from fewstep.errors import UserError
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory
@@ -47,17 +48,15 @@ def diagnosed_run(run: RunDirectory) -> Diagnosed:
     return Diagnosed(run.key, str(facts["title"]), int(seed), facts, run.metrics())
 
 
-def diagnosed_runs(sweep: SweepDirectory) -> list[Diagnosed]:
-    """The diagnosed runs of a sweep, labelled as in its report, in the plan's order."""
-    labels = load(sweep).drop_duplicates("key").set_index("key")
-    return [
-        Diagnosed(
-            run.key, str(labels.loc[run.key, "method"]), int(labels.loc[run.key, "seed"]),  # type: ignore[arg-type]
-            facts, run.metrics(),
-        )
-        for run in sweep.runs()
-        if run.status() == "done" and (facts := run.diagnosed()) is not None
-    ]  # fmt: skip
+def diagnosed_runs(*sweeps: SweepDirectory) -> list[Diagnosed]:
+    """The diagnosed runs of sweeps, labelled as in their report, in the plans' order."""
+    runs = {(sweep.name, run.key): run for sweep in sweeps for run in sweep.runs()}
+    found = []
+    for row in load(*sweeps).drop_duplicates(RUN).to_dict("records"):
+        run = runs[row["sweep"], row["key"]]
+        if row["status"] == "done" and (facts := run.diagnosed()) is not None:
+            found.append(Diagnosed(run.key, row["method"], int(row["seed"]), facts, run.metrics()))
+    return found
 
 
 def arrays(run: RunDirectory) -> dict[str, NDArray[Any]]:

@@ -39,6 +39,8 @@ def tables(summary: Summary, costs: Costs) -> tuple[Table, ...]:
     on += ": times on several machines are not compared." if several else "." if on else ""
     steps = [f"{s} step{'s' if s > 1 else ''}" for s in summary.steps]
     others = [r for r in costs.rows if r.method != costs.baseline]
+    better = summary.conditions.better
+    side = "above" if better == "higher" else "below"
     return (
         Table(
             "Cost of training",
@@ -57,10 +59,10 @@ def tables(summary: Summary, costs: Costs) -> tuple[Table, ...]:
             "With the evaluation's batch size, on the machine that evaluated." + _calls(summary),
         ),
         Table(
-            f"{summary.conditions.metric_name or 'Distance'}: percent below {costs.baseline}",
+            f"{summary.conditions.metric_name or 'Distance'}: percent {side} {costs.baseline}",
             ("Method", *steps),
-            tuple((r.method, *(_gain(r, s) for s in summary.steps)) for r in others),
-            tuple(tuple(_gained(r, s) for s in summary.steps) for r in others),
+            tuple((r.method, *(_gain(r, s, better) for s in summary.steps)) for r in others),
+            tuple(tuple(_gained(r, s, better) for s in summary.steps) for r in others),
             "Geometric mean over the seeds that both have, paired, with its 95% Student-t interval "
             "on the log scale; negative where the baseline is better.",
         ),
@@ -135,17 +137,17 @@ def _known(costs: Costs, column: Column) -> bool:
     return column.title != FLOPS or any(math.isfinite(r.flops) for r in costs.rows)
 
 
-def _gain(row: Cost, steps: int) -> str:
+def _gain(row: Cost, steps: int, better: str | None) -> str:
     ratio = row.gain[steps]
     if ratio is None:
         return NONE
-    middle, low, high = improvement(ratio)
+    middle, low, high = improvement(ratio, better)
     return f"{_whole(middle)} [{_whole(low)}, {_whole(high)}]" if ratio.n > 1 else _whole(middle)
 
 
-def _gained(row: Cost, steps: int) -> float:
+def _gained(row: Cost, steps: int, better: str | None) -> float:
     ratio = row.gain[steps]
-    return math.nan if ratio is None else improvement(ratio)[0]
+    return math.nan if ratio is None else improvement(ratio, better)[0]
 
 
 def _whole(value: float) -> str:
@@ -213,11 +215,12 @@ def csv(summary: Summary, costs: Costs) -> str:
     file = io.StringIO()
     writer = csv_module.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
+    better = summary.conditions.better
     for row in costs.rows:
         known = [getattr(row, name.removesuffix("_percent")) for name in CSV_COLUMNS[2:18]]
         for steps in summary.steps:
             ratio = row.gain[steps]
-            gained = (math.nan,) * 3 if ratio is None else improvement(ratio)
+            gained = (math.nan,) * 3 if ratio is None else improvement(ratio, better)
             measured = [*known, steps, row.sampling[steps], *gained]
             writer.writerow([row.method, costs.baseline, *map(exact, measured)])
     return file.getvalue()

@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fewstep.analysis.records import Cell
+from fewstep.analysis.selection import RUN
 from fewstep.reports import charts, costs, provenance, text
 from fewstep.reports.captions import caption, figure_caption
 from fewstep.reports.published import Published
@@ -73,7 +74,7 @@ def page(sweep: str, views: Sequence[View], frame: pd.DataFrame) -> str:
 
 def origin(frame: pd.DataFrame) -> str:
     """Commits, packages and machines of all runs, in a few sentences."""
-    runs = frame.drop_duplicates("key")
+    runs = frame.drop_duplicates(RUN)
 
     def told(column: str, name: str) -> str:
         return f"{name}: {', '.join(map(str, runs[column].dropna().unique())) or 'unknown'}."
@@ -86,7 +87,7 @@ def origin(frame: pd.DataFrame) -> str:
 
 
 def _facts(views: Sequence[View], frame: pd.DataFrame) -> list[tuple[str, str]]:
-    runs = frame.drop_duplicates("key")
+    runs = frame.drop_duplicates(RUN)
     c = views[0].summary.conditions
     states = {
         state: int((runs["status"] == state).sum()) for state in ("done", "failed", "stopped")
@@ -174,12 +175,18 @@ def _cell(cell: Cell, identifier: str, heat: float | None) -> Json:
 
 
 def _heat(view: View) -> dict[tuple[str, int], float]:
-    """1 for the smallest mean of the table, 0 for the largest; by the logarithm."""
+    """1 for the best mean of the table, 0 for the worst; by the logarithm."""
+    better = view.summary.conditions.better
+    if better == "neither":
+        return {}
     means = {p: c.mean for p, c in view.summary.cells.items() if c.n and c.mean > 0}
     if len(means) < 2:
         return {}
     low, high = math.log(min(means.values())), math.log(max(means.values()))
-    return {p: (high - math.log(m)) / (high - low) for p, m in means.items()} if high > low else {}
+    if low == high:
+        return {}
+    best, worst = (high, low) if better == "higher" else (low, high)
+    return {p: (math.log(m) - worst) / (best - worst) for p, m in means.items()}
 
 
 def _costs(view: View, tag: Mapping[str, Json]) -> list[Json]:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from fewstep.analysis.records import Summary
+from fewstep.analysis.selection import RUN
 from fewstep.reports.captions import protocol
 from fewstep.reports.text import enumerated
 from fewstep.reports.text import latex as escape_latex
@@ -33,7 +34,7 @@ def paragraphs(summary: Summary, frame: pd.DataFrame) -> list[str]:
 
     ``frame`` holds the runs of the summary; what differs between methods is told for each.
     """
-    runs = frame.drop_duplicates("key")
+    runs = frame.drop_duplicates(RUN)
     parts = (
         _training(summary, runs),
         _objectives(summary, runs),

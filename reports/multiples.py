@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fewstep.analysis.records import Summary
+from fewstep.analysis.selection import RUN
 from fewstep.reports.figures import MARKERS, limits, style
 from fewstep.reports.text import wrapped
 from fewstep.reports.ticks import linear_ticks, log_ticks, short
@@ -43,7 +44,7 @@ def measures(summary: Summary, cells: pd.DataFrame) -> list[Measure]:
     found = []
     for column, title in MEASURES.items():
         spent = {}
-        for run in cells.drop_duplicates("key").to_dict("records"):
+        for run in cells.drop_duplicates(RUN).to_dict("records"):
             total = run[column]
             if not pd.isna(run["teacher"]):
                 total = total + run[f"teacher_{column}"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from fewstep.analysis.selection import RUN
 from fewstep.reports import costs, methods, tables
 from fewstep.reports.captions import figure_caption
 from fewstep.reports.html import origin
@@ -70,7 +71,7 @@ def contents(sweep: str, views: Sequence[View], folders: Sequence[str]) -> str:
 
 
 def _provenance(frame: pd.DataFrame) -> list[str]:
-    runs = frame.drop_duplicates(["sweep", "key"])
+    runs = frame.drop_duplicates(RUN)
     rows = [
         (run["key"], run["method"], run["seed"], run["status"], run["commit"], run["dirty"],
          run["lock"], run["job"] if not pd.isna(run["job"]) else run["host"])

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from fewstep.analysis.records import Summary
+from fewstep.analysis.selection import RUN
 from fewstep.reports.rows import group_of
 
-RUN = ("method", "seed", "status", "failure_class", "failure_message", "objective", "backbone",
+FACTS = ("method", "seed", "status", "failure_class", "failure_message", "objective", "backbone",
        "data", "teacher", "commit", "dirty", "lock", "fewstep", "python", "torch", "host", "job",
        "device", "processes", "objective_source", "backbone_source", "started", "finished",
        "command")  # fmt: skip
@@ -22,16 +23,18 @@ Json = dict[str, Any]
 
 
 def runs(frame: pd.DataFrame) -> Json:
-    """Every run by its key, whatever became of it."""
-    found = {}
-    for run in frame.drop_duplicates("key").to_dict("records"):
-        found[str(run["key"])] = {name: plain(run[name]) for name in RUN}
-    return found
+    """Every run by its directory, SWEEP/KEY, whatever became of it."""
+    return {
+        _directory(run): {name: plain(run[name]) for name in FACTS}
+        for run in frame.drop_duplicates(RUN).to_dict("records")
+    }
 
 
 def cells(summary: Summary, rows: pd.DataFrame) -> list[Json]:
     """Each cell of the table, with what each of its runs gave and how to get it again."""
-    by_place = {(row["key"], int(row["steps"])): row for row in rows.to_dict("records")}
+    by_place = {
+        (row["method"], int(row["seed"]), int(row["steps"])): row for row in rows.to_dict("records")
+    }
     return [
         {
             "method": method,
@@ -44,8 +47,8 @@ def cells(summary: Summary, rows: pd.DataFrame) -> list[Json]:
             "stopped_seeds": list(cell.stopped_seeds),
             "missing_seeds": list(cell.missing_seeds),
             "runs": [
-                {"seed": seed, "value": value, "key": key, **_made(by_place[key, steps])}
-                for (seed, value), key in zip(cell.values.items(), cell.keys, strict=True)
+                {"seed": seed, "value": value, **_made(by_place[method, seed, steps])}
+                for seed, value in cell.values.items()
             ],
         }
         for (method, steps), cell in summary.cells.items()
@@ -58,9 +61,15 @@ def _made(row: Mapping[Hashable, Any]) -> Json:
     same = all(value is None or value == plain(row[name]) for name, value in evaluated.items())
     command = plain(row["command"])
     return {
+        "run": _directory(row),
         "command": None if command is None else f"{command} {row['evaluation']}",
         **({} if same else {"evaluated": evaluated}),
     }
+
+
+def _directory(run: Mapping[Hashable, Any]) -> str:
+    """Under the run root; a key alone may be in two sweeps."""
+    return f"{run['sweep']}/{run['key']}"
 
 
 def document(summary: Summary, frame: pd.DataFrame, rows: pd.DataFrame) -> Json:

@@ -120,10 +120,10 @@ all("button[data-cell]").forEach((button) => button.addEventListener("click", ()
   make("h3", `${cell.method}, ${cell.steps} step${cell.steps > 1 ? "s" : ""}`, body).id = "cell-title";
   make("p", `${cell.shown}${cell.nfe ? `, ${cell.nfe} NFE` : ""}`, body).className = "big";
   for (const one of cell.runs) {
-    const run = known.runs[one.key];
+    const run = known.runs[one.run];
     const part = make("div", null, body);
     part.className = "run";
-    facts([["Seed", one.seed], ["Value", one.value], ["Run", one.key], ["Teacher", run.teacher],
+    facts([["Seed", one.seed], ["Value", one.value], ["Run", one.run], ["Teacher", run.teacher],
       ["Commit", source(run)], ["Packages", run.lock], ["Trained", [where(run), run.device].filter(Boolean).join(", ")],
       ["Evaluated", one.evaluated && `${source(one.evaluated) ?? ""} ${where(one.evaluated)}`]], part);
     if (!one.command) continue;

@@ -16,7 +16,7 @@ from rich.console import Console
 from synthetic_runs import Run, write_sweep
 
 from fewstep.analysis import load, summarise
-from fewstep.analysis.costs import costs
+from fewstep.analysis.costs import costs, improvement
 from fewstep.analysis.records import Conditions, Summary
 from fewstep.analysis.selection import select
 from fewstep.errors import UserError
@@ -170,18 +170,40 @@ def test_the_methods_paragraph_is_exact(frame: pd.DataFrame) -> None:
         assert fact in told, fact
 
 
+@pytest.mark.parametrize(
+    ("better", "gain", "heat"),
+    [("lower", -100.0, {"A": 1.0, "B": 0.0}), ("higher", 100.0, {"A": 0.0, "B": 1.0}),
+     ("neither", None, {})],
+)  # fmt: skip
+def test_what_is_better_is_what_the_metric_says(
+    tmp_path: Path, better: str, gain: float | None, heat: dict[str, float]
+) -> None:
+    runs = [Run(m, s, {1: v}) for m, v in (("A", 0.2), ("B", 0.4)) for s in range(2)]
+    folder = write_sweep(tmp_path, runs)
+    for file in folder.glob("*/evaluations/*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"better": better}))
+    frame = load(folder)
+    [view] = views_of(frame, {})
+    rows = {row.method: row for row in view.costs.rows}
+    ratio = rows["B"].gain[1]
+    assert (ratio is None) == (gain is None)
+    if ratio is not None:
+        assert improvement(ratio, better)[0] == pytest.approx(gain)
+    assert {method: value for (method, _), value in html._heat(view).items()} == pytest.approx(heat)
+
+
 def test_every_cell_resolves_to_its_runs(frame: pd.DataFrame, tmp_path: Path) -> None:
     summary = summarise(frame)
     told = json.loads(provenance.write(provenance.document(summary, frame, select(frame, {}))))
     assert len(told["runs"]) == 9
     known = {"commit": "c0ffee" * 6, "dirty": True, "lock": "abcdefabcdef", "job": "slurm 7_1",
              "host": "laptop", "device": "H200"}  # fmt: skip
-    assert known.items() <= told["runs"]["fm-s0"].items()
-    assert told["runs"]["ct-s2"]["failure_class"] == "stopped"
+    assert known.items() <= told["runs"]["demo/fm-s0"].items()
+    assert told["runs"]["demo/ct-s2"]["failure_class"] == "stopped"
     cells = {(cell["method"], cell["steps"]): cell for cell in told["cells"]}
     assert cells.keys() == summary.cells.keys()
-    assert [(r["seed"], r["value"], r["key"]) for r in cells["CD", 4]["runs"]] == [
-        (s, 20.0 + s, f"cd-s{s}") for s in range(3)]  # fmt: skip
+    assert [(r["seed"], r["value"], r["run"]) for r in cells["CD", 4]["runs"]] == [
+        (s, 20.0 + s, f"demo/cd-s{s}") for s in range(3)]  # fmt: skip
     assert cells["CD", 4]["runs"][1]["command"].startswith(
         "fewstep train seed=1 'evaluation.steps=[4]'")  # fmt: skip
     assert (cells["CT", 1]["failed_seeds"], cells["CT", 1]["stopped_seeds"]) == ([0, 1], [2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Callable
@@ -44,6 +45,16 @@ def test_a_report_over_two_sweeps(command: Command, tmp_path: Path) -> None:
     for line in ("FM · sweep=old", "FM · sweep=new", "| sCM |", "| CT |"):
         assert line in (together / "table.md").read_text()
     assert "sweep=old" in said
+    # FM's runs have the same keys in both
+    with (together / "costs.csv").open() as file:
+        assert {row["method"]: row["runs"] for row in csv.DictReader(file)} == dict.fromkeys(
+            ["FM · sweep=old", "FM · sweep=new", "sCM", "CT"], "3"
+        )
+    made = json.loads((together / "provenance.json").read_text())
+    assert len(made["runs"]) == 12
+    cells = {cell["method"]: [r["run"] for r in cell["runs"]] for cell in made["cells"]}
+    assert cells["FM · sweep=new"] == [f"new/fm-s{s}" for s in range(3)]
+    assert cells["FM · sweep=old"] == [f"old/fm-s{s}" for s in range(3)]
     assert command("report", "old", "runs=runs", "--out", "here")[0] == 0  # an override, no name
     assert (tmp_path / "here" / "runs.parquet").stat().st_size
     assert "old  " in command("status")[1]  # what was written is no sweep

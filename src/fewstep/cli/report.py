@@ -39,7 +39,7 @@ def report(
         summary = summarise(part, **chosen)
         out.print(terminal.table(summary, beside(summary.conditions, published)))
         samples |= load_samples(directories, part, **chosen)
-    curves = loss_curves([run for directory in directories for run in diagnosed_runs(directory)])
+    curves = loss_curves(diagnosed_runs(*directories))
     together = "+".join(directory.name for directory in directories)
     aside = directories[0].path.parent / "_reports" / together
     target = output or (directories[0].report if len(directories) == 1 else aside)
