@@ -10,6 +10,8 @@ from pathlib import Path
 from helpers.commands import environment, wait_for
 
 BOX = Path(__file__).parents[1] / "slurm/box"
+# each process of tests has ports of its own: up to PORT + 400 a cluster
+PORT = 17817 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "slurmdbd", "mariadbd", "mariadb")
 PACKAGES = (
     "slurmctld slurmd slurm-client munge slurmdbd slurm-wlm-mysql-plugin "

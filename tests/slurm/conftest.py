@@ -1,14 +1,23 @@
-"""One cluster for all tests of this folder, which run in one process (their xdist_group)."""
+"""One cluster for each process of tests of this folder.
+
+Most of their time is SLURM's own waiting, so they are two groups (``xdist_group``), side by side.
+"""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.slurm import Box, lacking
+from helpers.commands import TINY, environment
+from helpers.slurm import PORT, Box, lacking
+from helpers.slurm_sweep import BASE, SLOW, long, third_party
+
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +26,7 @@ def cluster() -> Iterator[Box]:
     if why := lacking():
         pytest.skip(why)
     # short: UNIX sockets live below it
-    made = Box(Path(tempfile.mkdtemp(prefix="fsbox", dir="/tmp")), array=5, port=17817, grace=20)
+    made = Box(Path(tempfile.mkdtemp(prefix="fsbox", dir="/tmp")), array=5, port=PORT, grace=20)
     try:
         made.up()
         yield made
@@ -31,3 +40,22 @@ def box(cluster: Box) -> Iterator[Box]:
     """The cluster, with nothing in its queue before and after."""
     yield cluster
     cluster.clear()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """The long run, done on this machine without interruption."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    third_party(folder / "slow", "slow", SLOW)
+    (folder / "mine.yaml").write_text(f"{BASE}axes:\n  case:\n  - {long('a')}\n")
+    words = ["sweep", "mine.yaml", *TINY, "tracking.enabled=false"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "fewstep", *words],
+        cwd=folder,
+        env={**environment(), "PYTHONPATH": f"{folder}/slow"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [run] = SweepDirectory(folder / "runs/mine").runs()
+    return run

@@ -1,0 +1,164 @@
+"""A sweep on the tests' SLURM cluster, with runs that last as long as a test needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from helpers.commands import TINY, finish, wait_for
+from helpers.slurm import Box
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory
+
+BASE = (
+    "base: {evaluation.steps: [1], training.log_every: 20, training.checkpoint_every: 20,"
+    " evaluation.samples: 100}\n"
+    "resources: {cpus: 2, memory_gb: 1}\n"
+    "slurm: {partition: low, save_seconds: 20, hours: 1}\n"
+)
+LONG, SHORT = 300, 20
+NAP = 0.04  # seconds a step of the long run takes on the cluster
+
+# a run that lasts, leaves the processors to others, and all but stands still where it must
+SLOW = """
+import os, time
+from dataclasses import dataclass
+from pathlib import Path
+from fewstep.objectives import FlowMatching
+
+@dataclass(frozen=True)
+class Slow(FlowMatching):
+    def loss(self, nets, batch, progress, g):
+        time.sleep(float(os.environ.get("NAP", 0)))
+        held = Path(os.environ.get("HELD", ""), f"steps-{progress.total}")
+        if progress.step >= 100 and held.exists():
+            time.sleep(2)
+        return super().loss(nets, batch, progress, g)
+"""
+FLAKY = """
+from dataclasses import dataclass
+from fewstep.objectives import FlowMatching
+
+@dataclass(frozen=True)
+class Flaky(FlowMatching):
+    def loss(self, nets, batch, progress, g):
+        if progress.step == 3:
+            {fault}
+        return super().loss(nets, batch, progress, g)
+"""
+
+
+def third_party(folder: Path, name: str, code: str) -> None:
+    """An installed package with an objective ``name``, the last class of ``code``."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}_mod.py").write_text(code)
+    info = folder / f"{name}-1.dist-info"
+    info.mkdir()
+    last = code.rsplit("class ", 1)[1].split("(")[0]
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[fewstep.objectives]\n{name} = {name}_mod:{last}\n")
+
+
+class Sweep:
+    """A sweep file in a folder of its own, and the commands on it."""
+
+    def __init__(self, folder: Path, box: Box, cases: str, base: str = BASE) -> None:
+        self.folder, self.box = folder, box
+        third_party(folder / "slow", "slow", SLOW)
+        slow = {"PYTHONPATH": f"{folder}/slow", "NAP": str(NAP), "HELD": str(folder)}
+        self.environment = {**box.environment, **slow}
+        (folder / "mine.yaml").write_text(f"{base}axes:\n  case:\n{cases}")
+
+    def command(self, *words: object) -> subprocess.CompletedProcess[str]:
+        return finish(self.start(*words))
+
+    def start(self, *words: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "fewstep", *map(str, words)],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def submit(self, *words: object) -> str:
+        done = self.command("sweep", "mine.yaml", *TINY, "--launcher", "slurm", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    @property
+    def runs(self) -> dict[str, RunDirectory]:
+        sweep = SweepDirectory(self.folder / "runs/mine")
+        plan = sweep.plan()
+        assert plan is not None
+        return {m["choices"]["case"]: RunDirectory(sweep.path / m["key"]) for m in plan["runs"]}
+
+    @property
+    def states(self) -> dict[str, str]:
+        return {case: run.status() for case, run in self.runs.items()}
+
+    def job(self, case: str) -> dict[str, str]:
+        """What the attempt that has the run says of its job."""
+        claim = json.loads(self.runs[case].claim.read_text())
+        return claim["job"]
+
+    def training(self, case: str, step: int = 40) -> Callable[[], bool]:
+        """Whether the run has come to ``step``, and is at work."""
+
+        def holds() -> bool:
+            run = self.runs[case]
+            progress = run.progress()
+            return bool(progress and progress["done"] >= step and run.claim.exists())
+
+        return holds
+
+    @contextmanager
+    def held(self, steps: int = LONG) -> Iterator[None]:
+        """Meanwhile runs of so many steps take 2 s for each beyond the hundredth."""
+        hold = self.folder / f"steps-{steps}"
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink(missing_ok=True)
+
+    def wait(self, seconds: float = 300) -> None:
+        """Until every job is over."""
+        wait_for(lambda: not self.box.run("squeue", "-h").strip(), "the queue to be empty", seconds)
+
+    def log(self) -> str:
+        """Everything the jobs printed."""
+        logs = sorted((self.folder / "runs/mine/_slurm").glob("*/*.out"))
+        return "\n".join(f"--- {f.name}\n{f.read_text()}" for f in logs)
+
+
+def weights(run: RunDirectory) -> dict[str, Tensor]:
+    return load_file(sorted(run.checkpoints.glob("step-*"))[-1] / "tensors.safetensors")
+
+
+def long(case: str) -> str:
+    return f"{{label: {case}, objective: slow, training.steps: {LONG}}}"
+
+
+def same(run: RunDirectory, reference: RunDirectory) -> None:
+    """Bit-identical: weights, optimiser, curves, the evaluated cell."""
+    assert run.status() == "done"
+    mine, theirs = weights(run), weights(reference)
+    assert mine.keys() == theirs.keys()
+    assert all(mine[name].equal(theirs[name]) for name in mine)
+
+    def curve(r: RunDirectory) -> list[dict[str, float]]:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in r.metrics()]
+
+    assert curve(run) == curve(reference)
+    assert [c["value"] for c in run.cells().values()] == [
+        c["value"] for c in reference.cells().values()
+    ]
