@@ -164,8 +164,10 @@ def unpatchify(tokens: Tensor, patch: int, shape: torch.Size) -> Tensor:
 
 def grid(side: int, width: int) -> Tensor:
     """(side^2, width): fixed sines and cosines of a token's row and column."""
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4) / (width // 4))
-    phase = torch.arange(side)[:, None] * frequencies
-    axis = torch.cat([phase.sin(), phase.cos()], dim=1)  # (side, width/2)
-    rows, columns = axis.repeat_interleave(side, 0), axis.repeat(side, 1)
-    return torch.cat([rows, columns], dim=1)
+    with torch.device("cpu"):  # the same bits everywhere
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4) / (width // 4))
+        phase = torch.arange(side)[:, None] * frequencies
+        axis = torch.cat([phase.sin(), phase.cos()], dim=1)  # (side, width/2)
+        rows, columns = axis.repeat_interleave(side, 0), axis.repeat(side, 1)
+        positions = torch.cat([rows, columns], dim=1)
+    return positions.to(torch.get_default_device())

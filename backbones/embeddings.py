@@ -25,8 +25,10 @@ class Sinusoid(nn.Module):
 
     def __init__(self, features: int, highest: float) -> None:
         super().__init__()
-        exponent = torch.arange(features // 2) / (features // 2)
-        frequencies = highest * torch.exp(-math.log(10_000) * exponent)
+        with torch.device("cpu"):  # the same bits everywhere
+            exponent = torch.arange(features // 2) / (features // 2)
+            frequencies = highest * torch.exp(-math.log(10_000) * exponent)
+        frequencies = frequencies.to(torch.get_default_device())
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from fewstep.objectives.base import full
@@ -52,6 +51,8 @@ def _adaptive(velocity: Field, x: Tensor, start: float, end: float, tolerance: f
         return slope
 
     first = x.double().flatten().cpu().numpy()
+    from scipy.integrate import solve_ivp  # slow to import, and every command imports this module
+
     found = solve_ivp(derivative, (start, end), first, "RK45", rtol=tolerance, atol=tolerance)
     if not found.success:
         raise FloatingPointError(f"the adaptive solver gave up: {found.message}")

@@ -15,7 +15,6 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from fewstep.errors import check_range
@@ -84,6 +83,10 @@ class GaussianMixture:
         start = x_t.detach().double().cpu()
         begin = torch.as_tensor(t, dtype=torch.float64).expand(len(start))
         length = torch.as_tensor(u, dtype=torch.float64).expand(len(start)) - begin
+
+        from scipy.integrate import (
+            solve_ivp,
+        )  # slow to import, and every command imports this module
 
         def derivative(tau: float, flat: NDArray[np.float64]) -> NDArray[np.float64]:
             x = torch.from_numpy(flat.copy()).view_as(start)
