@@ -26,10 +26,12 @@ This module imports no torch: ``status``, ``sync`` and the reports read thousand
 
 from __future__ import annotations
 
+import difflib
 import glob
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -282,6 +284,21 @@ class SweepDirectory:
         if not self.path.is_dir():
             return []
         return [RunDirectory(p.parent) for p in sorted(self.path.glob("*/spec.json"))]
+
+    def chosen(self, keys: Sequence[str]) -> list[RunDirectory]:
+        """The runs whose keys begin with one of ``keys``; all where none is given.
+
+        Raises:
+            UserError: no run has such a key.
+        """
+        runs = self.runs()
+        for key in keys:
+            if not any(run.key.startswith(key) for run in runs):
+                near = {run.key[: len(key)]: run.key for run in runs}
+                found = difflib.get_close_matches(key, near, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[found[0]]!r}?" if found else ""
+                raise UserError(f"sweep {self.name} has no run {key!r}{hint}")
+        return [run for run in runs if not keys or run.key.startswith(tuple(keys))]
 
 
 def find_sweeps(root: Path) -> list[SweepDirectory]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fewstep.errors import UserError
 from fewstep.experiments.provenance import now
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, read_json, write_json
 from fewstep.sweeps.resources import Resources
@@ -51,24 +49,8 @@ def failed(
     """
     return [
         run
-        for run in chosen(sweep, keys)
+        for run in sweep.chosen(keys)
         if run.status() == "failed"
         and (failure := run.failure()) is not None
         and (not classes or failure["class"] in classes)
     ]
-
-
-def chosen(sweep: SweepDirectory, keys: Sequence[str]) -> list[RunDirectory]:
-    """The runs whose keys begin with one of ``keys``; all where none is given.
-
-    Raises:
-        UserError: no run has such a key.
-    """
-    runs = sweep.runs()
-    for key in keys:
-        if not any(run.key.startswith(key) for run in runs):
-            near = {run.key[: len(key)]: run.key for run in runs}
-            found = difflib.get_close_matches(key, near, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[found[0]]!r}?" if found else ""
-            raise UserError(f"sweep {sweep.name} has no run {key!r}{hint}")
-    return [run for run in runs if not keys or run.key.startswith(tuple(keys))]

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from fewstep.errors import UserError
 from fewstep.experiments.data.base import Split, hash_array
-from fewstep.experiments.data.progress import told
+from fewstep.experiments.preparation import told
 from fewstep.experiments.rundir import Json, read_json, write_json
 
 Block = Mapping[str, NDArray[Any]]

@@ -15,8 +15,8 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.experiments.data import Split
-from fewstep.experiments.data.progress import listen
 from fewstep.experiments.data.store import Part, cache_folder, kept
+from fewstep.experiments.preparation import listen
 
 X = np.random.default_rng(0).integers(0, 256, (7, 3, 2, 4), dtype=np.uint8)
 Y = np.arange(7) % 3

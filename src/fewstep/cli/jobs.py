@@ -14,7 +14,6 @@ from fewstep.errors import UserError
 from fewstep.experiments import failures
 from fewstep.experiments.claim import at_work
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, find_run
-from fewstep.sweeps.launching import chosen as named
 from fewstep.sweeps.status import run_status
 
 LINES = 200
@@ -65,7 +64,7 @@ def _over(run: RunDirectory, seconds: float) -> bool:
 def cancel(name: str, root: Path, keys: Sequence[str]) -> int:
     """``fewstep cancel``: ask runs to save and stop, wherever they are; returns the exit code."""
     sweep = find_sweep(name, root)
-    chosen = [run for run in named(sweep, keys) if run.result() is None and run.path.is_dir()]
+    chosen = [run for run in sweep.chosen(keys) if run.result() is None and run.path.is_dir()]
     waits = _in_jobs(sweep, chosen)
     for run in chosen:
         run.cancel.touch()  # who is at work on it, or would begin, looks for this

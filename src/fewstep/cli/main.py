@@ -27,7 +27,7 @@ from fewstep.cli.arguments import (
 from fewstep.cli.benching import bench
 from fewstep.cli.console import data_meter, err, out
 from fewstep.errors import UserError
-from fewstep.experiments.data.progress import listen
+from fewstep.experiments.preparation import listen
 
 BAD_INPUT = 2
 

@@ -24,11 +24,11 @@ def sync(
     name: str | None, root: Path, overrides: Sequence[str], *, watch: bool, every: float
 ) -> int:
     """``fewstep sync``: one sweep, or all under ``root``; returns the exit code."""
-    from fewstep.experiments.config import parse
-
     check_range("--every", every, 0, open_low=True)
     uri = None
     for override in overrides:
+        from fewstep.experiments.config import parse  # which knows all that can be trained: slow
+
         key, value = parse(override)
         if key != "tracking.uri":
             raise unknown("override of sync", key, ("runs", "tracking.uri"))
