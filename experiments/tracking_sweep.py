@@ -11,13 +11,23 @@ from typing import Any, NamedTuple
 
 from fewstep.errors import UserError
 from fewstep.experiments import tracking_mirror as mirrors
+from fewstep.experiments import tracking_view as view
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory
 from fewstep.experiments.tracking_mirror import SOURCES, SYNCED
-from fewstep.experiments.tracking_record import FORMAT, Record, fingerprint, read_record
+from fewstep.experiments.tracking_record import (
+    FORMAT,
+    Record,
+    cell_names,
+    fingerprint,
+    flatten,
+    metric_name,
+    read_record,
+)
 from fewstep.experiments.tracking_store import StoreAway, is_server, one_transaction, told
 
 # What one transaction takes: it should keep others from the database for no longer than a second.
 RUNS_TOGETHER, POINTS_TOGETHER = 25, 25_000
+RUNS_LOOKED_AT = 50  # to see what there is to draw
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -119,6 +129,7 @@ class SweepMirror:
         if on_progress and done < len(look.runs):
             on_progress(self.sweep.name, len(look.runs), len(look.runs))
         self._tell_parent(client, look, parent)
+        self._tell_charts(client, experiment, look, anew=bool(changed))
         self.seen = {k: v for k, v in self.seen.items() if k in look.states} | {"": look.states[""]}
 
     def _is_new(self, look: Look, key: str) -> bool:
@@ -201,6 +212,31 @@ class SweepMirror:
         mirrors.log_folder(client, parent, self.sweep.report)
         mirrors.set_status(client, parent, status, ended)
         mirrors.log_record(client, parent, record, state)
+
+    def _tell_charts(self, client: Any, experiment: str, look: Look, anew: bool) -> None:
+        """How MLflow's pages should show the sweep, and what it is about."""
+        old = client.get_experiment(experiment).tags
+        if not anew and view.TAG in old:
+            return
+        done = [run for run in look.runs if look.statuses[run.key] == "done"]
+        looks = [
+            (dict(flatten(spec.get("config", {}))), cell_names(run, spec))
+            for run in done[:: max(1, len(done) // RUNS_LOOKED_AT)]
+            if (spec := run.spec()) is not None
+        ]
+        axes = {
+            f"fewstep.axis.{metric_name(axis)}"
+            for choices in _choices(look.plan).values()
+            for axis in choices
+        }
+        description = str(look.plan.get("description") or "").strip()
+        note = f"{description}\n\n[Charts of this sweep]({view.address(experiment)})".strip()
+        tags = {view.TAG: view.encode(view.charted(looks, axes))}
+        if old.get("mlflow.note.content", "") in ("", old.get("fewstep.description", "")):
+            tags |= {"mlflow.note.content": note, "fewstep.description": note}
+        for key, value in tags.items():
+            if old.get(key) != value:
+                client.set_experiment_tag(experiment, key, value)
 
     def _parent_tags(self, look: Look) -> dict[str, str]:
         states = list(look.statuses.values())
