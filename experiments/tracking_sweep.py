@@ -28,6 +28,7 @@ from fewstep.experiments.tracking_store import StoreAway, is_server, one_transac
 # What one transaction takes: it should keep others from the database for no longer than a second.
 RUNS_TOGETHER, POINTS_TOGETHER = 25, 25_000
 RUNS_LOOKED_AT = 50  # to see what there is to draw
+NOTE_LENGTH = 4000  # MLflow takes tags of 5,000 characters
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -36,7 +37,8 @@ class SyncReport:
     """What a sync did, counted in runs (the sweeps' parent runs not among them).
 
     ``waiting`` runs have not begun and are not in MLflow yet; ``problems`` are one-line
-    accounts of run directories that could not be read, or that MLflow refuses.
+    accounts of run directories that could not be read, or that MLflow refuses. ``experiments``:
+    MLflow's id of each sweep that it was asked about.
     """
 
     uri: str
@@ -45,6 +47,7 @@ class SyncReport:
     unchanged: int = 0
     waiting: int = 0
     problems: tuple[str, ...] = ()
+    experiments: dict[str, str] = field(default_factory=dict)
 
     def count(self, outcome: str, runs: int = 1) -> None:
         """``runs`` more of ``created``, ``updated``, ``unchanged`` or ``waiting``."""
@@ -112,6 +115,7 @@ class SweepMirror:
         changed = [run for run in look.runs if self._is_new(look, run.key)]
         report.count("unchanged", len(look.states) - 1 - len(changed))
         experiment = mirrors.find_experiment(client, self.sweep.name, self.root, self.uri)
+        report.experiments[self.sweep.name] = experiment
         known = mirrors.find_runs(client, experiment, {"", *(run.key for run in changed)})
         parent = known.get("") or self._create_parent(client, experiment, look)
         done, created = len(look.runs) - len(changed), set()
@@ -194,7 +198,7 @@ class SweepMirror:
 
     def _tell_parent(self, client: Any, look: Look, parent: Any) -> None:
         """The sweep's own run: how it stands, what it is about, and its report as artifacts."""
-        description = str(look.plan.get("description") or "")
+        description = self._description(look)
         files = [
             [str(file), hashlib.sha256(file.read_bytes()).hexdigest()] for file in self._report()
         ]
@@ -247,6 +251,13 @@ class SweepMirror:
             "fewstep.sweep": self.sweep.name,
             "fewstep.status": ", ".join(counts),
         }
+
+    def _description(self, look: Look) -> str:
+        """Of the sweep's run: what it is about, and its table once there is one."""
+        table = self.sweep.report / "table.md"
+        text = table.read_text(encoding="utf-8") if table.is_file() else ""
+        parts = [str(look.plan.get("description") or ""), text if len(text) < NOTE_LENGTH else ""]
+        return "\n\n".join(part.strip() for part in parts if part.strip())
 
     def _report(self) -> list[Path]:
         return mirrors.artifact_files(self.sweep.report)
