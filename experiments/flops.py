@@ -52,11 +52,9 @@ def forward_flops(config: RunConfig, dataset: Dataset | None = None) -> int | No
 
     None where the network cannot be built of shapes alone.
     """
-    if dataset is None:
-        shape = _shape(config.data)  # type: ignore[arg-type]  # frozen, hence hashable
-    else:
-        shape = (dataset.shape, dataset.num_classes)
-    return _forward(config.backbone, *shape, config.objective.uses_jump)  # type: ignore[arg-type]
+    dataset = dataset or _loaded(config.data)  # type: ignore[arg-type]  # frozen, hence hashable
+    about = (dataset.shape, dataset.num_classes, config.objective.uses_jump)
+    return _forward(config.backbone, *about)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=256)
@@ -77,9 +75,8 @@ def _forward(backbone: Backbone, shape: tuple[int, ...], classes: int, jump: boo
 
 
 @lru_cache(maxsize=16)
-def _shape(data: DataSource) -> tuple[tuple[int, ...], int]:
-    dataset = data.load()
-    return dataset.shape, dataset.num_classes
+def _loaded(data: DataSource) -> Dataset:
+    return data.load()
 
 
 def calls_a_pair(config: RunConfig) -> int:
