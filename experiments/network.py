@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fewstep.errors import UserError
 from fewstep.experiments import checkpoint
@@ -44,6 +47,29 @@ def build_network(config: RunConfig, dataset: Dataset) -> nn.Module:
     """The backbone as this run's objective asks it, with weights drawn from the run's seed."""
     torch.manual_seed(derive(config.seed, "init"))
     return config.backbone.build(dataset.shape, dataset.num_classes, config.objective.uses_jump)
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Networks and tensors that are built inside have shapes alone: no memory, no numbers."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    """Nothing is drawn for tensors that have shapes alone.
+
+    On the meta device ``normal_`` is one of torch's functions in Python, the first call of any of
+    which imports its compiler: 1.5 s, in every command.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def frozen(network: nn.Module) -> nn.Module:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.overrides import TorchFunctionMode
 
 from fewstep.backbones import Backbone
 from fewstep.errors import UserError
@@ -15,6 +11,7 @@ from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset, DataSource
 from fewstep.experiments.evaluation import cells
 from fewstep.experiments.measure import extractor
+from fewstep.experiments.network import unfilled
 from fewstep.experiments.teacher import check_teacher
 from fewstep.objectives.guidance import EVERYWHERE
 
@@ -50,26 +47,10 @@ def learned(config: RunConfig) -> bool:
 
 def _build(config: RunConfig, dataset: Dataset) -> None:
     try:
-        with torch.device("meta"), _Unfilled():  # no memory, however large the network
+        with unfilled():  # no memory, however large the network
             config.backbone.build(dataset.shape, dataset.num_classes, config.objective.uses_jump)
     except NotImplementedError:  # a network that needs real numbers to be built: the run will tell
         pass
-
-
-class _Unfilled(TorchFunctionMode):
-    """Nothing is drawn for tensors that have shapes alone.
-
-    On the meta device ``normal_`` is one of torch's functions in Python, the first call of any of
-    which imports its compiler: 1.5 s, in every command.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
 
 
 def _check(config: RunConfig, dataset: Dataset) -> None:

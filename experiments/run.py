@@ -19,11 +19,13 @@ from fewstep.experiments.claim import Busy, Claim, Superseded
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.distributed import ranks
 from fewstep.experiments.evaluation import cells_lacking, evaluate
+from fewstep.experiments.flops import train_flops
 from fewstep.experiments.network import device_name
 from fewstep.experiments.provenance import environment, keep_packages, now, source_hash
 from fewstep.experiments.reproduce import command
 from fewstep.experiments.rundir import Json, RunDirectory
 from fewstep.experiments.rungs import Rungs
+from fewstep.experiments.teacher import teacher_directory
 from fewstep.experiments.trainer import Interrupted, Trainer
 from fewstep.objectives import sampling_fields
 
@@ -225,11 +227,12 @@ def _run(
     if everyone.first:
         keep_packages(cache / "environments")
     result = everyone.told(directory.result())
-    trainer = None
+    trainer, flops = None, None
     if result is None:
         trainer = Trainer(config, dataset, directory)
         trainer.prepare(stop, lambda done, total, rate: on_progress("pairs", done, total, rate))
         learner = trainer
+        flops = train_flops(config, dataset, _teacher(config))  # now: nothing may fail at the end
 
         def on_step(done: int, total: int, rate: float) -> None:
             on_progress("train", done, total, rate)
@@ -257,6 +260,7 @@ def _run(
         "key": directory.key,
         "steps": trainer.step,
         "images_seen": images,
+        "train_flops": flops,
         "train_seconds": trainer.seconds,
         "evaluate_seconds": time.perf_counter() - evaluation_begun,
         "seconds_total": time.perf_counter() - begun,
@@ -281,6 +285,11 @@ def _run(
         claim.check(at_once=True)
         directory.write("result", result)
     return result
+
+
+def _teacher(config: RunConfig) -> RunConfig | None:
+    directory = teacher_directory(config) if config.objective.needs_pairs else None
+    return None if directory is None else read_spec(directory)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -31,11 +31,13 @@ from fewstep.experiments.tracking_store import (
     store_lock,
     sweep_lock,
     tracking_uri,
+    ui_address,
     ui_command,
 )
 from fewstep.experiments.tracking_sweep import Look, OnProgress, SweepMirror, SyncReport
+from fewstep.experiments.tracking_view import address
 
-__all__ = ["StoreAway", "SyncReport", "Syncer", "sync", "tracking_uri", "ui_command"]
+__all__ = ["StoreAway", "SyncReport", "Syncer", "charts", "sync", "tracking_uri", "ui_command"]
 
 
 def sync(
@@ -101,6 +103,11 @@ class Syncer:
 
     def _mirror(self, sweep: SweepDirectory) -> SweepMirror:
         return self.mirrors.setdefault(sweep.path, SweepMirror(sweep, self.root, self.uri))
+
+
+def charts(report: SyncReport) -> dict[str, str]:
+    """The address of each sweep's charts in MLflow's pages, of those that were synced."""
+    return {n: ui_address(report.uri, address(e)) for n, e in report.experiments.items()}
 
 
 def _nothing_to_do(look: Look, report: SyncReport) -> None:

@@ -178,6 +178,13 @@ def _cell_points(cell: Json, config: Json, when: int, labels: dict[str, str]) ->
     return [curve, *(_number(key, value, 0, when) for key, value in flat.items())]
 
 
+def cell_names(run: RunDirectory, spec: Json) -> list[str]:
+    """The names of what the run's cells are recorded as."""
+    config, labels = spec.get("config", {}), dict[str, str]()
+    points = (_cell_points(cell, config, 0, labels) for cell in run.cells().values())
+    return [point.key for several in points for point in several if point is not None]
+
+
 def _diagnostics_points(run: RunDirectory) -> list[Point | None]:
     """``jump_error/0.25`` and the like by length, and the denoising error as a curve over t.
 

@@ -28,6 +28,7 @@ from fewstep.errors import UserError
 
 SQL = ("sqlite", "postgresql", "mysql", "mssql")
 HTTP = ("http", "https")
+PORT = 5000  # of the UI on this machine
 SECONDS_TO_ANSWER = 10.0
 SECONDS_FOR_THE_LOCK = 600.0
 CHARACTERS_TOLD = 300  # of an error's first line: MLflow's may hold whole requests
@@ -74,8 +75,13 @@ def ui_command(uri: str) -> str:
         return shlex.join([sys.executable, "-m", "webbrowser", uri])
     script = Path(sys.executable).with_name("mlflow")  # not resolved: the venv's own
     mlflow = [str(script)] if script.is_file() else [sys.executable, "-m", "mlflow"]
-    options = ["--backend-store-uri", uri, "--port", "5000", "--workers", "1"]
+    options = ["--backend-store-uri", uri, "--port", str(PORT), "--workers", "1"]
     return shlex.join([*mlflow, "ui", *options])
+
+
+def ui_address(uri: str, page: str) -> str:
+    """Where a browser finds ``page`` (``#/...``) on the server, or once ``ui_command`` runs."""
+    return f"{uri.rstrip('/') if is_server(uri) else f'http://127.0.0.1:{PORT}'}/{page}"
 
 
 @contextmanager

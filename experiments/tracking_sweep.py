@@ -11,13 +11,24 @@ from typing import Any, NamedTuple
 
 from fewstep.errors import UserError
 from fewstep.experiments import tracking_mirror as mirrors
+from fewstep.experiments import tracking_view as view
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory
 from fewstep.experiments.tracking_mirror import SOURCES, SYNCED
-from fewstep.experiments.tracking_record import FORMAT, Record, fingerprint, read_record
+from fewstep.experiments.tracking_record import (
+    FORMAT,
+    Record,
+    cell_names,
+    fingerprint,
+    flatten,
+    metric_name,
+    read_record,
+)
 from fewstep.experiments.tracking_store import StoreAway, is_server, one_transaction, told
 
 # What one transaction takes: it should keep others from the database for no longer than a second.
 RUNS_TOGETHER, POINTS_TOGETHER = 25, 25_000
+RUNS_LOOKED_AT = 50  # to see what there is to draw
+NOTE_LENGTH = 4000  # MLflow takes tags of 5,000 characters
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -26,7 +37,8 @@ class SyncReport:
     """What a sync did, counted in runs (the sweeps' parent runs not among them).
 
     ``waiting`` runs have not begun and are not in MLflow yet; ``problems`` are one-line
-    accounts of run directories that could not be read, or that MLflow refuses.
+    accounts of run directories that could not be read, or that MLflow refuses. ``experiments``:
+    MLflow's id of each sweep that it was asked about.
     """
 
     uri: str
@@ -35,6 +47,7 @@ class SyncReport:
     unchanged: int = 0
     waiting: int = 0
     problems: tuple[str, ...] = ()
+    experiments: dict[str, str] = field(default_factory=dict)
 
     def count(self, outcome: str, runs: int = 1) -> None:
         """``runs`` more of ``created``, ``updated``, ``unchanged`` or ``waiting``."""
@@ -102,6 +115,7 @@ class SweepMirror:
         changed = [run for run in look.runs if self._is_new(look, run.key)]
         report.count("unchanged", len(look.states) - 1 - len(changed))
         experiment = mirrors.find_experiment(client, self.sweep.name, self.root, self.uri)
+        report.experiments[self.sweep.name] = experiment
         known = mirrors.find_runs(client, experiment, {"", *(run.key for run in changed)})
         parent = known.get("") or self._create_parent(client, experiment, look)
         done, created = len(look.runs) - len(changed), set()
@@ -119,6 +133,7 @@ class SweepMirror:
         if on_progress and done < len(look.runs):
             on_progress(self.sweep.name, len(look.runs), len(look.runs))
         self._tell_parent(client, look, parent)
+        self._tell_charts(client, experiment, look, anew=bool(changed))
         self.seen = {k: v for k, v in self.seen.items() if k in look.states} | {"": look.states[""]}
 
     def _is_new(self, look: Look, key: str) -> bool:
@@ -183,7 +198,7 @@ class SweepMirror:
 
     def _tell_parent(self, client: Any, look: Look, parent: Any) -> None:
         """The sweep's own run: how it stands, what it is about, and its report as artifacts."""
-        description = str(look.plan.get("description") or "")
+        description = self._description(look)
         files = [
             [str(file), hashlib.sha256(file.read_bytes()).hexdigest()] for file in self._report()
         ]
@@ -202,6 +217,31 @@ class SweepMirror:
         mirrors.set_status(client, parent, status, ended)
         mirrors.log_record(client, parent, record, state)
 
+    def _tell_charts(self, client: Any, experiment: str, look: Look, anew: bool) -> None:
+        """How MLflow's pages should show the sweep, and what it is about."""
+        old = client.get_experiment(experiment).tags
+        if not anew and view.TAG in old:
+            return
+        done = [run for run in look.runs if look.statuses[run.key] == "done"]
+        looks = [
+            (dict(flatten(spec.get("config", {}))), cell_names(run, spec))
+            for run in done[:: max(1, len(done) // RUNS_LOOKED_AT)]
+            if (spec := run.spec()) is not None
+        ]
+        axes = {
+            f"fewstep.axis.{metric_name(axis)}"
+            for choices in _choices(look.plan).values()
+            for axis in choices
+        }
+        description = str(look.plan.get("description") or "").strip()
+        note = f"{description}\n\n[Charts of this sweep]({view.address(experiment)})".strip()
+        tags = {view.TAG: view.encode(view.charted(looks, axes))}
+        if old.get("mlflow.note.content", "") in ("", old.get("fewstep.description", "")):
+            tags |= {"mlflow.note.content": note, "fewstep.description": note}
+        for key, value in tags.items():
+            if old.get(key) != value:
+                client.set_experiment_tag(experiment, key, value)
+
     def _parent_tags(self, look: Look) -> dict[str, str]:
         states = list(look.statuses.values())
         counts = [f"{n} {state}" for state in ("done", "failed", "running", "new")
@@ -211,6 +251,13 @@ class SweepMirror:
             "fewstep.sweep": self.sweep.name,
             "fewstep.status": ", ".join(counts),
         }
+
+    def _description(self, look: Look) -> str:
+        """Of the sweep's run: what it is about, and its table once there is one."""
+        table = self.sweep.report / "table.md"
+        text = table.read_text(encoding="utf-8") if table.is_file() else ""
+        parts = [str(look.plan.get("description") or ""), text if len(text) < NOTE_LENGTH else ""]
+        return "\n\n".join(part.strip() for part in parts if part.strip())
 
     def _report(self) -> list[Path]:
         return mirrors.artifact_files(self.sweep.report)

@@ -13,8 +13,8 @@ All runs spend what the run named by ``as`` spends with its own ``training.steps
 much with all its teachers. A value of an axis that sets ``training.steps`` keeps them: a teacher
 that is to leave its students something is written so.
 
-FLOPs are those of training steps, as the objectives state them (``Objective.step_cost``, which
-``fewstep bench`` holds against counted ones), and of drawing stored pairs. Seconds are of training
+FLOPs are those of training steps, as the objectives state them, and of drawing stored pairs
+(``experiments/flops.py``). Seconds are of training
 alone, at the speed of finished runs; sweep.json keeps the speeds, for a plan must not change with
 the weather.
 """
@@ -24,21 +24,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
-from fewstep.backbones import Backbone
 from fewstep.errors import UserError, check_choice, check_range, unknown
 from fewstep.experiments.config import RunConfig
-from fewstep.experiments.data import DataSource
-from fewstep.experiments.drawing import CountedNet
+from fewstep.experiments.flops import forward_flops, pairs_flops
 from fewstep.experiments.run import read_spec
 from fewstep.experiments.rundir import SweepDirectory
 from fewstep.experiments.teacher import teacher_directory
@@ -150,7 +141,7 @@ class Accounts:
                 f"budget of flops: objective {name!r} does not state the cost of its step "
                 f"(Objective.step_cost)"
             )
-        return rows * cost * 3 * forward_flops(config)  # a pass forward and, twice that, back
+        return rows * cost * 3 * _known(forward_flops(config), config)  # forward, and twice back
 
     def beforehand(self, config: RunConfig) -> float:
         """Before the run's first step: its teachers' training, and pairs drawn from them."""
@@ -159,7 +150,7 @@ class Accounts:
         teacher = self._teacher(config)
         spent = self.spent(teacher)
         if config.objective.needs_pairs and self.budget.equal == "flops":
-            spent += config.objective.pairs * calls_a_pair(config) * forward_flops(teacher)
+            spent += _known(pairs_flops(config, teacher), teacher)
         elif config.objective.needs_pairs and self.budget.equal == "seconds":
             name = config.values["objective"]["name"]
             raise UserError(f"budget of seconds: nobody knows how long {name} draws its pairs")
@@ -198,40 +189,8 @@ def speed_label(config: RunConfig) -> str:
     return f"{values['objective']['name']} {values['backbone']['name']} {rows}"
 
 
-def forward_flops(config: RunConfig) -> int:
-    """Of one pass of the run's network forward, for one example."""
-    jump = config.objective.uses_jump
-    return _forward(config.backbone, config.data, jump)  # type: ignore[arg-type]  # frozen
-
-
-@lru_cache(maxsize=256)
-def _forward(backbone: Backbone, data: DataSource, jump: bool) -> int:
-    shape, classes = _shape(data)  # type: ignore[arg-type]
-    counter = FlopCounterMode(display=False)
-    with (
-        FakeTensorMode(),
-        counter,
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # shapes alone, as bench.py counts
-        net = backbone.build(shape, classes, jump)
-        t = torch.zeros(1)
-        labels = torch.zeros(1, dtype=torch.int64) if classes else None
-        net(torch.zeros(1, *shape), t, t if jump else None, labels)
-    return int(counter.get_total_flops())
-
-
-@lru_cache(maxsize=16)
-def _shape(data: DataSource) -> tuple[tuple[int, ...], int]:
-    dataset = data.load()
-    return dataset.shape, dataset.num_classes
-
-
-def calls_a_pair(config: RunConfig) -> int:
-    """How often a teacher's network is asked for a pair; counted on a flow that stands still."""
-
-    def still(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        return torch.zeros_like(x)
-
-    counted = CountedNet(still)
-    config.objective.couple(counted, torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
-    return counted.calls
+def _known(flops: float | None, config: RunConfig) -> float:
+    if flops is None:
+        name = config.values["backbone"]["name"]
+        raise UserError(f"budget of flops: backbone {name!r} cannot be built of shapes alone")
+    return flops

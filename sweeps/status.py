@@ -20,7 +20,7 @@ class RunStatus:
 
     ``state``: one of ``STATES``. ``node``: where it is, or was last, at work. ``restarts``: how
     many attempts there were before. ``rate``: steps a second. ``left``: seconds of training left.
-    ``note``: why it waits, else the reason of a failure.
+    ``note``: why it waits, else the reason of a failure. ``values``: of ``metric``, by steps.
     """
 
     key: str
@@ -37,6 +37,7 @@ class RunStatus:
     restarts: int = 0
     left: float | None = None
     phase: str = ""
+    metric: str = ""
 
 
 Waiting = Callable[[SweepDirectory], Mapping[str, str]]
@@ -55,11 +56,8 @@ def run_status(
     attempts = run.attempts()
     state = _state(run, attempt, failure, waits)
     request = run.request() or {}
-    values = {
-        record["cell"]["steps"]: record["value"]
-        for record in run.cells().values()
-        if _is_main(record, request, config)
-    }
+    shown = [record for record in run.cells().values() if _is_main(record, request, config)]
+    values = {record["cell"]["steps"]: record["value"] for record in shown}
     step = progress.get("done", 0) if progress.get("phase") == "train" else 0
     if result is not None or progress.get("phase") == "evaluate":
         step = steps
@@ -82,6 +80,7 @@ def run_status(
         steps=steps,
         rate=rate,
         values=dict(sorted(values.items())),
+        metric=shown[0]["metric"]["name"] if shown else "",
         note=waits if state == "queued" and waits else note,
         node=_node(attempt, attempts),
         restarts=max(0, len(attempts) - 1),

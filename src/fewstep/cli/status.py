@@ -103,7 +103,9 @@ def _sweeps(root: Path) -> Table | str:
 def _runs(runs: Sequence[RunStatus]) -> Group:
     table = Table(box=None, header_style="bold", pad_edge=False)
     right = ("seed", "step", "steps/s", "left", "restarts")
-    columns = ["key", "run", "seed", "state", "step", "steps/s", "left", "FD at steps", "node"]
+    metrics = "/".join(sorted({run.metric for run in runs if run.metric})) or "result"
+    at_steps = f"{metrics} at steps"
+    columns = ["key", "run", "seed", "state", "step", "steps/s", "left", at_steps, "node"]
     restarted = any(run.restarts for run in runs)
     for column in [*columns, *(["restarts"] if restarted else [])]:
         table.add_column(column, justify="right" if column in right else "left")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,7 @@ def sync(
 
 def sync_sweeps(sweeps: Sequence[SweepDirectory], root: Path, uri: str | None) -> None:
     """Bring MLflow up to date, and say how to look at it."""
-    from fewstep.experiments.tracking import sync, ui_command
+    from fewstep.experiments.tracking import charts, sync, ui_command
 
     began = time.monotonic()
 
@@ -70,7 +70,7 @@ def sync_sweeps(sweeps: Sequence[SweepDirectory], root: Path, uri: str | None) -
         done = sync(sweeps, root, uri, told)
     out.print(f"MLflow at {done.uri}: {_counts(done)}", markup=False)
     _tell_problems(done.problems)
-    _tell_how_to_look(ui_command(done.uri))
+    _tell_how_to_look(ui_command(done.uri), charts(done))
 
 
 def _watch(
@@ -81,7 +81,7 @@ def _watch(
     asked: threading.Event,
 ) -> None:
     """A line whenever runs change their state, or the store goes and comes back."""
-    from fewstep.experiments.tracking import tracking_uri, ui_command
+    from fewstep.experiments.tracking import charts, tracking_uri, ui_command
     from fewstep.experiments.tracking_watch import watch
 
     place = tracking_uri(root, uri)
@@ -89,6 +89,7 @@ def _watch(
     _tell_how_to_look(ui_command(place))
     trouble, last = False, ""
     problems: set[str] = set()
+    told: set[str] = set()
     for this in watch(find, root, uri, every):
         if asked.is_set():
             raise KeyboardInterrupt
@@ -101,6 +102,10 @@ def _watch(
         if trouble:
             out.print(f"{now} MLflow is back: {_counts(this.report)}", markup=False)
         trouble = False
+        for address in charts(this.report).values():
+            if address not in told:
+                out.print(f"  {address}", markup=False)
+                told.add(address)
         states = ", ".join(f"{n} {state}" for state, n in sorted(this.states.items()))
         if states != last:
             out.print(f"{now} {states}: {_counts(this.report)}", markup=False)
@@ -119,6 +124,8 @@ def _tell_problems(problems: Iterable[str]) -> None:
         err.print(f"not synced: {problem}", markup=False)
 
 
-def _tell_how_to_look(command: str) -> None:
+def _tell_how_to_look(command: str, charts: Mapping[str, str] | None = None) -> None:
     out.print("to look at it:", style="bold")
     out.print(f"  {command}", markup=False)
+    for address in (charts or {}).values():
+        out.print(f"  {address}", markup=False)

@@ -1,0 +1,181 @@
+"""The charts of a sweep in MLflow: a view that its pages open by a key in the address.
+
+MLflow's pages lay out their charts by themselves, alphabetically: 60 of them for a sweep, and only
+for the first ten runs. What a person has arranged may be shared, though: it is kept as a tag of the
+experiment, and ``?viewStateShareKey=KEY`` opens it. So we write such a tag, arranged for what a
+sweep is about. It has the form that MLflow 3.17's own "share" button writes (``sharedViewState`` in
+its sources); a version that does not know it says so, and shows its own layout.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+KEY = "fewstep"
+TAG = f"mlflow.sharedViewState.{KEY}"
+AXES = 6  # of params in the parallel coordinates, and as many of metrics: more is no picture
+CURVES = ("loss", "validation_loss", "grad_norm")
+COSTS = ("train_seconds", "steps_per_second", "images_per_second", "peak_memory_bytes")
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Charted:
+    """What there is to draw: names as MLflow has them.
+
+    Attributes:
+        over_nfe: metrics that are curves over the number of network calls. flat: the first of them,
+            as a value for each number of calls that all finished runs have.
+        hyperparameters: the params that differ between runs, and that all runs have.
+        axes: tags that tell one method from another; what differs beside them are seeds.
+    """
+
+    over_nfe: Sequence[str]
+    flat: Sequence[str]
+    hyperparameters: Sequence[str]
+    axes: Sequence[str]
+
+
+def charted(
+    looks: Iterable[tuple[Mapping[str, str], Sequence[str]]], axes: Iterable[str]
+) -> Charted:
+    """What there is to draw of runs, each given by its params and the names of its cells' values.
+
+    The first metric, FD where there is one, is the one beside hyperparameters.
+    """
+    params, names = zip(*looks, strict=True) if (looks := list(looks)) else ((), ())
+    over_nfe = {name for some in names for name in some if "_vs_nfe" in name}
+    first = sorted(over_nfe, key=lambda name: (not name.startswith(("fd_vs", "fid_vs")), name))
+    metric = first[0].split("_vs_nfe")[0] if first else ""
+    have = [{n for n in some if re.fullmatch(rf"{re.escape(metric)}_nfe_\d+", n)} for some in names]
+    flat = set.intersection(*(some for some in have if some)) if any(have) else set()
+    return Charted(
+        over_nfe=first,
+        flat=sorted(flat, key=lambda name: int(name.rpartition("_")[2])),
+        hyperparameters=[name for name in differing(params) if name != "seed"],
+        axes=sorted(axes),
+    )
+
+
+def differing(params: Iterable[Mapping[str, str]]) -> list[str]:
+    """The names that all have, with values that are not the same, in the order of the first."""
+    every = list(params)
+    shared = [name for name in (every[0] if every else {}) if all(name in p for p in every)]
+    return [name for name in shared if len({p[name] for p in every}) > 1]
+
+
+def address(experiment: str) -> str:
+    """Of the charts, from the server's own address on."""
+    return f"#/experiments/{experiment}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
+
+
+def encode(what: Charted) -> str:
+    """The tag's value."""
+    text = json.dumps(layout(what), separators=(",", ":"))
+    return "deflate;" + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def layout(what: Charted) -> Json:
+    """The state of MLflow's page: sections of charts, of all runs, averaged over seeds."""
+    sections = {
+        "Quality": [_line(name, log_x=True) for name in what.over_nfe],
+        "Hyperparameters": [_parallel(what)] if what.flat else [],
+        "Training": [_line(name) for name in CURVES],
+        "Costs": [_bar(name) for name in COSTS],
+    }
+    charts = [
+        {**chart, "uuid": f"{KEY}-{section}-{i}", "metricSectionId": f"{KEY}-{section}"}
+        for section, cards in sections.items()
+        for i, chart in enumerate(cards)
+    ]
+    return {
+        "searchFilter": "tags.`fewstep.role` = 'run'",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "runsHiddenMode": "SHOW_ALL",
+        "hideEmptyCharts": True,
+        "useGroupedValuesInCharts": True,
+        "groupBy": {
+            "aggregateFunction": "average",
+            "groupByKeys": [{"mode": "tag", "groupByData": axis} for axis in what.axes],
+        }
+        if what.axes
+        else None,
+        "compareRunCharts": charts,
+        # what has no chart of its own comes last, folded
+        "compareRunSections": [
+            *(_section(f"{KEY}-{name}", name) for name, cards in sections.items() if cards),
+            _section(f"{KEY}-rest", "Model metrics", shown=False),
+            _section(f"{KEY}-system", "System metrics", shown=False),
+        ],
+    }
+
+
+def _section(identifier: str, name: str, shown: bool = True) -> Json:
+    return {
+        "uuid": identifier,
+        "name": name,
+        "display": shown,
+        "isReordered": False,
+        "deleted": False,
+        "isGenerated": False,
+    }
+
+
+def _line(name: str, log_x: bool = False) -> Json:
+    return {
+        "type": "LINE",
+        "metricKey": name,
+        "selectedMetricKeys": [name],
+        "displayName": name.replace("_vs_nfe", " over network calls (NFE)") if log_x else name,
+        "xAxisKey": "step",
+        "xAxisScaleType": "log" if log_x else "linear",
+        "scaleType": "log" if log_x and name.startswith(("fd", "fid")) else "linear",
+        "useGlobalXaxisKey": False,
+        "useGlobalLineSmoothing": False,
+        "lineSmoothness": 0,
+        "selectedXAxisMetricKey": "",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "ignoreOutliers": False,
+        "range": {},
+        "displayPoints": log_x,
+        "runsCountToCompare": 100,
+        **_CARD,
+    }
+
+
+def _parallel(what: Charted) -> Json:
+    return {
+        "type": "PARALLEL",
+        "selectedParams": list(what.hyperparameters[:AXES]),
+        "selectedMetrics": list(what.flat[:AXES]),
+        "showAllRuns": True,
+        "displayName": "Hyperparameters and results",
+        "runsCountToCompare": 1000,
+        **_CARD,
+    }
+
+
+def _bar(name: str) -> Json:
+    return {
+        "type": "BAR",
+        "metricKey": name,
+        "selectedMetricKeys": [name],
+        "displayName": name,
+        "runsCountToCompare": 100,
+        **_CARD,
+    }
+
+
+_CARD: Json = {"deleted": False, "isGenerated": False}
