@@ -36,9 +36,9 @@ def bench_sweep(file: Path | None) -> None:
         root = Path(name)
         bare = statistics.median(bare_run(root / "bare", seed) for seed in range(3))
         found["bare run, a process of its own (s)"] = bare
-        found["local: overhead a run (s)"] = launched(root / "local", local())[0] - bare
+        found["local: overhead a run (s)"] = launched(root / "local", local)[0] - bare
         # in a process that has imported everything: no bare run is to be taken from it
-        whole, own = launched(root / "ray", ray())
+        whole, own = launched(root / "ray", ray)
         found["ray: a run, in a warm process (s)"] = whole
         found["ray: of which the run itself (s)"] = own
         found[f"planning of {SUBMITTED} runs, for any launcher (s)"] = planned(root / "planned")
@@ -85,19 +85,21 @@ def bare_run(root: Path, seed: int) -> float:
     return timed(lambda: subprocess.run(words, check=True, capture_output=True))
 
 
-def local() -> Launcher:
+def local(runs: Sequence[RunDirectory]) -> Launcher:
     from fewstep.sweeps.local import LocalLauncher
 
     return LocalLauncher(workers=1)
 
 
-def ray() -> Launcher:
+def ray(runs: Sequence[RunDirectory]) -> Launcher:
+    from fewstep.sweeps.local import cores
     from fewstep.sweeps.ray import RayLauncher, RaySettings
 
-    return RayLauncher(RaySettings.parse({}), None)
+    whole = Resources(cpus=cores())  # of this machine: one run at a time
+    return RayLauncher(RaySettings.parse({}), {run.key: whole for run in runs})
 
 
-def launched(root: Path, launcher: Launcher) -> tuple[float, float]:
+def launched(root: Path, make: Callable[[Sequence[RunDirectory]], Launcher]) -> tuple[float, float]:
     """Seconds a run under the launcher, one at a time, from the first one's end to the last's.
 
     And the median of what they say themselves: without process, imports and all that waits.
@@ -108,7 +110,7 @@ def launched(root: Path, launcher: Launcher) -> tuple[float, float]:
         if event.kind == "done":
             ends.append(time.perf_counter())
 
-    outcome = launcher.launch(runs, on_event)
+    outcome = make(runs).launch(runs, on_event)
     assert len(outcome.done) == RUNS, outcome
     own = statistics.median((run.result() or {})["seconds_total"] for run in runs[1:])
     return (ends[-1] - ends[0]) / (RUNS - 1), own
