@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from fewstep.experiments.rundir import Json, RunDirectory
 
-FORMAT = 1  # raise it when what is recorded changes: every run is then looked at again
+FORMAT = 2  # raise it when what is recorded changes: every run is then looked at again
 NAME_LENGTH = 250  # MLflow's limit for keys
 PARAM_LENGTH = 500  # MLflow 3 takes 6000 characters, older servers 500
 COSTS = ("seconds_total", "train_seconds", "evaluate_seconds", "steps_per_second",
@@ -236,6 +236,7 @@ def _tags(
         "key": run.key,
         "role": "run",
         "title": spec.get("title"),
+        "method": ", ".join(map(str, choices.values())) or spec.get("title"),
         "status": run.status(),
         "objective": _name(config, "objective"),
         "backbone": _name(config, "backbone"),

@@ -20,7 +20,6 @@ from fewstep.experiments.tracking_record import (
     cell_names,
     fingerprint,
     flatten,
-    metric_name,
     read_record,
 )
 from fewstep.experiments.tracking_store import StoreAway, is_server, one_transaction, told
@@ -220,7 +219,7 @@ class SweepMirror:
     def _tell_charts(self, client: Any, experiment: str, look: Look, anew: bool) -> None:
         """How MLflow's pages should show the sweep, and what it is about."""
         old = client.get_experiment(experiment).tags
-        if not anew and view.TAG in old:
+        if not anew and "fewstep.description" in old:
             return
         done = [run for run in look.runs if look.statuses[run.key] == "done"]
         looks = [
@@ -228,14 +227,13 @@ class SweepMirror:
             for run in done[:: max(1, len(done) // RUNS_LOOKED_AT)]
             if (spec := run.spec()) is not None
         ]
-        axes = {
-            f"fewstep.axis.{metric_name(axis)}"
-            for choices in _choices(look.plan).values()
-            for axis in choices
-        }
         description = str(look.plan.get("description") or "").strip()
-        note = f"{description}\n\n[Charts of this sweep]({view.address(experiment)})".strip()
-        tags = {view.TAG: view.encode(view.charted(looks, axes))}
+        links = (
+            f"[Methods, averaged over seeds]({view.address(experiment)}), "
+            f"[every run]({view.address(experiment, view.RUNS)})"
+        )
+        note = f"{description}\n\n{links}".strip()
+        tags = view.tags(view.charted(looks))
         if old.get("mlflow.note.content", "") in ("", old.get("fewstep.description", "")):
             tags |= {"mlflow.note.content": note, "fewstep.description": note}
         for key, value in tags.items():

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-KEY = "fewstep"
-TAG = f"mlflow.sharedViewState.{KEY}"
-AXES = 6  # of params in the parallel coordinates, and as many of metrics: more is no picture
+METHODS, RUNS = "fewstep", "fewstep-runs"  # averages over seeds; every run for itself
+METHOD_TAG = "fewstep.method"
+PARAMS = 4  # in the parallel coordinates, beside three results: more cannot be read there
 CURVES = ("loss", "validation_loss", "grad_norm")
 COSTS = ("train_seconds", "steps_per_second", "images_per_second", "peak_memory_bytes")
 Json = dict[str, Any]
@@ -33,33 +33,30 @@ class Charted:
         over_nfe: metrics that are curves over the number of network calls. flat: the first of them,
             as a value for each number of calls that all finished runs have.
         hyperparameters: the params that differ between runs, and that all runs have.
-        axes: tags that tell one method from another; what differs beside them are seeds.
     """
 
     over_nfe: Sequence[str]
     flat: Sequence[str]
     hyperparameters: Sequence[str]
-    axes: Sequence[str]
 
 
-def charted(
-    looks: Iterable[tuple[Mapping[str, str], Sequence[str]]], axes: Iterable[str]
-) -> Charted:
+def charted(looks: Iterable[tuple[Mapping[str, str], Sequence[str]]]) -> Charted:
     """What there is to draw of runs, each given by its params and the names of its cells' values.
 
     The first metric, FD where there is one, is the one beside hyperparameters.
     """
-    params, names = zip(*looks, strict=True) if (looks := list(looks)) else ((), ())
+    looks = list(looks)
+    names = [set(some) for _, some in looks]
     over_nfe = {name for some in names for name in some if "_vs_nfe" in name}
     first = sorted(over_nfe, key=lambda name: (not name.startswith(("fd_vs", "fid_vs")), name))
     metric = first[0].split("_vs_nfe")[0] if first else ""
     have = [{n for n in some if re.fullmatch(rf"{re.escape(metric)}_nfe_\d+", n)} for some in names]
     flat = set.intersection(*(some for some in have if some)) if any(have) else set()
+    hyperparameters = [n for n in differing(params for params, _ in looks) if n != "seed"]
     return Charted(
         over_nfe=first,
         flat=sorted(flat, key=lambda name: int(name.rpartition("_")[2])),
-        hyperparameters=[name for name in differing(params) if name != "seed"],
-        axes=sorted(axes),
+        hyperparameters=hyperparameters or ["seed"],
     )
 
 
@@ -70,33 +67,43 @@ def differing(params: Iterable[Mapping[str, str]]) -> list[str]:
     return [name for name in shared if len({p[name] for p in every}) > 1]
 
 
-def address(experiment: str) -> str:
+def address(experiment: str, key: str = METHODS) -> str:
     """Of the charts, from the server's own address on."""
-    return f"#/experiments/{experiment}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
+    shown = f"viewStateShareKey={key}&compareRunsMode=CHART&workflowType=machine_learning"
+    return f"#/experiments/{experiment}/runs?{shown}"
 
 
-def encode(what: Charted) -> str:
-    """The tag's value."""
-    text = json.dumps(layout(what), separators=(",", ":"))
+def tags(what: Charted) -> dict[str, str]:
+    """Of the experiment: both views."""
+    return {
+        f"mlflow.sharedViewState.{key}": _packed(layout(what, averaged=key == METHODS))
+        for key in (METHODS, RUNS)
+    }
+
+
+def _packed(state: Json) -> str:
+    text = json.dumps(state, separators=(",", ":"))
     return "deflate;" + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
-def layout(what: Charted) -> Json:
-    """The state of MLflow's page: sections of charts, of all runs, averaged over seeds."""
+def layout(what: Charted, averaged: bool) -> Json:
+    """The state of MLflow's page: sections of charts, ``averaged`` over seeds or of each run."""
+    quality = {"Quality": [_line(name, log_x=True) for name in what.over_nfe]}
+    parallel = {"Hyperparameters": [_parallel(what)] if what.flat else []}
     sections = {
-        "Quality": [_line(name, log_x=True) for name in what.over_nfe],
-        "Hyperparameters": [_parallel(what)] if what.flat else [],
+        **(quality if averaged else parallel | quality),  # names cannot be averaged
         "Training": [_line(name) for name in CURVES],
         "Costs": [_bar(name) for name in COSTS],
     }
     charts = [
-        {**chart, "uuid": f"{KEY}-{section}-{i}", "metricSectionId": f"{KEY}-{section}"}
+        {**chart, "uuid": f"fewstep-{section}-{i}", "metricSectionId": f"fewstep-{section}"}
         for section, cards in sections.items()
         for i, chart in enumerate(cards)
     ]
     return {
         "searchFilter": "tags.`fewstep.role` = 'run'",
-        "orderByKey": "attributes.start_time",
+        # by anything but the start, else runs are folded below that of the sweep, and not drawn
+        "orderByKey": f"metrics.`{what.flat[0]}`" if what.flat else "params.`seed`",
         "orderByAsc": True,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -107,16 +114,17 @@ def layout(what: Charted) -> Json:
         "useGroupedValuesInCharts": True,
         "groupBy": {
             "aggregateFunction": "average",
-            "groupByKeys": [{"mode": "tag", "groupByData": axis} for axis in what.axes],
+            "groupByKeys": [{"mode": "tag", "groupByData": METHOD_TAG}],
         }
-        if what.axes
+        if averaged
         else None,
+        "isAccordionReordered": True,  # else the sections come by their names
         "compareRunCharts": charts,
         # what has no chart of its own comes last, folded
         "compareRunSections": [
-            *(_section(f"{KEY}-{name}", name) for name, cards in sections.items() if cards),
-            _section(f"{KEY}-rest", "Model metrics", shown=False),
-            _section(f"{KEY}-system", "System metrics", shown=False),
+            *(_section(f"fewstep-{name}", name) for name, cards in sections.items() if cards),
+            _section("fewstep-rest", "Model metrics", shown=False),
+            _section("fewstep-system", "System metrics", shown=False),
         ],
     }
 
@@ -158,8 +166,8 @@ def _line(name: str, log_x: bool = False) -> Json:
 def _parallel(what: Charted) -> Json:
     return {
         "type": "PARALLEL",
-        "selectedParams": list(what.hyperparameters[:AXES]),
-        "selectedMetrics": list(what.flat[:AXES]),
+        "selectedParams": list(what.hyperparameters[:PARAMS]),
+        "selectedMetrics": [*what.flat[:-1][:2], what.flat[-1]],
         "showAllRuns": True,
         "displayName": "Hyperparameters and results",
         "runsCountToCompare": 1000,

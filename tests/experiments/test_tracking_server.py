@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.browser import browser, lacking
 from helpers.commands import wait_for
 
 from fewstep.experiments.rundir import SweepDirectory
-from fewstep.experiments.tracking import StoreAway, Syncer, sync
+from fewstep.experiments.tracking import StoreAway, Syncer, charts, sync
+from fewstep.experiments.tracking_view import RUNS, address
 
 sys.path.append(str(Path(__file__).parent))
 import tracking_helpers as fake
@@ -297,3 +299,33 @@ def test_killed_in_the_middle_and_back_again(
     assert log.read_text().count("MLflow is back") == outages
     assert "Traceback" not in log.read_text()
     fake.assert_mirrored(client, sweep, tmp_path / "artifacts")
+
+
+def test_its_pages_show_the_charts(server: str, client: Any, tmp_path: Path) -> None:
+    """MLflow's own, at the addresses that ``sync`` tells."""
+    if why := lacking():
+        pytest.skip(why)
+    sweep = fake.make_sweep(tmp_path / "runs", "shown", KEYS)
+    for run, lr in zip(sweep.runs(), (0.1, 0.2), strict=True):
+        spec = run.spec() or {}
+        spec["config"]["training"]["lr"] = lr
+        run.write("spec", spec)
+        fake.complete(run)
+    (sweep.report).mkdir()
+    (sweep.report / "table.md").write_text("| Method | 1 step |\n|---|---|\n| sCM | 100 |\n")
+    report = sync([sweep], tmp_path / "runs", server)
+    methods = charts(report)[sweep.name]
+    runs = f"{server}/{address(report.experiments[sweep.name], RUNS)}"
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 2000, "height": 1400})
+        page.set_default_timeout(60_000)
+        for place, drawn in ((methods, ".js-plotly-plot"), (runs, ".parcoords")):
+            page.goto(place)
+            page.locator(drawn).first.wait_for()
+            assert "shared view state" not in page.locator("body").inner_text()  # error loading it
+            for title in ("Quality", "Training", "fd_vs_nfe"):
+                assert page.get_by_text(title, exact=True).count(), title
+        note = client.get_experiment(report.experiments[sweep.name]).tags["mlflow.note.content"]
+        assert note.startswith("About shown.\n\n[Methods")
+        parent = fake.recorded(client, sweep.name)[""]
+        assert parent["tags"]["mlflow.note.content"].endswith("| sCM | 100 |")

@@ -73,7 +73,7 @@ def test_a_run_costs_a_fraction_of_a_transaction(tmp_path: Path) -> None:
         event.remove(Engine, "commit", committed)
     large = [rows for rows in written if rows > 900]  # 25 runs, 25 runs, 10 runs
     assert len(large) == 3
-    assert len([rows for rows in written if rows]) <= 10
+    assert len([rows for rows in written if rows]) <= 12  # the experiment, its tags, the parent
     assert sum(large) > 60 * 900
 
 

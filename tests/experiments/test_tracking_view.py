@@ -9,7 +9,9 @@ import base64
 import json
 import zlib
 
-from fewstep.experiments.tracking_view import charted, differing, encode, layout
+import pytest
+
+from fewstep.experiments.tracking_view import METHODS, RUNS, charted, differing, layout, tags
 
 ONE = {"objective.name": "scm", "training.lr": "0.1", "training.steps": "5", "seed": "0"}
 TWO = {"objective.name": "ect", "training.lr": "0.2", "training.steps": "5", "seed": "1"}
@@ -25,39 +27,44 @@ def test_what_differs_and_all_have() -> None:
 
 
 def test_what_there_is_to_draw() -> None:
-    found = charted([(ONE, CELLS), (TWO, [*CELLS, "fd_nfe_64"])], ["fewstep.axis.objective"])
+    found = charted([(ONE, CELLS), (TWO, [*CELLS, "fd_nfe_64"])])
     assert found.over_nfe == ["fd_vs_nfe", "fd_vs_nfe_raw", "kid_vs_nfe"]
     assert found.flat == ["fd_nfe_1", "fd_nfe_2", "fd_nfe_16"]  # by number, and what both have
     assert found.hyperparameters == ["objective.name", "training.lr"]  # a seed is none
-    assert found.axes == ["fewstep.axis.objective"]
-    nothing = charted([], [])
-    assert (nothing.over_nfe, nothing.flat, nothing.hyperparameters) == ([], [], [])
+    nothing = charted([])
+    assert (nothing.over_nfe, nothing.flat, nothing.hyperparameters) == ([], [], ["seed"])
 
 
-def test_the_layout() -> None:
-    found = charted([(ONE, CELLS), (TWO, CELLS)], ["fewstep.axis.objective"])
-    shown = layout(found)
+@pytest.mark.parametrize("averaged", [True, False])
+def test_the_layout(averaged: bool) -> None:
+    shown = layout(charted([(ONE, CELLS), (TWO, CELLS)]), averaged)
     sections = {section["uuid"]: section["name"] for section in shown["compareRunSections"]}
     charts = shown["compareRunCharts"]
     assert len({chart["uuid"] for chart in charts}) == len(charts)
     placed = [(sections[chart["metricSectionId"]], chart["type"]) for chart in charts]
-    assert placed[:4] == [("Quality", "LINE")] * 3 + [("Hyperparameters", "PARALLEL")]
-    fd = charts[0]
-    assert (fd["metricKey"], fd["xAxisKey"]) == ("fd_vs_nfe", "step")
-    assert (fd["xAxisScaleType"], fd["scaleType"]) == ("log", "log")
-    kid = charts[2]
+    quality = [("Quality", "LINE")] * 3
+    assert placed[:4] == (
+        [*quality, ("Training", "LINE")]
+        if averaged
+        else [("Hyperparameters", "PARALLEL"), *quality]
+    )
+    drawn = {c["metricKey"]: c for c in charts if c["type"] == "LINE"}
+    fd, kid = drawn["fd_vs_nfe"], drawn["kid_vs_nfe"]
+    assert (fd["xAxisKey"], fd["xAxisScaleType"], fd["scaleType"]) == ("step", "log", "log")
     assert (kid["xAxisScaleType"], kid["scaleType"]) == ("log", "linear")  # it may be below zero
-    assert shown["groupBy"]["groupByKeys"] == [
-        {"mode": "tag", "groupByData": "fewstep.axis.objective"}
-    ]
-    assert layout(charted([(ONE, CELLS)], []))["groupBy"] is None
+    if not averaged:
+        assert charts[0]["selectedMetrics"] == ["fd_nfe_1", "fd_nfe_2", "fd_nfe_16"]
+        assert charts[0]["selectedParams"] == ["objective.name", "training.lr"]
+    assert (shown["groupBy"] is None) != averaged
 
 
-def test_the_tag_holds_the_layout_and_is_short() -> None:
-    found = charted([(ONE, CELLS * 9), (TWO, CELLS * 9)], ["fewstep.axis.objective"])
-    tag = encode(found)
-    assert len(tag) < 5000  # what an experiment's tag may hold
-    head, _, body = tag.partition(";")
-    assert head == "deflate"
-    assert json.loads(zlib.decompress(base64.b64decode(body))) == layout(found)
-    assert encode(found) == tag
+def test_the_tags_hold_the_layouts_and_are_short() -> None:
+    found = charted([(ONE, CELLS * 9), (TWO, CELLS * 9)])
+    told = tags(found)
+    assert tags(found) == told
+    for key, averaged in ((METHODS, True), (RUNS, False)):
+        tag = told[f"mlflow.sharedViewState.{key}"]
+        assert len(tag) < 5000  # what an experiment's tag may hold
+        head, _, body = tag.partition(";")
+        assert head == "deflate"
+        assert json.loads(zlib.decompress(base64.b64decode(body))) == layout(found, averaged)
