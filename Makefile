@@ -1,12 +1,12 @@
 # make setup  sets up, and runs nothing
 # make demo   sets up and runs the main job on real data, and shows the table
 # make test   sets up and passes the tests
-# Everything happens in .venv, which the targets build themselves. JOBS: processes of tests; two of
-# them mostly wait, for their SLURM clusters.
+# Everything happens in .venv, which the targets build themselves. JOBS: processes of tests; those
+# with SLURM clusters mostly wait.
 
 PYTHON ?= python3
 BIN := .venv/bin
-JOBS ?= 4
+JOBS ?= 3
 
 .PHONY: setup demo test check format mutants clean
 
