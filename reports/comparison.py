@@ -1,4 +1,4 @@
-"""A comparison of two sweeps, or of methods with a baseline, as Markdown, CSV and in a terminal."""
+"""A comparison of sweeps, or of methods with one: Markdown, LaTeX, CSV, a terminal's table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from fewstep.analysis.comparison import Compared, Comparison
 from fewstep.analysis.statistics import PairedRatio
+from fewstep.reports.tables import latex_float
 from fewstep.reports.text import enumerated, number, wrapped
 from fewstep.reports.text import markdown as escaped
 
@@ -104,6 +105,13 @@ def markdown(comparison: Comparison) -> str:
     lines = [f"| {' | '.join(row)} |" for row in (_header(comparison), align, *rows)]
     heading = f"# {escaped(title(comparison))}"
     return "\n".join([heading, "", *lines, "", escaped(caption(comparison)), ""])
+
+
+def latex(comparison: Comparison) -> str:
+    """A ``table`` float to be \\input; its document needs ``\\usepackage{booktabs}``."""
+    about = f"{title(comparison)}. {caption(comparison)}"
+    rows = latex_float(about, _header(comparison), _rows(comparison))
+    return "\n".join([r"% \usepackage{booktabs}", *rows, ""])
 
 
 def csv(comparison: Comparison) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fewstep.analysis.costs import Cost, Costs, improvement
 from fewstep.analysis.records import Summary
 from fewstep.reports import text
-from fewstep.reports.tables import exact, latex_lines, latex_row
+from fewstep.reports.tables import exact, latex_float
 
 NONE = "–"
 FLOPS = "PFLOPs"
@@ -177,27 +177,7 @@ def latex(summary: Summary, costs: Costs) -> str:
     """Three ``table`` floats to be \\input; their document needs ``\\usepackage{booktabs}``."""
     lines = [r"% \usepackage{booktabs}"]
     for table in tables(summary, costs):
-        heads = [
-            latex_lines([*map(text.latex, text.wrapped(h, 12))], "c") for h in table.header[1:]
-        ]
-        lines += [
-            r"\begin{table}[t]",
-            r"\centering\footnotesize\setlength{\tabcolsep}{4pt}"
-            r"\setlength{\belowcaptionskip}{4pt}",
-            rf"\caption{{{text.latex(f'{table.title}. {table.note}')}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-            r"\toprule",
-            latex_row([table.header[0], *heads]),
-            r"\midrule",
-            *(
-                latex_row([latex_lines([*map(text.latex, text.wrapped(row[0]))], "l"),
-                           *map(text.latex, row[1:])])
-                for row in table.rows
-            ),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]  # fmt: skip
+        lines += latex_float(f"{table.title}. {table.note}", table.header, table.rows)
     return "\n".join([*lines, ""])
 
 

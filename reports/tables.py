@@ -6,7 +6,7 @@ import csv as csv_module
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fewstep.analysis.records import Cell, Summary
 from fewstep.reports import text
@@ -115,6 +115,28 @@ def latex_document(*files: str) -> str:
         r"\end{document}",
         "",
     ])  # fmt: skip
+
+
+def latex_float(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a ``table`` of plain text, whatever is in it: names left, all else right."""
+    heads = [latex_lines([*map(text.latex, text.wrapped(h, 12))], "c") for h in header[1:]]
+    return [
+        r"\begin{table}[t]",
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
+        rf"\caption{{{text.latex(caption)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+        r"\toprule",
+        latex_row([text.latex(header[0]), *heads]),
+        r"\midrule",
+        *(
+            latex_row([latex_lines([*map(text.latex, text.wrapped(row[0]))], "l"),
+                       *map(text.latex, row[1:])])
+            for row in rows
+        ),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]  # fmt: skip
 
 
 def latex_row(cells: Sequence[str]) -> str:

@@ -61,3 +61,10 @@ def test_all_commands_are_told(tmp_path):
 def test_list_names_everything(monkeypatch, capsys, kind):
     lines = told(monkeypatch, capsys, "list", kind).splitlines()
     assert [line.split()[0] for line in lines[1:] if not line.startswith(" ")] == NAMES[kind]
+
+
+@pytest.mark.parametrize(
+    ("command", "example"), [("bench", "objective=[scm,shortcut]"), ("evaluate", "weights=[raw]")]
+)
+def test_examples_keep_their_brackets(monkeypatch, capsys, command, example):
+    assert example in told(monkeypatch, capsys, command, "--help")

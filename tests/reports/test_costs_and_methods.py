@@ -15,13 +15,13 @@ import pytest
 from rich.console import Console
 from synthetic_runs import Run, write_sweep
 
-from fewstep.analysis import load, summarise
+from fewstep.analysis import compare, load, summarise
 from fewstep.analysis.costs import costs, improvement
 from fewstep.analysis.records import Conditions, Summary
 from fewstep.analysis.selection import select
 from fewstep.errors import UserError
+from fewstep.reports import comparison, html, methods, multiples, provenance, tables, terminal
 from fewstep.reports import costs as cost_tables
-from fewstep.reports import html, methods, multiples, provenance, tables, terminal
 from fewstep.reports.page import page
 from fewstep.reports.published import apart, beside, published
 from fewstep.reports.report import views_of, write_report
@@ -266,7 +266,11 @@ def test_latex_compiles_whatever_the_names(tmp_path: Path) -> None:
     (tmp_path / "table.tex").write_text(tables.latex(view.summary, apart("cifar10")))
     (tmp_path / "costs.tex").write_text(cost_tables.latex(view.summary, view.costs))
     (tmp_path / "methods.tex").write_text(methods.latex(view.methods))
-    (tmp_path / "all.tex").write_text(tables.latex_document("table", "costs", "methods"))
+    first = view.summary.methods[0]
+    one = compare(view.summary, view.summary, None, first)
+    (tmp_path / "comparison.tex").write_text(comparison.latex(one))
+    inputs = ("table", "costs", "methods", "comparison")
+    (tmp_path / "all.tex").write_text(tables.latex_document(*inputs))
     run = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
         cwd=tmp_path, capture_output=True, check=False, timeout=60,

@@ -69,6 +69,7 @@ def test_two_sweeps_compared(command: Command, tmp_path: Path) -> None:
     assert "0.550" in said
     assert "0.550" in (tmp_path / "made" / "comparison.md").read_text()
     assert (tmp_path / "made" / "comparison.csv").read_text().count("\n") == 2
+    assert "FM & 0.550 {[}" in (tmp_path / "made" / "comparison.tex").read_text()
     code, said, _ = command("compare", "old", "--baseline", "FM")
     assert code == 0
     assert "sCM / FM" in said

@@ -46,7 +46,7 @@ def bench(
     [bold]fewstep bench metrics[/] the Frechet distance beside SciPy's matrix square root,
     [bold]fewstep bench analysis[/] the report of 10,000 runs.
 
-    Example: [bold]fewstep bench "objective=[scm,shortcut]" backbone=dit_s_2 --shape 4,32,32[/]
+    Example: [bold]fewstep bench "objective=\\[scm,shortcut]" backbone=dit_s_2 --shape 4,32,32[/]
     """
     if overrides == ["sweep"]:
         from fewstep.cli.bench_sweep import bench_sweep

@@ -78,7 +78,7 @@ def bias(
 def evaluate(run: RunName, overrides: Overrides = None, runs: Runs = None) -> None:
     """Add cells to a finished run, without retraining.
 
-    Example: [bold]fewstep evaluate 3f2a evaluation.steps=[3,16] evaluation.weights=[raw][/]
+    Example: [bold]fewstep evaluate 3f2a evaluation.steps=[3,16] evaluation.weights=\\[raw][/]
     """
     from fewstep.cli import single
 

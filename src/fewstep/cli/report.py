@@ -78,7 +78,11 @@ def compare(
     out.print(shown.terminal(made))
     if output is None:
         return
-    files = {"comparison.md": shown.markdown(made), "comparison.csv": shown.csv(made)}
+    files = {
+        "comparison.md": shown.markdown(made),
+        "comparison.tex": shown.latex(made),
+        "comparison.csv": shown.csv(made),
+    }
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

@@ -72,7 +72,7 @@ def compare(
         str | None, typer.Option(help="Against this method of the second (or only) sweep.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--out", help="Folder for comparison.md and comparison.csv.")
+        Path | None, typer.Option("--out", help="Folder for comparison.md, .tex and .csv.")
     ] = None,
     weights: Weights = None,
     guidance: Guidance = None,
