@@ -97,11 +97,17 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("directories", KINDS, indirect=True)
-def test_killed_twice_a_run_ends_with_the_same_bits(directories: list[RunDirectory]) -> None:
+@pytest.mark.parametrize(
+    ("directories", "kills"),
+    [(kind, (0.2, 0.5) if kind == "scm" else (0.4,)) for kind in KINDS],
+    indirect=["directories"],
+)
+def test_killed_a_run_ends_with_the_same_bits(
+    directories: list[RunDirectory], kills: tuple[float, ...]
+) -> None:
     whole, killed = directories
     run(whole)
-    for share in (0.2, 0.5):
+    for share in kills:
         before = max(checkpoint_steps(killed), default=0)
         process = start(killed)
         try:

@@ -70,12 +70,14 @@ def succeed(*arguments: object, cwd: Path) -> str:
     return done.stdout
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 180.0) -> None:
-    """Return once ``condition()`` holds."""
+def wait_for(
+    condition: Callable[[], object], what: str, seconds: float = 180.0, every: float = 0.02
+) -> None:
+    """Return once ``condition()`` holds; a command is not to be asked fifty times a second."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:

@@ -90,7 +90,7 @@ class Box:
             pid = self.state / f"run/slurmd.node{n}.pid"
             if not pid.exists():
                 self.node("start", f"node{n}")
-        wait_for(self._mended, "an empty cluster", 180)
+        wait_for(self._mended, "an empty cluster", 180, every=0.3)
 
     def _mended(self) -> bool:
         for line in self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%N %T").splitlines():

@@ -132,7 +132,8 @@ class Sweep:
 
     def wait(self, seconds: float = 300) -> None:
         """Until every job is over."""
-        wait_for(lambda: not self.box.run("squeue", "-h").strip(), "the queue to be empty", seconds)
+        empty = lambda: not self.box.run("squeue", "-h").strip()  # noqa: E731
+        wait_for(empty, "the queue to be empty", seconds, every=0.5)
 
     def log(self) -> str:
         """Everything the jobs printed."""
