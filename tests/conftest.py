@@ -17,16 +17,11 @@ for name in ("MLFLOW_TRACKING_URI", "COLUMNS", "FORCE_COLOR"):
     os.environ.pop(name, None)
 
 
-# Groups begin before single tests, of which many are short: so the processes end together.
-LONG = ("test_local_launcher", "test_sweep_teachers", "test_distributed_runs", "test_resume",
-        "test_runs")  # fmt: skip
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a fixture of their module share a process: in another it is made again."""
     for item in items:
         fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
         shared = any(f.scope == "module" for some in fixtures for f in some)
-        if (shared or item.path.stem in LONG) and item.get_closest_marker("xdist_group") is None:
+        if shared and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
