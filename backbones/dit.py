@@ -164,7 +164,8 @@ def unpatchify(tokens: Tensor, patch: int, shape: torch.Size) -> Tensor:
 
 def grid(side: int, width: int) -> Tensor:
     """(side^2, width): fixed sines and cosines of a token's row and column."""
-    with torch.device("cpu"):  # the same bits everywhere
+    # the same bits everywhere; and on the meta device torch's arange imports its compiler
+    with torch.device("cpu"):
         frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4) / (width // 4))
         phase = torch.arange(side)[:, None] * frequencies
         axis = torch.cat([phase.sin(), phase.cos()], dim=1)  # (side, width/2)

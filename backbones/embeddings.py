@@ -25,7 +25,8 @@ class Sinusoid(nn.Module):
 
     def __init__(self, features: int, highest: float) -> None:
         super().__init__()
-        with torch.device("cpu"):  # the same bits everywhere
+        # the same bits everywhere; and on the meta device torch's arange imports its compiler
+        with torch.device("cpu"):
             exponent = torch.arange(features // 2) / (features // 2)
             frequencies = highest * torch.exp(-math.log(10_000) * exponent)
         frequencies = frequencies.to(torch.get_default_device())

@@ -2,9 +2,10 @@
 
 MLflow's pages lay out their charts by themselves, alphabetically: 60 of them for a sweep, and only
 for the first ten runs. What a person has arranged may be shared, though: it is kept as a tag of the
-experiment, and ``?viewStateShareKey=KEY`` opens it. So we write such a tag, arranged for what a
-sweep is about. It has the form that MLflow 3.17's own "share" button writes (``sharedViewState`` in
-its sources); a version that does not know it says so, and shows its own layout.
+experiment, and ``?viewStateShareKey=KEY`` opens it. So we write two such tags, arranged for what a
+sweep is about: methods, and single runs. They have the form that MLflow 3.17's own "share" button
+writes (``sharedViewState`` in its sources); a version that does not know it says so, and shows its
+own layout.
 """
 
 from __future__ import annotations

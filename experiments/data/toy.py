@@ -84,9 +84,8 @@ class GaussianMixture:
         begin = torch.as_tensor(t, dtype=torch.float64).expand(len(start))
         length = torch.as_tensor(u, dtype=torch.float64).expand(len(start)) - begin
 
-        from scipy.integrate import (
-            solve_ivp,
-        )  # slow to import, and every command imports this module
+        # slow to import, and every command imports this module
+        from scipy.integrate import solve_ivp
 
         def derivative(tau: float, flat: NDArray[np.float64]) -> NDArray[np.float64]:
             x = torch.from_numpy(flat.copy()).view_as(start)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import warm
 from helpers.tiny import checkpoint_steps, last_tensors, taught, tiny
 
 from fewstep.experiments.run import prepare, run
@@ -38,13 +39,17 @@ SETTINGS = (
 )
 
 
-def start(directory: RunDirectory) -> subprocess.Popen[bytes]:
-    with directory.log.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "fewstep.experiments.worker", str(directory.path)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+def start(directory: RunDirectory) -> BaseProcess:
+    worker, here, log = "fewstep.experiments.worker", Path.cwd(), directory.log
+    return warm.start(worker, directory.path, cwd=here, environment=os.environ, out=log, err=log)
+
+
+def end(process: BaseProcess, how: signal.Signals) -> int | None:
+    """Its exit code after that signal."""
+    assert process.pid is not None
+    os.kill(process.pid, how)
+    process.join(PATIENCE)
+    return process.exitcode
 
 
 @pytest.fixture
@@ -56,10 +61,10 @@ def directories(tmp_path: Path, request: pytest.FixtureRequest) -> list[RunDirec
     return [prepare(config) for config in configs]
 
 
-def wait_for_step(directory: RunDirectory, process: subprocess.Popen[bytes], step: int) -> None:
+def wait_for_step(directory: RunDirectory, process: BaseProcess, step: int) -> None:
     deadline = time.monotonic() + PATIENCE
     while max(checkpoint_steps(directory), default=0) < step:
-        assert process.poll() is None, directory.log.read_text()
+        assert process.is_alive(), directory.log.read_text()
         assert time.monotonic() < deadline, directory.log.read_text()
         time.sleep(0.002)
 
@@ -114,8 +119,8 @@ def test_killed_a_run_ends_with_the_same_bits(
             wait_for_step(killed, process, max(int(share * STEPS), before + EVERY))
             time.sleep(random.uniform(0, 0.06))  # in the middle of anything
         finally:
-            process.send_signal(signal.SIGKILL)
-        assert process.wait(PATIENCE) == -signal.SIGKILL
+            code = end(process, signal.SIGKILL)
+        assert code == -signal.SIGKILL
         assert killed.result() is None
         assert checkpoint_steps(killed)[-1] < STEPS
     run(killed)  # in this process: neither does it matter where
@@ -135,8 +140,7 @@ def test_asked_to_stop_a_run_saves_and_goes_on_later(directories: list[RunDirect
     run(whole)
     process = start(stopped)
     wait_for_step(stopped, process, EVERY)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(PATIENCE) == INTERRUPTED == 75
+    assert end(process, signal.SIGTERM) == INTERRUPTED == 75
     assert stopped.failure() is None
     assert stopped.status() == "running"
     reached = checkpoint_steps(stopped)[-1]

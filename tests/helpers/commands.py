@@ -1,13 +1,16 @@
-"""The real command line: ``python -P -m fewstep ...`` in a process of its own."""
+"""The real command line: ``python -m fewstep ...`` in a process of its own."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from helpers import warm
 
 TIMEOUT_SECONDS = 180.0
 
@@ -59,8 +62,21 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 
 
 def fewstep(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command, run to its end."""
-    return finish(start(*arguments, cwd=cwd))
+    """The command, run to its end, awaited for at most ``TIMEOUT_SECONDS``; it begins warm."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = warm.start(
+            "fewstep", *arguments, cwd=cwd, environment=environment(), out=out, err=err
+        )
+        process.join(TIMEOUT_SECONDS)
+        late = process.exitcode is None
+        if late:
+            process.kill()
+            process.join()
+        said = out.read_text(), err.read_text()
+        assert not late, f"no end after {TIMEOUT_SECONDS} s:\n{said[0]}\n{said[1]}"
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(arguments, process.exitcode, *said)
 
 
 def succeed(*arguments: object, cwd: Path) -> str:
