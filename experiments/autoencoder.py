@@ -78,6 +78,20 @@ class Autoencoder:
             )
         return int(self.network.config.latent_channels), H // self.factor, W // self.factor
 
+    def images_of(self, latents: tuple[int, ...]) -> tuple[int, int, int]:
+        """Shape of the images of latents (C, H, W).
+
+        Raises:
+            UserError: latents that it does not take.
+        """
+        C, H, W = latents
+        if int(self.network.config.latent_channels) != C:
+            raise UserError(
+                f"autoencoder {self.name} has latents of {self.network.config.latent_channels} "
+                f"channels, got {C}"
+            )
+        return int(self.network.config.out_channels), H * self.factor, W * self.factor
+
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 images (B, C, H, W) -> mean and std of their scaled latents, on the CPU."""

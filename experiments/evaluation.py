@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset
@@ -143,11 +144,15 @@ def _record(
     """Measure the samples of one cell, each extractor asked once, and write a file a metric."""
     features: dict[Reference, Array] = {}
     kept: Path | None = None
+    shown = drawn.x[:SAMPLES_KEPT]
+    decoders = (measure.reference.features.decode for measure in lacking.values())
+    if (decode := next(filter(None, decoders), None)) is not None:
+        shown = decode(shown)
     for name, measure in lacking.items():
         if measure.reference not in features:
             features[measure.reference] = measure.reference.features.extract(drawn.x)
         found = measure.of(features[measure.reference])
-        kept = _keep(directory.samples / f"{name}.npz", drawn, kept)
+        kept = _keep(directory.samples / f"{name}.npz", shown, drawn.y, kept)
         record = {
             **about,
             "asked": measure.asked,
@@ -161,7 +166,7 @@ def _record(
         write_json(directory.cell_file(name), record)
 
 
-def _keep(file: Path, drawn: Drawn, kept: Path | None) -> Path:
+def _keep(file: Path, shown: Tensor, y: Tensor | None, kept: Path | None) -> Path:
     """Write the first samples to ``file``, or link it to where they are ``kept`` already."""
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.npz")
@@ -172,9 +177,9 @@ def _keep(file: Path, drawn: Drawn, kept: Path | None) -> Path:
             os.link(kept, temporary)
             linked = True
     if not linked:
-        arrays = {"images": drawn.x[:SAMPLES_KEPT].numpy()}
-        if drawn.y is not None:
-            arrays["labels"] = drawn.y[:SAMPLES_KEPT].numpy()
+        arrays = {"images": shown.numpy()}
+        if y is not None:
+            arrays["labels"] = y[:SAMPLES_KEPT].numpy()
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     os.replace(temporary, file)
     return file

@@ -30,6 +30,8 @@ class Measure:
         """Everything that must be equal for two values to be compared, and a label and an id."""
         reference, features = self.reference, self.reference.features
         data, is_fid = reference.dataset, features.is_fid and self.metric.name.startswith("FD")
+        if features.decode is not None and reference.file is None:
+            is_fid = False  # against what the autoencoder makes of images, not images
         name = self.metric.name.replace("FD", "FID") if is_fid else self.metric.name
         identity: Json = {
             "name": name,

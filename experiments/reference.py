@@ -52,7 +52,8 @@ class Reference:
         file: Path | None = None,
     ) -> None:
         self.features, self.dataset, self.cache, self.split = features, dataset, cache, split
-        self.preprocess = "clip-round-uint8" if dataset.is_image else "none"
+        images = dataset.is_image or features.decode is not None
+        self.preprocess = "clip-round-uint8" if images else "none"
         self.file = file
         self._held_out: dict[int, Array] = {}
 
@@ -86,10 +87,11 @@ class Reference:
                 "expected uint8 images (N, H, W, C)"
             )
         x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        if tuple(x.shape[1:]) != self.dataset.shape:
+        shape = self.features.image_shape or self.dataset.shape
+        if tuple(x.shape[1:]) != shape:
             raise UserError(
                 f"{self.file} holds images of shape {tuple(x.shape[1:])}, "
-                f"those of {self.dataset.name} have {self.dataset.shape}"
+                f"those of {self.dataset.name} have {shape}"
             )
         return x
 

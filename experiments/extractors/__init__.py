@@ -2,6 +2,7 @@
 
 from fewstep.experiments.extractors.base import EXTRACTORS, Extractor, Features
 from fewstep.experiments.extractors.cnn import CNN
+from fewstep.experiments.extractors.decoded import Decoded
 from fewstep.experiments.extractors.dinov2 import DINOv2
 from fewstep.experiments.extractors.inception import Inception
 from fewstep.experiments.extractors.pixels import PCA, Raw
@@ -12,6 +13,7 @@ __all__ = [
     "EXTRACTORS",
     "PCA",
     "DINOv2",
+    "Decoded",
     "Extractor",
     "Features",
     "Inception",

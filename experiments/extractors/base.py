@@ -30,6 +30,9 @@ class Features:
 
     ``resize``: what is done to an image's size before it, as a metric's identity tells it.
     ``is_fid``: whether its Frechet distance is what the field calls FID.
+
+    Where the data stand for images: ``decode`` makes uint8 images, of ``image_shape``, of them, and
+    ``of`` are the features that are taken of the images.
     """
 
     name: str
@@ -37,15 +40,22 @@ class Features:
     extract: Callable[[Tensor], np.ndarray]
     resize: str = "none"
     is_fid: bool = False
+    of: Features | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
+    image_shape: tuple[int, ...] | None = None
 
     @property
     def label(self) -> str:
-        """Name and hash, as files of statistics keep it."""
-        return f"{self.name}-{self.sha256[:12]}"
+        """Name and hash, as files of statistics keep it; of images, if it is those it sees."""
+        seen = self.of or self
+        return f"{seen.name}-{seen.sha256[:12]}"
 
 
 class Extractor(Protocol):
-    """A frozen dataclass of settings that makes ``Features`` for a data set."""
+    """A frozen dataclass of settings that makes ``Features`` for a data set.
+
+    One that has a true ``learns`` fits itself to the training split.
+    """
 
     def check(self, dataset: Dataset) -> None:
         """Raise ``UserError`` where ``dataset`` is nothing for this extractor."""

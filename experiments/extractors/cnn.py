@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as nnf
@@ -36,6 +37,8 @@ class CNN:
         width: channels of the first layer. features: D.
         steps, batch_size, lr: of its training with AdamW and a cosine schedule.
     """
+
+    learns: ClassVar[bool] = True
 
     width: int = 32
     features: int = 64

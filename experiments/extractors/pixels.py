@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ class PCA:
     Attributes:
         dimension: how many components, D.
     """
+
+    learns: ClassVar[bool] = True
 
     dimension: int = 64
 

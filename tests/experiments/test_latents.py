@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ from helpers.tiny import flat, registered, tiny, train, trainer
 from safetensors.numpy import load_file, save_file
 
 from fewstep.errors import UserError
+from fewstep.experiments.config import Override
 from fewstep.experiments.data import DATA, Dataset, Rows, Split, to_model, to_uint8
 from fewstep.experiments.data.latents import Latents
 from fewstep.experiments.encode import Settings, encode
-from fewstep.experiments.measure import measures
+from fewstep.experiments.extractors import EXTRACTORS
+from fewstep.experiments.frechet import GaussianStats, frechet_distance
+from fewstep.experiments.measure import Measure, measures
+from fewstep.experiments.reference import Reference
+from fewstep.experiments.run import prepare, run
 from fewstep.experiments.settings import Evaluation
 
 diffusers = pytest.importorskip("diffusers", reason="pip install 'fewstep[latents]'")
@@ -324,6 +330,106 @@ def test_a_run_is_trained_and_judged_by_its_raw_latents(copied: Path) -> None:
         shifted = one.dataset.test.x + 1  # every mean moves by 1: |mu - mu'|^2 grows by D + ...
         near = metric.of_samples(one.dataset.test.x).value
         assert metric.of_samples(shifted).value > near + 10
+
+
+def decoded(folder: Path, extractor: object = "random_conv") -> dict[str, object]:
+    return {"name": "decoded", "autoencoder": str(folder), "extractor": extractor}
+
+
+SINGULAR = "ignore::fewstep.experiments.frechet.FrechetWarning"
+
+
+@pytest.mark.filterwarnings(SINGULAR)
+def test_latents_are_judged_by_the_images_they_stand_for(
+    folder: Path, autoencoder: Autoencoder, copied: Path
+) -> None:
+    data, cache = load(copied), copied.parent / "cache"
+    samples = torch.randn(6, *data.shape, generator=torch.Generator().manual_seed(0))
+    [metric] = measures(Evaluation(samples=6, extractor=decoded(folder)), data, cache)
+    stub = Split(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    images = EXTRACTORS["random_conv"].prepare(Dataset("images", stub, stub, 0), cache)
+    stats = [
+        GaussianStats.from_features(images.extract(autoencoder.decode(x)), "a", "b")
+        for x in (samples, data.train.x)
+    ]
+    assert metric.of_samples(samples).value == pytest.approx(frechet_distance(*stats), rel=1e-5)
+    assert metric.identity["label"] == "FD-latents-decoded-random_conv@6"
+    assert metric.identity["rounding"] == "clip-round-uint8"
+    [raw] = measures(Evaluation(samples=6), data, cache)
+    assert raw.identity["rounding"] == "none"
+    assert raw.identity["id"] != metric.identity["id"]
+
+
+@pytest.mark.filterwarnings(SINGULAR)
+def test_decoded_samples_stand_beside_real_images(folder: Path, copied: Path) -> None:
+    """Of a batch of images, or of their moments as ``fewstep reference`` writes them."""
+    data, cache = load(copied), copied.parent / "cache"
+    real = images().train.x
+    batch, moments = copied.parent / "batch.npz", copied.parent / "moments.npz"
+    np.savez(batch, arr_0=real.permute(0, 2, 3, 1).numpy())
+    of = EXTRACTORS["random_conv"].prepare(images(), cache)
+    stats = GaussianStats.from_features(of.extract(real), of.label, "clip-round-uint8")
+    stats.write(moments)
+    values = []
+    for file in (batch, moments):
+        asked = Evaluation(samples=4, extractor=decoded(folder), reference_file=str(file))
+        [metric] = measures(asked, data, cache)
+        values.append(metric.of_samples(data.test.x).value)
+        assert metric.of_samples(real[:4]).value < values[-1]  # real images, taken as they are
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    # only beside real images may it be called FID
+    published = replace(metric.reference.features, is_fid=True)
+    for file, label in ((None, f"FD-{data.name}-decoded-random_conv@4"), (batch, "FID-{}@4")):
+        reference = Reference(published, data, cache, file=file)
+        told = Measure(metric.metric, reference, 4, {}).identity["label"]
+        assert told == label.format(data.name)
+    np.savez(batch, arr_0=real.permute(0, 2, 3, 1).numpy()[:, :4])
+    with pytest.raises(UserError, match=r"images of shape \(3, 4, 8\).* have \(3, 8, 8\)"):
+        measures(replace(asked, reference_file=str(batch)), data, cache)[0].of_samples(real[:4])
+
+
+@pytest.mark.filterwarnings(SINGULAR)
+def test_the_samples_of_a_run_are_shown_decoded(folder: Path, copied: Path) -> None:
+    with registered("data", "own", Latents(root=str(copied.parent))):
+        settings = ("data=own", "backbone=dit_digits", "training.steps=2", "evaluation.steps=[1]")
+        asked: list[Override] = [("evaluation.extractor", ["raw", decoded(folder)])]
+        directory = prepare(tiny(copied.parent / "a", *settings, *asked))
+        run(directory)
+    labels = {record["metric"]["label"] for record in directory.cells().values()}
+    assert labels == {"FD-latents-raw@4", "FD-latents-decoded-random_conv@4"}
+    for file in directory.samples.glob("*.npz"):
+        with np.load(file) as held:
+            assert (held["images"].dtype, held["images"].shape) == (np.uint8, (4, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"extractor": "cnn"}, "'cnn' does not work on decoded images"),
+        ({"extractor": {"name": "pca", "dimension": 2}}, "does not work on decoded images"),
+        (
+            {"extractor": "incepton"},
+            "unknown evaluation.extractor.extractor 'incepton'",
+        ),
+        ({"autoencoder": ""}, "needs the latents' autoencoder"),
+        ({"autoencoder": "nowhere/at/all"}, "autoencoder 'nowhere/at/all' cannot be loaded"),
+        ({"batch_size": 0}, "extractor.batch_size"),
+    ],
+)
+def test_what_cannot_be_decoded(
+    folder: Path, copied: Path, change: dict[str, object], told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        measures(Evaluation(extractor=decoded(folder) | change), load(copied), copied / "cache")
+
+
+def test_only_latents_are_decoded_and_only_by_their_autoencoder(folder: Path, copied: Path) -> None:
+    with pytest.raises(UserError, match=r"decoded needs latents; noise has torch.uint8 of shape"):
+        measures(Evaluation(extractor=decoded(folder)), images(), copied / "cache")
+    three = Split(torch.zeros(5, 3, 4, 4))
+    other = Dataset("others", three, three, 0)
+    with pytest.raises(UserError, match="has latents of 4 channels, got 3"):
+        measures(Evaluation(extractor=decoded(folder)), other, copied / "cache")
 
 
 def test_an_unknown_posterior() -> None:

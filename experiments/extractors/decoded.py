@@ -1,0 +1,98 @@
+"""Latents judged by the images they stand for: an autoencoder's decoder, then another extractor."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError, check_range
+from fewstep.experiments.autoencoder import Autoencoder
+from fewstep.experiments.data import Dataset, Split
+from fewstep.experiments.extractors.base import EXTRACTORS, Extractor, Features, accelerator
+
+
+@EXTRACTORS.register("decoded")
+@dataclass(frozen=True)
+class Decoded:
+    """The features of ``extractor`` on images that ``autoencoder`` decodes latents to.
+
+    So is the FID of latent models taken (Rombach et al. 2022; Peebles & Xie 2023). Images, as a
+    reference file holds them, are taken as they are.
+
+    Attributes:
+        autoencoder: that of the latents, a folder or a name of the hub in the local cache.
+        extractor: of images, by name or as {name: inception, weights: ...}; it must be none that
+            learns from a data set, for there is none of images here.
+        batch_size: latents decoded at a time.
+    """
+
+    autoencoder: str = ""
+    extractor: Any = "inception"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        check_range("extractor.batch_size", self.batch_size, 1)
+
+    @cached_property
+    def _inner(self) -> Extractor:
+        from fewstep.experiments.config import build_named  # which knows all extractors
+
+        told = "evaluation.extractor.extractor"
+        made: Extractor = build_named(EXTRACTORS, told, self.extractor)
+        if getattr(made, "learns", False) or isinstance(made, Decoded):
+            raise UserError(
+                f"{told}: {self.extractor!r} does not work on decoded images; take one that learns "
+                "nothing from a data set (inception, dinov2, random_conv, raw)"
+            )
+        return made
+
+    def check(self, dataset: Dataset) -> None:
+        if dataset.is_image or len(dataset.shape) != 3:
+            raise UserError(
+                f"extractor decoded needs latents; {dataset.name} has {dataset.train.x.dtype} of "
+                f"shape {dataset.shape}"
+            )
+        if not self.autoencoder:
+            raise UserError(
+                "extractor decoded needs the latents' autoencoder: write "
+                "{name: decoded, autoencoder: FOLDER, extractor: inception}"
+            )
+        if importlib.util.find_spec("diffusers") is None:
+            raise UserError("extractor decoded needs diffusers: pip install 'fewstep[latents]'")
+        _ = self._inner
+
+    def prepare(self, dataset: Dataset, cache: Path) -> Features:
+        self.check(dataset)
+        autoencoder = Autoencoder(self.autoencoder, accelerator())
+        shape = autoencoder.images_of(dataset.shape)
+        one = Split(torch.zeros(1, *shape, dtype=torch.uint8))
+        images = Dataset(f"{dataset.name}, decoded", one, one, 0)
+        self._inner.check(images)
+        of = self._inner.prepare(images, cache)
+        told = (autoencoder.sha256, autoencoder.scale, autoencoder.shift, of.sha256)
+
+        def decode(x: Tensor) -> Tensor:
+            """Latents (N, C, H, W) -> uint8 images; images pass through."""
+            return x if x.dtype == torch.uint8 else autoencoder.decode(x)
+
+        def extract(x: Tensor) -> np.ndarray:
+            return np.concatenate([of.extract(decode(part)) for part in x.split(self.batch_size)])
+
+        return Features(
+            f"decoded-{of.name}",
+            hashlib.sha256(repr(told).encode()).hexdigest(),
+            extract,
+            resize=of.resize,
+            is_fid=of.is_fid,
+            of=of,
+            decode=decode,
+            image_shape=shape,
+        )
