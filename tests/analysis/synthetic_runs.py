@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fewstep.cli.bench_analysis import METRIC
+
 
 @dataclass(frozen=True)
 class Run:
@@ -43,22 +45,6 @@ class Run:
     def key(self) -> str:
         extra = "".join(f"-{v}" for v in self.choices.values())
         return f"{self.name}{extra}-s{self.seed}"
-
-
-METRIC = {
-    "name": "FD",
-    "extractor": "cnn",
-    "data": "digits",
-    "extractor_sha256": "0123456789abcdef" * 4,
-    "samples": 597,
-    "reference": "train",
-    "reference_sha256": "fedcba9876543210" * 4,
-    "reference_samples": 1200,
-    "resize": "none",
-    "rounding": "clip-round-uint8",
-    "label": "FD-digits-cnn@597",
-    "id": "a1b2c3d4e5f6",
-}
 
 
 def write_sweep(root: Path, runs: Iterable[Run], name: str = "demo", plan: bool = True) -> Path:
