@@ -3,9 +3,9 @@
 A test of each method against the *observed* best of its column, with Holm over the steps of each
 method, is wrong: the best was chosen for being low, and there are as many families as methods. With
 all methods equal (4 of them, 6 step counts, 3 to 10 seeds) such a table told some of them apart in
-24 to 28% of experiments, one of 10 methods in 63 to 73%. All pairs of all columns in one family, as
-here, do so in at most 5%, under any pattern of equal and unequal methods (tests/analysis repeats
-the simulation).
+24 to 28% of experiments, one of 10 methods in 61 to 74%. All pairs of all columns in one family, as
+here, do so in at most 5%, under any pattern of equal and unequal methods (docs/analysis.md has the
+simulation).
 """
 
 from __future__ import annotations
