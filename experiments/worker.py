@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fewstep.experiments.rungs import Rungs
 
 LOOK_SECONDS = 0.5
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 DONE, FAILED, BAD_INPUT, INTERRUPTED, BUSY, SUPERSEDED = 0, 1, 2, 75, 76, 77
 
 
@@ -36,8 +37,9 @@ class StopFlag:
         self.parent = parent
         self.signalled = False
         # a scheduler that sends USR2 sends it to all processes of a job; it means the same here
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        for number in STOPPING:
             signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # one that came before is heard now
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.signalled = True

@@ -1,11 +1,12 @@
-"""The local launcher: k processes on this machine, its cores and GPUs divided among them."""
+"""The local launcher: k processes on this machine, its cores and GPUs divided among them.
+
+Each worker has a fork server, so that only its first run waits for imports.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import psutil
 from fewstep.experiments import failures, worker
 from fewstep.experiments.claim import SUPERSEDES, Attempt, at_work
 from fewstep.experiments.rundir import Json, RunDirectory
+from fewstep.sweeps.fork import OFTEN, Fork
 from fewstep.sweeps.launcher import Event, OnEvent, Outcome, called_off, teacher_of
 
 POLL_SECONDS = 0.2
@@ -23,12 +25,13 @@ GRACE_SECONDS = 60.0
 MEMORY_PER_RUN = 2 * 2**30
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Slot:
     """A worker's share of the machine; ``gpu`` as CUDA_VISIBLE_DEVICES names it."""
 
     threads: int
     gpu: str | None
+    server: Fork | None = None  # from its first run on
 
 
 def cores() -> int:
@@ -62,10 +65,17 @@ class Worker:
     """A run in a process. ``company``: whether another run was at work at some time of its life."""
 
     run: RunDirectory
-    process: subprocess.Popen[bytes]
+    server: Fork
     slot: Slot
     before: Json | None  # the failure that an earlier attempt has left
     company: bool = False
+    code: int | None = None
+
+    def ended(self) -> bool:
+        """Whether its process has; then ``code`` is its exit code."""
+        while self.code is None and (said := self.server.next(0)) is not None:
+            self.code = said.get("code")
+        return self.code is not None
 
 
 @dataclass
@@ -100,9 +110,7 @@ class LocalLauncher:
         if self._crew is not None:
             self._crew.signal()
             end = time.monotonic() + GRACE_SECONDS
-            while time.monotonic() < end and any(
-                w.process.poll() is None for w in self._crew.working
-            ):
+            while time.monotonic() < end and not all(w.ended() for w in self._crew.working):
                 time.sleep(POLL_SECONDS / 4)
 
     def launch(self, runs: Sequence[RunDirectory], on_event: OnEvent) -> Outcome:
@@ -127,8 +135,7 @@ class LocalLauncher:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            for w in crew.working:  # only after an error of our own
-                w.process.terminate()
+            crew.close()
         crew.outcome.interrupted += [run.key for run in crew.waiting]
         return crew.outcome
 
@@ -143,7 +150,9 @@ class Crew:
         self.waiting = list(runs)
         self.teacher = {run.key: teacher_of(run) for run in runs}
         self.working: list[Worker] = []
-        self.free = slots(len(runs), launcher.workers)
+        self.slots = slots(len(runs), launcher.workers)
+        self.free = list(self.slots)
+        self.imports = OFTEN if len(runs) > len(self.slots) else ()
         self.outcome = Outcome()
         self.stopping: float | None = None
         self.busy: set[str] = set()
@@ -180,39 +189,41 @@ class Crew:
                 self.tell("busy", run)
 
     def _start(self, run: RunDirectory, slot: Slot, supersedes: str) -> Worker:
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(slot.threads),
-            "MKL_NUM_THREADS": str(slot.threads),
-            "PYTHONUNBUFFERED": "1",
-            SUPERSEDES: supersedes,
-            **self.launcher.environment,
-        }
-        if slot.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
-        # -P: the folder we are in must not shadow a package (it may hold its own analysis/)
-        command = [sys.executable, "-P", "-m", "fewstep.experiments.worker", str(run.path)]
-        with run.log.open("ab") as log:
-            process = subprocess.Popen(
-                [*command, "--parent", str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is ours to pass on
-                preexec_fn=ignore_usr2,
-            )
-        return Worker(run, process, slot, run.failure())
+        if slot.server is None or not slot.server.alive:
+            gpu = {} if slot.gpu is None else {"CUDA_VISIBLE_DEVICES": slot.gpu}
+            environment = {**self.launcher.environment, **gpu}
+            slot.server = Fork(slot.threads, environment, self.imports, run.log)
+        slot.server.start(
+            {
+                "run": str(run.path),
+                "cwd": os.getcwd(),
+                "threads": slot.threads,
+                "environment": {SUPERSEDES: supersedes},
+                "rungs": [],
+                "metric_steps": 0,
+            }
+        )
+        return Worker(run, slot.server, slot, run.failure())
 
     def collect(self) -> None:
         """Look which workers have ended, and how."""
-        for w in [w for w in self.working if w.process.poll() is not None]:
+        for w in [w for w in self.working if w.ended()]:
             self.working.remove(w)
             self.free.append(w.slot)
             self._ended(w)
 
+    def close(self) -> None:
+        """End the servers; a run is still at work only after an error of our own, and leaves."""
+        servers = [slot.server for slot in self.slots if slot.server is not None]
+        for server in servers:
+            server.close()
+        for server in servers:
+            if server not in {w.server for w in self.working}:
+                server.process.wait()
+
     def _ended(self, w: Worker) -> None:
-        code, run = w.process.returncode, w.run
+        code, run = w.code, w.run
+        assert code is not None
         if code == worker.SUPERSEDED and self.launcher.yields and run.spec() is not None:
             self.launcher.yielded = True
             self.launcher.stop()
@@ -239,7 +250,7 @@ class Crew:
         """Whether the run has another try; memory that ran short in company is shared less."""
         before = self.failed[w.run.key, kind]
         self.failed[w.run.key, kind] += 1
-        short = kind == "oom" or (kind == "killed" and w.process.returncode == -signal.SIGKILL)
+        short = kind == "oom" or (kind == "killed" and w.code == -signal.SIGKILL)
         if short and w.company and w.slot.gpu is None:
             if len(self.free) + len(self.working) > 1:
                 self.free.remove(w.slot)
@@ -250,17 +261,12 @@ class Crew:
         """The first asks the runs to save and leave, the second does not ask."""
         number = signal.SIGTERM if self.stopping is None else signal.SIGKILL
         for w in self.working:
-            w.process.send_signal(number)
+            w.server.stop(number)
         self.stopping = self.stopping or time.monotonic()
 
 
 def _memory_is_short() -> bool:
     return bool(psutil.virtual_memory().available < MEMORY_PER_RUN // 2)
-
-
-def ignore_usr2() -> None:
-    """Until the worker has its own handler: it must not die of what asks it to save."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def died(run: RunDirectory, code: int) -> Json:

@@ -8,6 +8,8 @@ heard. The actors are of one run: with them go the servers, whose children save 
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import socket
 import time
@@ -20,8 +22,9 @@ from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fewstep.experiments import worker
-from fewstep.sweeps.ray.fork import Fork
-from fewstep.sweeps.ray.forkserver import Order
+from fewstep.experiments.claim import JOB
+from fewstep.sweeps.fork import Fork
+from fewstep.sweeps.forkserver import Order
 
 Bundle = dict[str, float]
 """What is asked of one machine, in Ray's words: CPU, GPU, memory (bytes)."""
@@ -35,11 +38,17 @@ class Lost(Exception):
     """A machine of the run is gone; the message is Ray's."""
 
 
+def fork(threads: int) -> Fork:
+    """A fork server whose runs' claims name this machine."""
+    job = json.dumps({"launcher": "ray", "node": os.uname().nodename})
+    return Fork(threads, {JOB: job})
+
+
 class Machine:
     """The processes of one machine (a Ray actor). Each method is called in a thread of its own."""
 
     def __init__(self, processes: int, threads: int) -> None:
-        self.forks = [Fork(threads) for _ in range(processes)]
+        self.forks = [fork(threads) for _ in range(processes)]
 
     def address(self) -> tuple[str, int]:
         """Where the first process may wait for the others."""

@@ -17,9 +17,9 @@ from ray import tune
 
 from fewstep.experiments.claim import SUPERSEDES
 from fewstep.experiments.rundir import RunDirectory
-from fewstep.sweeps.ray.fork import Fork
-from fewstep.sweeps.ray.forkserver import Order
-from fewstep.sweeps.ray.team import Bundle, Lost, Team, processes, threads
+from fewstep.sweeps.fork import Fork
+from fewstep.sweeps.forkserver import Order
+from fewstep.sweeps.ray.team import Bundle, Lost, Team, fork, processes, threads
 
 TICK_SECONDS = 1.0
 GRACE_SECONDS = 120.0
@@ -64,7 +64,7 @@ class RunTrial(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """The actor's first run."""
         machines = config["machines"]
-        self.crew = Fork(threads(machines[0])) if alone(machines) else Team(machines)
+        self.crew = fork(threads(machines[0])) if alone(machines) else Team(machines)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -32,8 +32,9 @@ from submitit.core.utils import DelayedSubmission
 from fewstep.experiments import failures, worker
 from fewstep.experiments.claim import JOB, SUPERSEDES, Attempt, at_work
 from fewstep.experiments.rundir import Json, RunDirectory, read_json
+from fewstep.sweeps.fork import ignore_usr2
 from fewstep.sweeps.launcher import Event
-from fewstep.sweeps.local import GRACE_SECONDS, POLL_SECONDS, LocalLauncher, ignore_usr2
+from fewstep.sweeps.local import GRACE_SECONDS, POLL_SECONDS, LocalLauncher
 from fewstep.sweeps.slurm import queue
 
 FOR_EVER = 10**6  # time-outs that submitit lets a job have

@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+# not fewstep.cli, which looks at the terminal and the environment when it is imported
 IMPORTED = (
-    *("fewstep.cli.main", "fewstep.sweeps.plan", "fewstep.experiments.run", "fewstep.analysis"),
-    *("fewstep.experiments.tracking", "fewstep.reports.report", "mlflow", "matplotlib.pyplot"),
+    *("fewstep.sweeps.plan", "fewstep.experiments.run", "fewstep.experiments.tracking"),
+    *("fewstep.analysis", "fewstep.reports.report", "mlflow", "matplotlib.pyplot", "typer", "rich"),
     *("torch._dynamo", "sklearn.datasets", "scipy.linalg"),
 )
 

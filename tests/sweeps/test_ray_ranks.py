@@ -42,7 +42,7 @@ def ranks(run: RunDirectory) -> list[psutil.Process]:
     """The processes at work on a run: the first is first."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if "fewstep.sweeps.ray.forkserver" in (process.info["cmdline"] or []):
+        if "fewstep.sweeps.forkserver" in (process.info["cmdline"] or []):
             with suppress(psutil.NoSuchProcess):
                 if any(file.path == str(run.log) for file in process.open_files()):
                     found.append(process)

@@ -1,14 +1,15 @@
 """A process that has imported what a run needs, and forks a child for each: ``python -m`` this.
 
 A run wants a process of its own: memory is given back, a crash is its own affair, an exit code says
-how it ended. But a fresh one imports for seconds before it does anything. So an actor of Ray keeps
-one of these, whose children are there at once, and are otherwise the local launcher's workers.
+how it ended. But a fresh one imports for seconds before it does anything. So each place for a run,
+of the local launcher or an actor of Ray, keeps one of these, whose children are there at once.
 
-Lines of JSON. In: an ``Order`` starts a run; only when it has ended may another follow. Out:
-``{"pid"}`` of the child; from the child at each rung ``{"rung", "score"}``, after which it waits
-for an empty line; ``{"code"}``, its exit code.
+Arguments: modules to import beside ``PRELOADED``. Lines of JSON. In: an ``Order`` starts a run;
+only when it has ended may another follow. Out: ``{"pid"}`` of the child; from it, at each rung,
+``{"rung", "score"}``, after which it waits for an empty line; ``{"code"}``, its exit code.
 
-A child whose actor or whose server is gone saves and leaves.
+A child whose launcher or whose server is gone saves and leaves. Signals are for the children: a
+scheduler sends them to all processes of a job, and the server stays to tell how a child ended.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
+from fewstep.experiments import worker
 from fewstep.experiments.rundir import RunDirectory
 
-# all that a first run would else spend seconds on; nothing here starts a thread or touches a GPU
-PRELOADED = ("fewstep.experiments.run", "torch._dynamo", "sklearn.datasets", "scipy.linalg")
+# what every run would else spend seconds on; nothing here starts a thread or touches a GPU
+PRELOADED = ("fewstep.experiments.run", "torch._dynamo")
 LOOK_SECONDS = 0.5
 WAIT_SECONDS = 0.03
 
@@ -45,7 +47,7 @@ class Order(TypedDict):
 
 
 class Talk:
-    """Asks the actor, as a child does at a rung, whether to go on."""
+    """Asks the launcher, as a child does at a rung, whether to go on."""
 
     def __init__(self, directory: RunDirectory, replies: int, reports: int) -> None:
         self.directory, self.replies, self.reports = directory, replies, reports
@@ -70,7 +72,6 @@ def child(order: Order, server: int) -> int:
     """What a forked child does; its exit code."""
     import torch
 
-    from fewstep.experiments import worker
     from fewstep.experiments.rungs import Rungs
 
     directory = RunDirectory(Path(order["run"]))
@@ -111,9 +112,9 @@ def fork(order: Order) -> int:
 
 
 def wait(pid: int) -> int:
-    """The child's exit code, negative for a signal; it is told to leave when the actor is gone."""
-    actor = select.poll()
-    actor.register(0, 0)  # only POLLHUP: what comes in is for the child
+    """The child's exit code, negative for a signal; told to leave when the launcher is gone."""
+    launcher = select.poll()
+    launcher.register(0, 0)  # only POLLHUP: what comes in is for the child
     told = False
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -121,13 +122,13 @@ def wait(pid: int) -> int:
             return os.waitstatus_to_exitcode(status)
         if told:
             time.sleep(WAIT_SECONDS)
-        elif actor.poll(WAIT_SECONDS * 1000):
+        elif launcher.poll(WAIT_SECONDS * 1000):
             os.kill(pid, signal.SIGTERM)
             told = True
 
 
 def say(**what: Any) -> None:
-    """A line to the actor; nobody may be there any more."""
+    """A line to the launcher; nobody may be there any more."""
     try:
         os.write(1, json.dumps(what).encode() + b"\n")
     except BrokenPipeError:
@@ -143,9 +144,11 @@ def next_line(source: BinaryIO) -> bytes:
 
 
 def main() -> None:
-    """Serve until the actor closes its end."""
+    """Serve until the launcher closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to pass on
-    for name in PRELOADED:
+    # a child inherits this, so that no signal is lost before it has handlers, which unblock
+    signal.pthread_sigmask(signal.SIG_BLOCK, worker.STOPPING)
+    for name in (*PRELOADED, *sys.argv[1:]):
         importlib.import_module(name)
     with open(0, "rb", buffering=0, closefd=False) as orders:
         while line := next_line(orders):
