@@ -13,7 +13,6 @@ second look finds the same numbers.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -34,6 +33,7 @@ from fewstep.experiments.network import build_network, choose_device, frozen, lo
 from fewstep.experiments.rundir import Json, RunDirectory, write_json
 from fewstep.experiments.seeds import Order, generator
 from fewstep.experiments.teacher import load_teacher
+from fewstep.files import replacing
 from fewstep.objectives import Batch, Nets, Objective, Progress
 from fewstep.objectives import Path as Interpolant
 from fewstep.objectives.base import randint, randn
@@ -73,10 +73,8 @@ def diagnose_run(directory: RunDirectory, config: RunConfig, rows: int = ROWS) -
     nets = load_nets(config, dataset, directory, device)
     found = diagnose(config, dataset, nets, device, rows)
     directory.diagnostics.mkdir(exist_ok=True)
-    file = directory.diagnostics / "diagnostics.npz"
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}.npz")
-    np.savez_compressed(temporary, **found.arrays)  # type: ignore[arg-type]
-    os.replace(temporary, file)
+    with replacing(directory.diagnostics / "diagnostics.npz") as other, other.open("wb") as file:
+        np.savez_compressed(file, **found.arrays)  # type: ignore[arg-type]
     facts = {"key": directory.key, "title": config.objective.title, **found.facts}
     write_json(directory.diagnostics / "diagnostics.json", facts)
     return facts

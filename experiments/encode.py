@@ -7,7 +7,6 @@ not depend on how often it was stopped.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from fewstep.experiments.data import Dataset, Split
 from fewstep.experiments.data.latents import DTYPES, FORMAT, SPLITS
 from fewstep.experiments.data.store import in_blocks
 from fewstep.experiments.rundir import Json, read_json, write_json
+from fewstep.files import replacing
 
 MANIFEST, PARTIAL = "manifest.json", "partial.json"
 
@@ -193,9 +193,8 @@ class _Encoding:
                 f"(is {self.autoencoder.name} whole?)"
             )
         raw = save(arrays if y is None else {**arrays, "y": np.ascontiguousarray(y)})
-        temporary = self.output / f".{file}"
-        temporary.write_bytes(raw)
-        os.replace(temporary, self.output / file)
+        with replacing(self.output / file) as other:
+            other.write_bytes(raw)
         self.done[file] = {
             "file": file,
             "count": len(mean),

@@ -28,6 +28,7 @@ from fewstep.experiments.provenance import made_by
 from fewstep.experiments.reference import Array, Reference, short_hash
 from fewstep.experiments.rundir import Json, RunDirectory, write_json
 from fewstep.experiments.settings import Evaluation
+from fewstep.files import replacing
 
 SAMPLES_KEPT = 64  # of each cell, for the sample grid
 
@@ -169,17 +170,14 @@ def _record(
 def _keep(file: Path, shown: Tensor, y: Tensor | None, kept: Path | None) -> Path:
     """Write the first samples to ``file``, or link it to where they are ``kept`` already."""
     file.parent.mkdir(exist_ok=True)
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}.npz")
-    temporary.unlink(missing_ok=True)
-    linked = False
-    if kept is not None:
-        with contextlib.suppress(OSError):  # a file system without hard links
-            os.link(kept, temporary)
-            linked = True
-    if not linked:
+    with replacing(file) as other:
+        if kept is not None:
+            with contextlib.suppress(OSError):  # a file system without hard links
+                os.link(kept, other)
+                return file
         arrays = {"images": shown.numpy()}
         if y is not None:
             arrays["labels"] = y[:SAMPLES_KEPT].numpy()
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, file)
+        with other.open("wb") as opened:
+            np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
     return file

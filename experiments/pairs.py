@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from fewstep.experiments.data import Dataset, Rows, take
 from fewstep.experiments.distributed import ranks
 from fewstep.experiments.seeds import generator
+from fewstep.files import replacing
 from fewstep.objectives import Net, Objective
 
 BLOCK = 1024  # pairs in a file: what an interruption can cost
@@ -69,9 +69,8 @@ def stored_pairs(
                 raise FloatingPointError("the teacher's samples are not finite")
             tensors = {"x": x.cpu().contiguous(), "eps": eps}
             if first:
-                temporary = file.with_name(f".{file.name}.{os.getpid()}")
-                save_file(tensors if y is None else {**tensors, "y": y}, temporary)
-                os.replace(temporary, file)
+                with replacing(file) as other:
+                    save_file(tensors if y is None else {**tensors, "y": y}, other)
         on_block(i + 1, len(blocks))
     files = told([load_file(_file(folder, i)) for i in range(len(blocks))] if first else [])
     y = torch.cat([f["y"] for f in files]) if "y" in files[0] else None

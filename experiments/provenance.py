@@ -15,6 +15,7 @@ from pathlib import Path
 
 import fewstep
 from fewstep.experiments.rundir import Json
+from fewstep.files import replacing
 
 PACKAGES = ("torch", "numpy", "scipy", "hydra-core", "omegaconf", "safetensors")
 JOB = "FEWSTEP_JOB"  # JSON: what a launcher says of itself, for status and for its own next attempt
@@ -92,9 +93,8 @@ def keep_packages(folder: Path) -> None:
     file = folder / f"{lock()}.txt"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        temporary.write_text(packages(), encoding="utf-8")
-        os.replace(temporary, file)
+        with replacing(file) as other:
+            other.write_text(packages(), encoding="utf-8")
 
 
 def made_by() -> Json:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from fewstep.experiments.extractors import Features
 from fewstep.experiments.frechet import GaussianStats, read_npz
 from fewstep.experiments.rundir import Json
 from fewstep.experiments.seeds import generator
+from fewstep.files import replacing
 
 Array = NDArray[np.float64]
 
@@ -191,6 +191,5 @@ class Reference:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_name(f"{file.stem}.lock")):
             if not file.exists():
-                temporary = file.with_name(f".{file.name}.{os.getpid()}")
-                write(temporary)
-                os.replace(temporary, file)
+                with replacing(file) as other:
+                    write(other)

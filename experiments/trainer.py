@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +38,7 @@ from fewstep.experiments.rundir import RunDirectory
 from fewstep.experiments.seeds import Order, derive, generator
 from fewstep.experiments.settings import Training
 from fewstep.experiments.teacher import load_teacher, spec_of, starts_alike, teacher_directory
+from fewstep.files import replacing
 from fewstep.objectives import Batch, Net, Nets, Objective, Progress, Teacher
 
 VALIDATION_BATCHES = 4
@@ -318,10 +318,8 @@ class Trainer:
             return
         kept = [row for row in self.directory.metrics() if row["step"] <= self.step]
         if kept or self.directory.metrics_file.exists():
-            file = self.directory.metrics_file
-            temporary = file.with_name(f".{file.name}.{os.getpid()}")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            os.replace(temporary, file)  # in one go: it may be killed here too
+            with replacing(self.directory.metrics_file) as other:  # it may be killed here too
+                other.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     # ---- checkpoints ---------------------------------------------------------------------------
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -13,6 +11,7 @@ import pandas as pd
 from fewstep.analysis.costs import costs as summarise_costs
 from fewstep.analysis.selection import Filters, select
 from fewstep.analysis.summary import summarise
+from fewstep.files import replacing
 from fewstep.reports import costs, html, methods, provenance, tables
 from fewstep.reports.grid import Samples, drawable
 from fewstep.reports.page import contents, page
@@ -180,14 +179,6 @@ def _figures(view: View) -> Mapping[str, bytes]:
 
 def write_file(path: Path, content: str | bytes) -> Path:
     """Write ``content`` and rename it into place."""
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as other:
+        other.write_bytes(content.encode() if isinstance(content, str) else content)
     return path

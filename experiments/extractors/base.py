@@ -7,7 +7,6 @@ Only the Inception network gives "FID"; a distance in other features is named fo
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.experiments.data import Dataset
+from fewstep.files import replacing
 from fewstep.registry import Registry
 
 BATCH = 500
@@ -109,6 +109,5 @@ def check_weights(extractor: str, setting: str, file: Path, expected: str) -> st
 
 def write_file(file: Path, content: bytes) -> None:
     """Write ``file`` atomically."""
-    temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
+    with replacing(file) as other:
+        other.write_bytes(content)

@@ -32,6 +32,7 @@ from submitit.core.utils import DelayedSubmission
 from fewstep.experiments import failures, worker
 from fewstep.experiments.claim import JOB, SUPERSEDES, Attempt, at_work
 from fewstep.experiments.rundir import Json, RunDirectory, read_json
+from fewstep.files import replacing
 from fewstep.sweeps.fork import ignore_usr2
 from fewstep.sweeps.launcher import Event
 from fewstep.sweeps.local import GRACE_SECONDS, POLL_SECONDS, LocalLauncher
@@ -249,9 +250,8 @@ def main() -> None:
         )
         minutes = read_manifest(folder)["minutes"]
         delayed.set_timeout(minutes, FOR_EVER)
-        fresh = pickle.with_name(f".{pickle.name}.{os.getpid()}")
-        delayed.dump(fresh)
-        os.replace(fresh, pickle)
+        with replacing(pickle) as other:
+            delayed.dump(other)
     # a job that was killed while it saved left this, and submitit does not write over it
     pickle.with_name(f"{pickle.name}.save_tmp").unlink(missing_ok=True)
     process_job(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from fewstep.experiments.extractors import CNN
 from fewstep.experiments.measure import extractor
 from fewstep.experiments.rundir import find_run, write_json
 from fewstep.experiments.settings import SPLITS, WEIGHTS
+from fewstep.files import replacing
 
 CACHE = "_cache"
 
@@ -61,23 +61,19 @@ def write_reference(root: Path, overrides: Sequence[str], images: bool) -> None:
         raise UserError(f"output {str(output)!r}: a file ending in .npz in a folder that is there")
     made = extractor(chosen or "auto", dataset)
     made.check(dataset)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
+    with replacing(output) as other:
         if images:
             if not dataset.is_image:
                 raise UserError(f"{dataset.name} is not made of images")
             x = (dataset.train if split == "train" else dataset.test).x
-            with temporary.open("wb") as file:
+            with other.open("wb") as file:
                 np.savez(file, arr_0=x.permute(0, 2, 3, 1).numpy())
             what = f"{len(x):,} images"
         else:
             reference = Reference(made.prepare(dataset, root / CACHE), dataset, root / CACHE, split)
-            reference.moments.write(temporary)
+            reference.moments.write(other)
             what = f"{reference.moments.n:,} images in {reference.moments.dimension} dimensions"
             what += f" of {reference.features.label}"
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
     out.print(f"{dataset.name} {split}: {what}: {output}", markup=False)
 
 
