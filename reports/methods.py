@@ -142,9 +142,10 @@ def _statistics(summary: Summary) -> Iterator[str]:
         yield "One training seed: nothing is known of the spread."
         return
     yield (
-        "Means over training seeds with the half-width of the 95% Student-t interval. Each method "
-        "is compared with the best of its column by a two-sided t-test on the logarithms of the "
-        "ratios, paired by seed; p-values are adjusted by Holm's method over the numbers of steps, "
+        "Means over training seeds with the half-width of the 95% Student-t interval. At each "
+        "number of steps all pairs of methods are compared by two-sided t-tests on the logarithms "
+        "of the ratios, paired by seed (on the differences where a value is not positive); "
+        "p-values are adjusted by Holm's method over all pairs and numbers of steps of the table, "
         f"at level {summary.alpha:g}. Runs that failed or were ended early stay in the table and "
         "enter no mean."
     )

@@ -164,7 +164,8 @@ def test_the_methods_paragraph_is_exact(frame: pd.DataFrame) -> None:
         "Training seeds: 0, 1 and 2", "CT: objective ct (target=ema).",
         "CD: objective cd, taught by FM.", "metric a1b2c3d4e5f6", "597 samples against 1,200",
         "train split", "no guidance", "Sampler: solver=euler", "uniform steps",
-        f"sha256 {'0123456789abcdef' * 4}", "Holm", "at level 0.05", "torch 2.13",
+        f"sha256 {'0123456789abcdef' * 4}", "all pairs of methods are compared", "at level 0.05",
+        "Holm's method over all pairs and numbers of steps", "torch 2.13",
         f"commit {'c0ffee' * 6}", "packages abcdefabcdef", "3 of 9 runs", "H200",
     ):  # fmt: skip
         assert fact in told, fact
