@@ -9,8 +9,6 @@ from typing import Protocol
 
 from fewstep.errors import UserError
 from fewstep.experiments import failures
-from fewstep.experiments.evaluation import cells_lacking
-from fewstep.experiments.run import requested
 from fewstep.experiments.rundir import RunDirectory
 
 
@@ -67,7 +65,13 @@ def called_off(run: RunDirectory) -> bool:
 
 def finished(run: RunDirectory) -> bool:
     """Whether there is nothing left to do: it need not become a trial."""
+    if run.result() is None:
+        return False
+    # torch takes seconds, and a job's own process does without
+    from fewstep.experiments.evaluation import cells_lacking
+    from fewstep.experiments.run import requested
+
     try:
-        return run.result() is not None and not cells_lacking(requested(run), run)
+        return not cells_lacking(requested(run), run)
     except UserError:  # which its own process is to tell
         return False

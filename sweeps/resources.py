@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import UserError, check_range, unknown
-from fewstep.experiments.composition import GROUPS
-from fewstep.experiments.config import RunConfig, setting_names
 from fewstep.sweeps.conditions import Condition, Facts, read_condition
+
+if TYPE_CHECKING:
+    from fewstep.experiments.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,9 @@ def read_resources(source: str, spec: Any, known: Facts) -> Request:
     """
     if spec is None:
         return NO_REQUEST
+    from fewstep.experiments.composition import GROUPS  # all that can be trained: slow
+    from fewstep.experiments.config import setting_names
+
     where = f"sweep {source}: resources"
     if not isinstance(spec, dict):
         raise UserError(f"{where} must be a mapping of {', '.join(FIELDS)}, rules; got {spec!r}")

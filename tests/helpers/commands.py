@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from helpers import warm
@@ -61,12 +61,14 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def fewstep(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: object, cwd: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
     """The command, run to its end, awaited for at most ``TIMEOUT_SECONDS``; it begins warm."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
         process = warm.start(
-            "fewstep", *arguments, cwd=cwd, environment=environment(), out=out, err=err
+            "fewstep", *arguments, cwd=cwd, environment=environment, out=out, err=err
         )
         process.join(TIMEOUT_SECONDS)
         late = process.exitcode is None
@@ -77,6 +79,11 @@ def fewstep(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
         assert not late, f"no end after {TIMEOUT_SECONDS} s:\n{said[0]}\n{said[1]}"
         assert process.exitcode is not None
         return subprocess.CompletedProcess(arguments, process.exitcode, *said)
+
+
+def fewstep(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in ``environment()``, run to its end."""
+    return run(*arguments, cwd=cwd, environment=environment())
 
 
 def succeed(*arguments: object, cwd: Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from helpers.commands import TINY, finish, wait_for
+from helpers.commands import TINY, run, wait_for
 from helpers.slurm import Box
 from safetensors.torch import load_file
 from torch import Tensor
@@ -76,7 +76,7 @@ class Sweep:
         (folder / "mine.yaml").write_text(f"{base}axes:\n  case:\n{cases}")
 
     def command(self, *words: object) -> subprocess.CompletedProcess[str]:
-        return finish(self.start(*words))
+        return run(*words, cwd=self.folder, environment=self.environment)
 
     def start(self, *words: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
