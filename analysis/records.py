@@ -31,6 +31,7 @@ class Cell:
     seed_sd: float = math.nan  # spread of single values from seed to seed, sampling taken out
     sampling_sd: float = math.nan  # and from sample set to sample set; nan for one set
     stopped_seeds: tuple[int, ...] = ()  # ended early, by a search: no failure, and no value
+    unevaluated_seeds: tuple[int, ...] = ()  # those of the missing that are trained to the end
 
     @property
     def n(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
 import pandas as pd
@@ -12,6 +12,18 @@ from fewstep.errors import UserError
 RUN = ["sweep", "key"]
 """What names a run; the same configuration has the same key in two sweeps."""
 MAIN = ("FID", "FD")  # what a table holds unless it is told otherwise
+
+
+class Mixed(UserError):
+    """Several kinds of cells could stand in one place.
+
+    Attributes:
+        option: the filter that chooses among them. choices: its values.
+    """
+
+    def __init__(self, told: str, option: str, choices: Sequence[object]) -> None:
+        super().__init__(f"{told}; choose with --{option} (in Python {option}=)")
+        self.option, self.choices = option, choices
 
 
 class Filters(TypedDict, total=False):
@@ -90,23 +102,22 @@ def _refuse_doubles(runs: pd.DataFrame) -> None:
 
 def _refuse_mixtures(rows: pd.DataFrame) -> None:
     if rows["metric_id"].nunique() > 1:
-        labels = (rows["metric"] + " [" + rows["metric_id"] + "]").astype(str)
-        raise UserError(f"a table holds one metric, got {_either(labels)}; choose with metric=")
+        ids = dict(zip(rows["metric_id"], rows["metric"], strict=True))
+        told = " and ".join(f"{label} [{identity}]" for identity, label in ids.items())
+        raise Mixed(f"a table holds one metric, got {told}", "metric", list(ids))
     for column in ("weights", "guidance"):
         if rows[column].nunique() > 1:
-            raise UserError(
-                f"a table holds one {column}, got {_either(rows[column])}; choose with {column}="
-            )
+            kinds = _distinct(rows[column])
+            raise Mixed(f"a table holds one {column}, got {_either(kinds)}", column, kinds)
     # A sampler belongs to its objective, so methods may differ in it; one method may not.
     for column, scope in (("sampler", ["method"]), ("times", ["method", "steps"])):
-        kinds = rows.drop_duplicates([*scope, column])
-        mixed = kinds[kinds.duplicated(scope, keep=False)]
+        found = rows.drop_duplicates([*scope, column])
+        mixed = found[found.duplicated(scope, keep=False)]
         if len(mixed):
             same = (mixed[scope] == mixed[scope].iloc[0]).all(axis=1)
-            raise UserError(
-                f"{mixed['method'].iloc[0]!r} was evaluated with more than one {column}: "
-                f"{_either(mixed.loc[same, column])}; choose with {column}="
-            )
+            kinds = _distinct(mixed.loc[same, column])
+            told = f"{mixed['method'].iloc[0]!r} was evaluated with more than one {column}"
+            raise Mixed(f"{told}: {_either(kinds)}", column, kinds)
 
 
 def _distinct(values: Iterable[object]) -> list[object]:

@@ -97,8 +97,8 @@ def paired_log_ratio(
         UserError: the lengths differ, or a value is not positive and so has no logarithm.
     """
     a, b = _pairs(method, baseline)
-    if not (np.all(a > 0) and np.all(b > 0)):
-        raise UserError(f"log ratios need positive values, got {min([*a, *b]):g}")
+    if unfit := [value for value in (*a, *b) if not value > 0]:
+        raise UserError(f"log ratios need positive values, got {unfit[0]:g}")
     logs = paired_difference(np.log(a), np.log(b), confidence)
     ratio, low, high = (float(np.exp(x)) for x in (logs.difference, logs.low, logs.high))
     return PairedRatio(ratio, low, high, logs.p_value, logs.n)

@@ -107,8 +107,9 @@ def _cells(
     evaluations = rows[["method", "steps", "nfe"]].drop_duplicates().dropna()
     for method, step, nfe in evaluations.itertuples(index=False):
         found[method, step].nfe.add(int(nfe))
-    seeds: dict[str, dict[int, str]] = defaultdict(dict)  # of all runs, and how it was lost
-    for method, seed, end in zip(runs["method"], runs["seed"], lost, strict=True):
+    seeds: dict[str, dict[int, str]] = defaultdict(dict)  # of all runs, and how it ended
+    ends = lost.mask((lost == "") & (runs["status"] == "done"), "done")
+    for method, seed, end in zip(runs["method"], runs["seed"], ends, strict=True):
         seeds[method][int(seed)] = end
     sets = sorted(int(s) for s in rows["sample_set"].unique())
     return _with_means({
@@ -137,6 +138,7 @@ def _cell(found: _Found, runs: Mapping[int, str], sets: Sequence[int]) -> Cell:
         failed_seeds=tuple(sorted(failed)),
         stopped_seeds=tuple(sorted(stopped)),
         missing_seeds=tuple(sorted(without - failed - stopped)),
+        unevaluated_seeds=tuple(sorted(s for s in without - failed - stopped if runs[s] == "done")),
         mean=math.nan,
         half_width=math.nan,
         keys=tuple(found.keys[seed] for seed in values),

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from fewstep.errors import UserError
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.distributed import ranks
@@ -102,6 +103,7 @@ def evaluate(
         for weights in sorted({cell.weights for cell in drawn_cells})
     }
     begun = time.perf_counter()
+    untold: list[UserError] = []  # metrics that cannot be taken; the others are, all the same
     for done, cell in enumerate(drawn_cells, start=1):
         started = time.perf_counter()
         drawn = draw(config, dataset, networks[cell.weights], cell, samples, settings.batch_size)
@@ -115,9 +117,11 @@ def evaluate(
                 "device": str(device),
                 "provenance": made_by(),
             }
-            _record(directory, drawn, about, todo[done - 1][1])
+            untold += _record(directory, drawn, about, todo[done - 1][1])
         everyone.told(done)  # the others wait
         on_cell(done, len(drawn_cells), done / (time.perf_counter() - begun))
+    if (reason := everyone.told(str(untold[0]) if untold else None)) is not None:
+        raise UserError(reason)
     return [name for _, lacking in todo for name in lacking]
 
 
@@ -141,8 +145,12 @@ def _todo(
 
 def _record(
     directory: RunDirectory, drawn: Drawn, about: Json, lacking: Mapping[str, Measure]
-) -> None:
-    """Measure the samples of one cell, each extractor asked once, and write a file a metric."""
+) -> list[UserError]:
+    """Measure the samples of one cell, each extractor asked once, and write a file a metric.
+
+    Returns why some cannot be taken.
+    """
+    untold = []
     features: dict[Reference, Array] = {}
     kept: Path | None = None
     shown = drawn.x[:SAMPLES_KEPT]
@@ -152,7 +160,11 @@ def _record(
     for name, measure in lacking.items():
         if measure.reference not in features:
             features[measure.reference] = measure.reference.features.extract(drawn.x)
-        found = measure.of(features[measure.reference])
+        try:
+            found = measure.of(features[measure.reference])
+        except UserError as error:
+            untold.append(error)
+            continue
         kept = _keep(directory.samples / f"{name}.npz", shown, drawn.y, kept)
         record = {
             **about,
@@ -165,6 +177,7 @@ def _record(
         if found.error is not None:
             record["error"] = found.error
         write_json(directory.cell_file(name), record)
+    return untold
 
 
 def _keep(file: Path, shown: Tensor, y: Tensor | None, kept: Path | None) -> Path:

@@ -304,7 +304,7 @@ def find_sweeps(root: Path) -> list[SweepDirectory]:
 
 
 def find_run(name: str, root: Path) -> RunDirectory:
-    """A run by its directory, or by the beginning of its key under ``root``.
+    """A run by its directory, or by the beginning of its key, or SWEEP/KEY, under ``root``.
 
     Raises:
         UserError: none, or several.
@@ -312,8 +312,10 @@ def find_run(name: str, root: Path) -> RunDirectory:
     path = Path(name)
     if (path / "spec.json").is_file():
         return RunDirectory(path.resolve())
-    if name and "/" not in name and root.is_dir():
-        found = sorted(p.parent for p in root.glob(f"*/{glob.escape(name)}*/spec.json"))
+    sweep, _, key = name.rpartition("/")
+    if key and "/" not in sweep and root.is_dir():
+        within = glob.escape(sweep) or "*"
+        found = sorted(p.parent for p in root.glob(f"{within}/{glob.escape(key)}*/spec.json"))
         if len(found) == 1:
             return RunDirectory(found[0].resolve())
         if found:

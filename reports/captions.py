@@ -14,12 +14,19 @@ from fewstep.reports.text import enumerated, number
 FLOOR = "real vs real floor"
 
 
-def caption(summary: Summary, published: Sequence[Published] = ()) -> str:
-    """Plain text; escape it for where it goes. ``published``: the rows of papers beside ours."""
+def caption(
+    summary: Summary, published: Sequence[Published] = (), number: str = "in parentheses"
+) -> str:
+    """Plain text; escape it for where it goes.
+
+    ``published``: the rows of papers beside ours. ``number``: how cells tell that of seeds.
+    """
     c = summary.conditions
     if c.metric is None:
         return f"Sweep {summary.sweep}: nothing has been evaluated yet."
-    return " ".join([*protocol(summary, c), *_marks(summary, c), *_sources(summary, published)])
+    return " ".join(
+        [*protocol(summary, c), *_marks(summary, c, number), *_sources(summary, published)]
+    )
 
 
 def _sources(summary: Summary, published: Sequence[Published]) -> list[str]:
@@ -90,13 +97,13 @@ def _nfe(summary: Summary) -> list[str]:
     return lines or ["One function evaluation a step (NFE = steps)."]
 
 
-def _marks(summary: Summary, c: Conditions) -> list[str]:
+def _marks(summary: Summary, c: Conditions, number: str) -> list[str]:
     cells = summary.cells.values()
     n = max((cell.n for cell in cells), default=0)
     seeds = f"seed{'s' if len(c.seeds) > 1 else ''} {enumerated([str(s) for s in c.seeds])}"
     if n > 1:
         lines = [f"Mean ± half-width of the 95% Student-t interval over training {seeds}; their "
-                 "number in parentheses."]  # fmt: skip
+                 f"number {number}."]  # fmt: skip
     else:
         lines = [f"Training {seeds}: one run tells nothing of the spread."]
     lines += _spreads(summary)

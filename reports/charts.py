@@ -13,7 +13,7 @@ from fewstep.analysis.records import Cell, Summary
 from fewstep.reports import text
 from fewstep.reports.figures import limits, nfe_of
 from fewstep.reports.multiples import measures, shown_steps, span
-from fewstep.reports.svg import Axis, Chart, Mark, Series
+from fewstep.reports.svg import Axis, Chart, Mark, Series, label_width
 from fewstep.reports.ticks import linear_ticks, log_ticks, short
 
 if TYPE_CHECKING:
@@ -174,10 +174,11 @@ def _panel(
     summary: Summary, steps: int, x: Axis, y: Axis, series: list[Series],
     joins: list[list[tuple[float, float]]] | None = None,
 ) -> Chart:  # fmt: skip
+    gutter = max(34, 12 + math.ceil(max((label_width(label) for _, label in y.ticks), default=0)))
     return Chart(
         label=f"{summary.conditions.metric} at {_steps(steps)}",
         x=x, y=replace(y, title=""), series=series, floor=_floor(summary), joins=joins or (),
-        size=(240, 220), margins=(24, 8, 26, 34), title=_steps(steps),
+        size=(240, 220), margins=(24, 8, 26, gutter), title=_steps(steps),
     )  # fmt: skip
 
 

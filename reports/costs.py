@@ -12,9 +12,10 @@ from fewstep.analysis.costs import Cost, Costs, improvement
 from fewstep.analysis.records import Summary
 from fewstep.reports import text
 from fewstep.reports.tables import exact, latex_float
+from fewstep.reports.ticks import short
 
 NONE = "–"
-FLOPS = "PFLOPs"
+FLOPS = "FLOPs"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def tables(summary: Summary, costs: Costs) -> tuple[Table, ...]:
             tuple((r.method, *(_gain(r, s, better) for s in summary.steps)) for r in others),
             tuple(tuple(_gained(r, s, better) for s in summary.steps) for r in others),
             "Geometric mean over the seeds that both have, paired, with its 95% Student-t interval "
-            "on the log scale; negative where the baseline is better.",
+            "on the log scale; negative where the baseline is better. Each interval stands for "
+            "itself: unlike the main table's marks, it is not corrected for their number.",
         ),
     )  # fmt: skip
 
@@ -128,7 +130,7 @@ TRAINING = (
     _total("Wall time", lambda r: r.total_train_seconds, lambda r: r.teacher_train_seconds, _time),
     _total("Device-hours", lambda r: r.total_device_hours, lambda r: r.teacher_device_hours,
            _number),
-    _column(FLOPS, lambda r: r.flops / 1e15, _number),
+    _column(FLOPS, lambda r: r.flops, lambda flops: short(flops) if math.isfinite(flops) else NONE),
     _column("Peak memory (MiB)", lambda r: r.peak_memory_bytes / 2**20, _count),
 )  # fmt: skip
 

@@ -123,7 +123,7 @@ def _view(index: int, view: View, objectives: Mapping[str, int]) -> Json:
         "metric": summary.conditions.metric,
         "steps": summary.steps,
         "floor": None if summary.floor is None else text.number(summary.floor),
-        "caption": caption(summary, view.published),
+        "caption": caption(summary, view.published, "as n"),
         "measured": measured,
         "shown": [{"name": m, **tag[m]} for m in shown],
         "diagnosed": [{"name": m, **tag[m]} for m in view.curves],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import log
+from math import inf, log
 
 from markupsafe import Markup, escape
 
@@ -83,6 +83,11 @@ class Chart:
         return _draw(self)
 
 
+def label_width(label: str) -> float:
+    """Of a tick's label, at most, in the units of a chart."""
+    return 6.8 * len(label)
+
+
 def swatch(look: int) -> Markup:
     """A method's marker on a stroke of its line, for a legend."""
     dash = f" d{look // COLOURS % 3}"
@@ -124,10 +129,15 @@ def _axes(chart: Chart, place: Placing) -> Iterable[str]:
         yield f'<path class="grid" d="M{left} {y:.1f}H{width - right}"/>'
         if chart.shown_y:
             yield f'<text class="tick y" x="{left - 8}" y="{y + 3.5:.1f}">{escape(label)}</text>'
+    end = -inf  # of the label before
     for value, label in chart.x.ticks:
         x = place(value, chart.y.low)[0]
         yield f'<path class="grid" d="M{x:.1f} {top}V{height - bottom}"/>'
-        yield f'<text class="tick x" x="{x:.1f}" y="{height - bottom + 17}">{escape(label)}</text>'
+        half = label_width(label) / 2
+        if x - half > end:
+            end = x + half + 4
+            y = height - bottom + 17
+            yield f'<text class="tick x" x="{x:.1f}" y="{y}">{escape(label)}</text>'
     yield f'<path class="axis" d="M{left} {top}V{height - bottom}H{width - right}"/>'
     middle = left + (width - left - right) / 2
     if chart.title:

@@ -150,9 +150,17 @@ def account(cell: Cell) -> str:
 
 def no_value(cell: Cell) -> str:
     """What stands where there is no value: ``failed (3/3)``, ``not run``, or several."""
-    lost = {"failed": cell.n_failed, "stopped": cell.n_stopped, "not run": cell.n_missing}
-    told = [f"{word} ({n}/{cell.n_expected})" for word, n in lost.items() if n]
-    return "not run" if cell.n_missing == cell.n_expected else ", ".join(told)
+    trained = len(cell.unevaluated_seeds)
+    lost = {
+        "failed": cell.n_failed,
+        "stopped": cell.n_stopped,
+        "not evaluated": trained,
+        "not run": cell.n_missing - trained,
+    }
+    for word in ("not evaluated", "not run"):
+        if lost[word] == cell.n_expected:
+            return word
+    return ", ".join(f"{word} ({n}/{cell.n_expected})" for word, n in lost.items() if n)
 
 
 def plain(cell: Cell) -> str:

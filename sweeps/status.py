@@ -20,7 +20,8 @@ class RunStatus:
 
     ``state``: one of ``STATES``. ``node``: where it is, or was last, at work. ``restarts``: how
     many attempts there were before. ``rate``: steps a second. ``left``: seconds of training left.
-    ``note``: why it waits, else the reason of a failure. ``values``: of ``metric``, by steps.
+    ``note``: why it waits, else the reason of a failure. ``values``: of ``metric`` (its label), by
+    steps.
     """
 
     key: str
@@ -56,7 +57,11 @@ def run_status(
     attempts = run.attempts()
     state = _state(run, attempt, failure, waits)
     request = run.request() or {}
-    shown = [record for record in run.cells().values() if _is_main(record, request, config)]
+    cells = run.cells().values()
+    # what was asked for last; where there is nothing of that, what the run was made for
+    asked = (request.get("evaluation"), config.get("evaluation"))
+    found = ([c for c in cells if _is_main(c, one or {}, request, config)] for one in asked)
+    shown = next(filter(None, found), [])
     values = {record["cell"]["steps"]: record["value"] for record in shown}
     step = progress.get("done", 0) if progress.get("phase") == "train" else 0
     if result is not None or progress.get("phase") == "evaluate":
@@ -80,7 +85,7 @@ def run_status(
         steps=steps,
         rate=rate,
         values=dict(sorted(values.items())),
-        metric=shown[0]["metric"]["name"] if shown else "",
+        metric=shown[0]["metric"]["label"] if shown else "",
         note=waits if state == "queued" and waits else note,
         node=_node(attempt, attempts),
         restarts=max(0, len(attempts) - 1),
@@ -89,12 +94,11 @@ def run_status(
     )
 
 
-def _is_main(record: Json, request: Json, config: Json) -> bool:
+def _is_main(record: Json, settings: Json, request: Json, config: Json) -> bool:
     """Whether a cell is one that a run is looked at by: of the metric and sampler asked for first,
     and with all else as it is by default.
     """
     cell = record["cell"]
-    settings: Json = request.get("evaluation") or config.get("evaluation") or {}
     asked = Evaluation(**settings)
     own = {**config.get("objective", {}), **request.get("sampler", {})}
     for sampler in asked.samplers[:1]:

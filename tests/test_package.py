@@ -71,13 +71,12 @@ def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin/fewstep"
 
 
-@pytest.fixture(params=["empty", "shadowed"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """An empty folder, and one with packages of the same names as our rooms."""
-    if request.param == "shadowed":
-        for room in ROOMS:
-            (tmp_path / room).mkdir()
-            (tmp_path / room / "__init__.py").write_text(SHADOW)
+@pytest.fixture
+def shadowed(tmp_path: Path) -> Path:
+    """A folder with packages of the same names as our rooms."""
+    for room in ROOMS:
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").write_text(SHADOW)
     return tmp_path
 
 
@@ -99,7 +98,8 @@ def test_content(wheel):
     assert not [name for name in names if "tests" in name.split("/")]
 
 
-def test_help_list_training_and_sweep(command, folder):
+def test_help_list_training_and_sweep(command, shadowed):
+    folder = shadowed
     before = set(os.listdir(folder))
     assert "Compare few-step generative objectives" in run(command, "--help", cwd=folder)
     assert "digits" in run(command, "list", "sweeps", cwd=folder)

@@ -38,10 +38,10 @@ def main() -> int:
     except UserError as error:  # what there is is synced and reported all the same
         log.error("%s", error)
     code = 0
-    for command in ("sync", "report"):
-        words = [sys.executable, "-P", "-m", "fewstep.cli.main", command, sweep.name]
+    for command in (["sync"], ["report", "--each"]):
+        words = [sys.executable, "-P", "-m", "fewstep.cli.main", *command, sweep.name]
         done = subprocess.run([*words, "--runs", str(sweep.path.parent)])
-        log.info("%s: exit code %d", command, done.returncode)
+        log.info("%s: exit code %d", command[0], done.returncode)
         code = code or done.returncode
     return code
 

@@ -151,6 +151,7 @@ def keys(folder: Path) -> list[str]:
         (["evaluate", "KEY", "evaluation.steps=[0]"], "evaluation.steps must be at least 1"),
         (["evaluate", "KEY", "objective.solver=rk9"], "'rk9'"),
         (["evaluate", "KEY", "evaluation.extractor=cnn"], "extractor cnn needs labelled images"),
+        (["evaluate", "KEY", "evaluation.reference_file=runs/train/KEY/spec.json"], "spec.json"),
         (["sample", "KEY"], "gaussians is not made of images"),
         (["report", "trian"], "unknown sweep under runs/ 'trian'; did you mean 'train'?"),
         (["status", "trian"], "did you mean 'train'?"),

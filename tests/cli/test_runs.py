@@ -80,7 +80,8 @@ def test_evaluate_adds_cells_without_training(vector_run, tmp_path):
     before = {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in kept}
     checkpoints = tree(vector_run / "checkpoints")
 
-    told = succeed("evaluate", vector_run.name[:6], "evaluation.steps=[3]", cwd=tmp_path)
+    named = f"train/{vector_run.name[:6]}"  # as reports name it, or the key alone
+    told = succeed("evaluate", named, "evaluation.steps=[3]", cwd=tmp_path)
     assert re.search(r"^FD-gaussians-raw@\d+ +3 +3 +ema", told, re.M)
     assert cells(vector_run) == [(1, "euler", 1), (3, "euler", 3)]
     succeed("evaluate", vector_run, "evaluation.steps=[3]", "objective.solver=heun", cwd=tmp_path)

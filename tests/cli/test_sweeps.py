@@ -144,3 +144,12 @@ def test_choosing_one_objective_reports_all_that_were_planned(done, tmp_path):
     assert "sweep small: 2 runs (" in said
     assert "Flow matching" in said
     assert succeed("status", cwd=folder).splitlines()[1].split()[:3] == ["small", "4", "4"]
+
+
+def test_what_fits_no_single_table_is_recorded_and_has_tables_of_its_own(tmp_path):
+    base = "base: {evaluation.weights: [ema, raw], evaluation.steps: [1], training.steps: 3}\n"
+    (tmp_path / "one.yaml").write_text(f"{base}seeds: 1\n")
+    said = succeed("sweep", "one.yaml", *TINY_DIT, "evaluation.extractor=raw", cwd=tmp_path)
+    assert "1 created" in said
+    tables = {p.parent.name for p in (tmp_path / "runs/one/report").glob("*/table.md")}
+    assert tables == {"weights-ema", "weights-raw"}

@@ -22,7 +22,7 @@ from fewstep.experiments.drawing import Cell, draw
 from fewstep.experiments.evaluation import cells, cells_lacking, evaluate
 from fewstep.experiments.measure import main_measure
 from fewstep.experiments.network import build_network, load_network
-from fewstep.experiments.run import prepare, run
+from fewstep.experiments.run import RunFailed, prepare, run
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.experiments.seeds import generator
 from fewstep.experiments.settings import Evaluation
@@ -414,3 +414,19 @@ def test_the_reference_against_itself_is_no_distance(digits: Dataset, tmp_path: 
     assert metric.of_samples(digits.train.x).value == pytest.approx(0, abs=1e-6)
     with pytest.raises(AssertionError):
         metric.of_samples(digits.train.x[:1199])
+
+
+def test_a_metric_that_cannot_be_taken_keeps_no_other_from_it(tmp_path: Path) -> None:
+    asked = (
+        "evaluation.steps=[1,2]",
+        "evaluation.samples=64",
+        "evaluation.metrics=[fd_inf,fd,kid]",
+    )
+    directory = prepare(tiny(tmp_path, "training.steps=1", *asked))
+    with pytest.raises(RunFailed, match="needs at least"):
+        run(directory)
+    found = {(c["metric"]["name"], c["cell"]["steps"]) for c in directory.cells().values()}
+    assert found == {("FD", 1), ("FD", 2), ("KID", 1), ("KID", 2)}
+    failure = directory.failure()
+    assert failure is not None
+    assert failure["class"] == "bad_data"

@@ -65,6 +65,11 @@ def summary(tmp_path: Path) -> Summary:
         (cell([], failed=3), "failed (3/3)"),
         (cell([], missing=3), "not run"),
         (cell([], failed=1, missing=2), "failed (1/3), not run (2/3)"),
+        (replace(cell([], missing=3), unevaluated_seeds=(0, 1, 2)), "not evaluated"),
+        (
+            replace(cell([], failed=1, missing=2), unevaluated_seeds=(1,)),
+            "failed (1/3), not evaluated (1/3), not run (1/3)",
+        ),
         (cell([], stopped=3), "stopped (3/3)"),
         (cell([], failed=1, stopped=1, missing=1), "failed (1/3), stopped (1/3), not run (1/3)"),
         (cell([1.0], stopped=2), "1.00 (1 of 3; 2 stopped)"),
@@ -79,7 +84,8 @@ def test_markdown(summary: Summary) -> None:
     assert lines[0] == "| Method | 1 step | 4 steps |"
     assert lines[2].startswith("| FM | <ins>101 ± 2</ins> (3) | <ins>12.1 ± 0.2</ins> (3)")
     assert "| **21.0 ± 2.5** (3) | **12.0 ± 0.2** (3) |" in lines[3]
-    assert lines[4] == "| Shortcut | 30.5 ± 6.4 (2 of 3; 1 failed) | failed (1/3), not run (2/3) |"
+    assert lines[4].endswith("(2 of 3; 1 failed) | failed (1/3), not evaluated (2/3) |")
+    assert lines[4].startswith("| Shortcut | 30.5 ± 6.4 ")
     assert lines[5] == "| CT | failed (3/3) | failed (3/3) |"
     assert lines[6] == "| *real vs real floor* | *1.50* | *1.50* |"
     # second at 4 steps, and not told from the best

@@ -61,6 +61,37 @@ def test_a_report_over_two_sweeps(command: Command, tmp_path: Path) -> None:
     assert "_reports" not in command("status")[1]
 
 
+def test_a_report_of_each_where_several_could_stand(command: Command, tmp_path: Path) -> None:
+    for file in list((tmp_path / "runs/new").glob("*/evaluations/*.json")):
+        record = json.loads(file.read_text())
+        raw = {**record, "cell": {**record["cell"], "weights": "raw"}, "value": 70.0}
+        file.with_name("zz.json").write_text(json.dumps(raw))
+    code, _, told = command("report", "new")
+    assert (code, told.count("\n")) == (2, 1)
+    assert "a table holds one weights, got ema and raw; choose with --weights" in told
+    assert not (tmp_path / "runs/new/report").exists()
+    code, said, _ = command("report", "new", "--each")
+    assert code == 0
+    assert "weights raw:" in said
+    ema, raw = (tmp_path / f"runs/new/report/weights-{w}/table.md" for w in ("ema", "raw"))
+    assert "EMA weights" in ema.read_text()
+    assert "70.0 ± 0" in raw.read_text()
+    assert "70.0 ± 0" not in ema.read_text()
+    assert command("report", "new", "--weights", "raw")[0] == 0
+
+
+def test_the_status_names_metrics_where_there_are_several(command: Command, tmp_path: Path) -> None:
+    assert "FD at steps" in command("status", "new")[1]
+    [cell] = (tmp_path / "runs/new/fm-s0/evaluations").glob("*.json")
+    record = json.loads(cell.read_text())
+    record["metric"] |= {"label": "FD-digits-raw@64", "id": "0123"}
+    cell.write_text(json.dumps(record))
+    said = command("status", "new")[1]
+    assert "result at steps" in said
+    assert "FD-digits-raw@64  1: 4.00" in said
+    assert said.count("FD-digits-cnn@597") == 5
+
+
 def test_two_sweeps_compared(command: Command, tmp_path: Path) -> None:
     code, said, _ = command("compare", "new", "old", "--out", "made")
     assert code == 0

@@ -136,15 +136,21 @@ def launch(
         n = len(outcome.interrupted)
         err.print(f"{n} runs are not finished; the same command continues them")
         return INTERRUPTED
-    from fewstep.cli.report import report
+    from fewstep.cli.report import report_each
     from fewstep.cli.sync import sync_sweeps
 
-    report([directory], None)
+    unreported = None
+    try:
+        report_each([directory])
+    except UserError as error:  # what there is is recorded all the same
+        unreported = error
     if tracking["enabled"]:
         sync_sweeps([directory], directory.path.parent, tracking["uri"])
     failed = bool(outcome and outcome.failed) or any(
         r.status() == "failed" for r in directory.runs()
     )
+    if unreported is not None:
+        raise unreported
     return 1 if failed else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,7 @@ def report(
         out.print(terminal.table(summary, beside(summary.conditions, published)))
         samples |= load_samples(directories, part, **chosen)
     curves = loss_curves(diagnosed_runs(*directories))
-    together = "+".join(directory.name for directory in directories)
-    aside = directories[0].path.parent / "_reports" / together
-    target = output or (directories[0].report if len(directories) == 1 else aside)
+    target = folder(directories, output)
     try:
         files = write_report(
             frame, samples, target,
@@ -53,6 +52,42 @@ def report(
     out.print("report:", style="bold")
     for path in files.values():
         out.print(f"  {path}", markup=False)
+
+
+def report_each(
+    directories: Sequence[SweepDirectory],
+    output: Path | None = None,
+    filters: dict[str, Any] | None = None,
+    stopped: bool = False,
+    baseline: str | None = None,
+    published: str = "auto",
+) -> None:
+    """``report``; where several kinds of cells could stand in one table, a report of each.
+
+    They go to folders of their own: ``report/weights-ema/``.
+    """
+    from fewstep.analysis.selection import Mixed
+
+    try:
+        report(directories, output, filters, stopped, baseline, published)
+    except Mixed as mixed:
+        if mixed.option in given(filters):  # no choice of it tells them apart
+            raise
+        for choice in mixed.choices:
+            part = re.sub(r"[^A-Za-z0-9_.=@-]+", "-", f"{mixed.option}-{choice}")
+            out.print(f"{mixed.option} {choice}:", style="bold", markup=False)
+            chosen = {**(filters or {}), mixed.option: choice}
+            place = folder(directories, output) / part
+            report_each(directories, place, chosen, stopped, baseline, published)
+
+
+def folder(directories: Sequence[SweepDirectory], output: Path | None) -> Path:
+    """Where a report goes: of one sweep to its own folder; of several beside them."""
+    if output is not None:
+        return output
+    if len(directories) == 1:
+        return directories[0].report
+    return directories[0].path.parent / "_reports" / "+".join(d.name for d in directories)
 
 
 def compare(

@@ -13,6 +13,7 @@ from fewstep.cli.console import err, meter, out
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.config import amend, compose
 from fewstep.experiments.drawing import Cell, draw
+from fewstep.experiments.measure import measures
 from fewstep.experiments.network import choose_device, load_network
 from fewstep.experiments.preflight import check
 from fewstep.experiments.run import Busy, Interrupted, RunFailed, load_config, prepare, run
@@ -46,6 +47,9 @@ def evaluate(name: str, root: Path, overrides: Sequence[str]) -> int:
     config = amend(config, [("sweep", directory.sweep)])
     choose_device(config.training.device)
     check([config])
+    cache = directory.path.parent.parent / "_cache"
+    for measure in measures(config.evaluation, config.data.load(), cache):
+        _ = measure.identity  # what cannot be read is bad input, and no failure of the run
     prepare(config)
     return _run(directory, config.objective.title)
 

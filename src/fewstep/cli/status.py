@@ -103,8 +103,10 @@ def _sweeps(root: Path) -> Table | str:
 def _runs(runs: Sequence[RunStatus]) -> Group:
     table = Table(box=None, header_style="bold", pad_edge=False)
     right = ("seed", "step", "steps/s", "left", "restarts")
-    metrics = "/".join(sorted({run.metric for run in runs if run.metric})) or "result"
-    at_steps = f"{metrics} at steps"
+    metrics = {run.metric for run in runs if run.metric}
+    # values of different metrics never stand in one column without their names
+    one = metrics.pop().partition("-")[0] if len(metrics) == 1 else ""
+    at_steps = f"{one or 'result'} at steps"
     columns = ["key", "run", "seed", "state", "step", "steps/s", "left", at_steps, "node"]
     restarted = any(run.restarts for run in runs)
     for column in [*columns, *(["restarts"] if restarted else [])]:
@@ -119,7 +121,12 @@ def _runs(runs: Sequence[RunStatus]) -> Group:
             f"{run.step}/{run.steps}",
             "" if run.rate is None else f"{run.rate:.1f}",
             "" if run.left is None else duration(run.left),
-            "  ".join(f"{steps}: {_digits(value)}" for steps, value in run.values.items()),
+            "  ".join(
+                [
+                    *([] if one or not run.metric else [run.metric]),
+                    *(f"{steps}: {_digits(value)}" for steps, value in run.values.items()),
+                ]
+            ),
             run.node,
             *([str(run.restarts)] if restarted else []),
         )

@@ -45,6 +45,14 @@ def report(
             "name of a data set, whose numbers come in a table of their own."
         ),
     ] = "auto",
+    each: Annotated[
+        bool,
+        typer.Option(
+            "--each",
+            help="Where several could stand in one place (weights, metrics, guidance), a report "
+            "of each, in a folder of its own.",
+        ),
+    ] = False,
     runs: Runs = None,
 ) -> None:
     """Print a sweep's table and write its report: tables, figures, costs, an HTML page.
@@ -59,7 +67,8 @@ def report(
     filters = {"weights": weights, "guidance": guidance, "sample_set": sample_set,
                "metric": metric, "sampler": sampler, "times": times}  # fmt: skip
     found = reporting.find_sweeps_named(names, root)
-    reporting.report(found, output, filters, stopped, baseline, published)
+    made = reporting.report_each if each else reporting.report
+    made(found, output, filters, stopped, baseline, published)
 
 
 def compare(
