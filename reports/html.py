@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from fewstep.analysis.records import Cell
 from fewstep.analysis.selection import RUN
-from fewstep.reports import charts, costs, provenance, text
+from fewstep.reports import apart, charts, costs, provenance, text
 from fewstep.reports.captions import caption, figure_caption
 from fewstep.reports.published import Published
 from fewstep.reports.rows import groups, published_value
@@ -222,9 +222,9 @@ def _tiles(view: View, tag: Mapping[str, Json]) -> list[Json]:
 def _apart(rows: Sequence[Published]) -> Json | None:
     if not rows:
         return None
-    steps = sorted({s for row in rows for s in row.values})
     return {
-        "data": rows[0].data,
-        "header": ["Method", *(f"{s} step{'s' if s > 1 else ''}" for s in steps), "Source"],
-        "rows": [[row.label, *(published_value(row, s) for s in steps), row.where] for row in rows],
+        "title": apart.title(rows),
+        "note": f"{apart.NOTE} {apart.note(rows)}",
+        "header": apart.header(rows),
+        "rows": apart.body(rows),
     }

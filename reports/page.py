@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from fewstep.analysis.selection import RUN
-from fewstep.reports import costs, methods, tables
+from fewstep.reports import apart, costs, methods, tables
 from fewstep.reports.captions import figure_caption
 from fewstep.reports.html import origin
 from fewstep.reports.text import markdown
@@ -45,9 +45,9 @@ def page(view: View, figures: Collection[str]) -> str:
     parts += [tables.markdown(summary, view.published).rstrip()]
     if view.apart:
         parts += [
-            f"## Published numbers of {markdown(view.apart[0].data)}",
-            "Not comparable with the table above: other data, features or number of samples.",
-            tables.published_apart(view.apart),
+            f"## {markdown(apart.title(view.apart))}",
+            apart.NOTE,
+            apart.markdown(view.apart).rstrip(),
         ]
     for name, (title, note) in FIGURES.items():
         if name in figures:

@@ -29,6 +29,7 @@ class Published:
         values: by number of steps, as printed.
         unintended: the steps that the method was not made for.
         data, metric, samples: what was measured. source, table: where it is printed.
+        checked: source, where it was read there; secondary, where in a transcription.
     """
 
     group: str
@@ -39,6 +40,7 @@ class Published:
     samples: int
     source: str
     table: str
+    checked: str
     values: Mapping[int, str]
     unintended: frozenset[int]
 
@@ -63,7 +65,7 @@ def beside(conditions: Conditions, choice: str = "auto") -> tuple[Published, ...
     return tuple(row for row in published() if (row.data, row.metric, row.samples) == ours)
 
 
-def apart(choice: str) -> tuple[Published, ...]:
+def published_of(choice: str) -> tuple[Published, ...]:
     """The rows of the data set ``choice``, for a table of their own; none for auto and none.
 
     Raises:
@@ -104,7 +106,7 @@ def _row(file: Path, rows: Sequence[Mapping[str, str]]) -> Published:
         _ = [float(row["value"]) for row in rows]
         return Published(
             **{name: first[name] for name in
-               ("group", "method", "network", "data", "metric", "source", "table")},
+               ("group", "method", "network", "data", "metric", "source", "table", "checked")},
             samples=int(first["samples"]),
             values={int(row["steps"]): row["value"] for row in rows},
             unintended=frozenset(int(row["steps"]) for row in rows if int(row["unintended"])),

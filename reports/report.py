@@ -12,10 +12,10 @@ from fewstep.analysis.costs import costs as summarise_costs
 from fewstep.analysis.selection import Filters, select
 from fewstep.analysis.summary import summarise
 from fewstep.files import replacing
-from fewstep.reports import costs, html, methods, provenance, tables
+from fewstep.reports import apart, costs, html, methods, provenance, tables
 from fewstep.reports.grid import Samples, drawable
 from fewstep.reports.page import contents, page
-from fewstep.reports.published import apart, beside
+from fewstep.reports.published import beside, published_of
 from fewstep.reports.view import View
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _view(
         samples=drawn,
         methods=methods.paragraphs(summary, frame),
         published=beside(summary.conditions, published),
-        apart=apart(published),
+        apart=published_of(published),
         curves={m: curve for m, curve in curves.items() if m in summary.methods},
     )
 
@@ -138,11 +138,19 @@ def _files(view: View) -> dict[str, str | bytes]:
     figures = _figures(view)
     drawn: Sequence[str] = list(dict.fromkeys(Path(name).stem for name in figures))
     where = provenance.document(summary, view.frame, view.cells)
+    theirs_apart: dict[str, str | bytes] = {}
+    if view.apart:
+        theirs_apart = {
+            "published.md": apart.markdown(view.apart),
+            "published.csv": apart.csv(view.apart),
+            "published.tex": apart.latex(view.apart),
+        }
+    more = ["published"] if view.apart else []
     return {
         "table.md": tables.markdown(summary, theirs),
         "table.csv": tables.csv(summary),
         "table.tex": tables.latex(summary, theirs),
-        "table_preview.tex": tables.latex_document("table", "costs", "methods"),
+        "table_preview.tex": tables.latex_document("table", "costs", *more, "methods"),
         "costs.md": costs.markdown(summary, view.costs),
         "costs.csv": costs.csv(summary, view.costs),
         "costs.tex": costs.latex(summary, view.costs),
@@ -153,6 +161,7 @@ def _files(view: View) -> dict[str, str | bytes]:
         "runs.parquet": view.frame.to_parquet(index=False, engine="pyarrow"),
         "report.md": page(view, drawn),
         **figures,
+        **theirs_apart,
     }
 
 

@@ -44,16 +44,6 @@ def markdown(summary: Summary, published: Sequence[Published] = ()) -> str:
     return "\n".join([*lines, "", text.markdown(caption(summary, published)), ""])
 
 
-def published_apart(rows: Sequence[Published]) -> str:
-    """Published numbers in a Markdown table of their own, for what is not comparable with ours."""
-    steps = sorted({s for row in rows for s in row.values})
-    header = ["Published", *(f"{s} step{'s' if s > 1 else ''}" for s in steps), "Source"]
-    body = [
-        [row.label, *(published_value(row, s) for s in steps), row.where] for row in rows
-    ]  # fmt: skip
-    return text.markdown_table(header, body, "-" + ">" * len(steps) + "-")
-
-
 def _markdown_cell(cell: Cell) -> str:
     shown = text.plain(cell)
     value, space, count = shown.partition(" (") if cell.n else (shown, "", "")

@@ -38,6 +38,7 @@ _LATEX = {
     "∞": r"$\infty$",
     "·": r"$\cdot$",
     "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
     "−": r"$-$",
     "–": r"\textendash{}",
     "—": r"\textemdash{}",

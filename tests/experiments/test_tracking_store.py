@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import warm
 
 from fewstep.errors import UserError
 from fewstep.experiments.tracking import sync, tracking_uri, ui_command
@@ -28,9 +30,16 @@ def test_eight_at_once_into_a_database_that_is_not_there_yet(tmp_path: Path) -> 
     for sweep in sweeps:
         for run in sweep.runs():
             fake.complete(run)
-    all_of_them = [fake.start(root, sweep, Path.cwd()) for sweep in (*sweeps, sweeps[-1])]
-    told = sorted(process.communicate(timeout=120) for process in all_of_them)
-    assert told == [(b"0 0 2\n", b""), *[(b"2 0 0\n", b"")] * 7]  # and not a word on stderr
+    said = [(tmp_path / f"out{i}", tmp_path / f"err{i}") for i in range(8)]
+    here = {"cwd": Path.cwd(), "environment": os.environ}
+    all_of_them = [
+        warm.start("helpers.sync_once", root, sweep.path, **here, out=out, err=err)
+        for sweep, (out, err) in zip((*sweeps, sweeps[-1]), said, strict=True)
+    ]
+    for process in all_of_them:
+        process.join(120)
+    told = sorted((out.read_text(), err.read_text()) for out, err in said)
+    assert told == [("0 0 2\n", ""), *[("2 0 0\n", "")] * 7]  # and not a word on stderr
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri(root))

@@ -20,10 +20,19 @@ from fewstep.analysis.costs import costs, improvement
 from fewstep.analysis.records import Conditions, Summary
 from fewstep.analysis.selection import select
 from fewstep.errors import UserError
-from fewstep.reports import comparison, html, methods, multiples, provenance, tables, terminal
+from fewstep.reports import (
+    apart,
+    comparison,
+    html,
+    methods,
+    multiples,
+    provenance,
+    tables,
+    terminal,
+)
 from fewstep.reports import costs as cost_tables
 from fewstep.reports.page import page
-from fewstep.reports.published import apart, beside, published
+from fewstep.reports.published import beside, published, published_of
 from fewstep.reports.report import views_of, write_report
 from fewstep.reports.ticks import linear_ticks, log_ticks, short
 
@@ -97,13 +106,21 @@ def test_published_numbers_stand_only_beside_the_same_measure(tmp_path: Path) ->
 
 
 def test_published_numbers_can_be_shown_apart(frame: pd.DataFrame) -> None:
-    rows = apart("celeba_hq_256")
+    rows = published_of("celeba_hq_256")
     assert [row.values[1] for row in rows if row.method == "Shortcut"] == ["20.5"]
-    shown = tables.published_apart(rows)
-    assert r"| Flow matching (DiT-B/2) | (280.5) | (63.3) | 7.3 |" in shown
-    assert not apart("auto")
+    shown = apart.markdown(rows)
+    assert "| Flow matching (DiT-B/2) (one-phase) ‡ | (280.5) | (63.3) | 7.3 |" in shown
+    assert "FID of 50,000 samples, as printed. In parentheses: steps that the method was" in shown
+    assert "‡: from a transcription" in shown
+    assert shown.index("(one-phase)") < shown.index("(two-phase)")
+    latex = apart.latex(rows)
+    assert r"$\ddagger$" in latex
+    assert "U+" not in latex
+    lines = list(csv.DictReader(io.StringIO(apart.csv(rows))))
+    assert [r["value"] for r in lines if (r["method"], r["steps"]) == ("Shortcut", "1")] == ["20.5"]
+    assert not published_of("auto")
     with pytest.raises(UserError, match=r"unknown data set with published .*'celeba_hq_256'"):
-        apart("celeba")
+        published_of("celeba")
     (view,) = views_of(frame, {}, published="celeba_hq_256")
     for shown in (page(view, []), html.page("x", [view], frame)):
         assert "Not comparable with the table above" in shown
@@ -264,7 +281,7 @@ def test_round_numbers_on_axes() -> None:
 def test_latex_compiles_whatever_the_names(tmp_path: Path) -> None:
     frame = load(write_sweep(tmp_path, runs(HOSTILE), name="50%_x"))
     (view,) = views_of(frame, {})
-    (tmp_path / "table.tex").write_text(tables.latex(view.summary, apart("cifar10")))
+    (tmp_path / "table.tex").write_text(tables.latex(view.summary, published_of("cifar10")))
     (tmp_path / "costs.tex").write_text(cost_tables.latex(view.summary, view.costs))
     (tmp_path / "methods.tex").write_text(methods.latex(view.methods))
     first = view.summary.methods[0]
