@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 
 from fewstep.reports import text
-from fewstep.reports.published import GROUPS, Published
+from fewstep.reports.published import COLUMNS, GROUPS, Published
 from fewstep.reports.rows import published_value
 from fewstep.reports.tables import latex_float
 
@@ -66,17 +66,14 @@ def latex(rows: Sequence[Published]) -> str:
 
 
 def csv(rows: Sequence[Published]) -> str:
-    """A line for each number, with all that is known of it."""
+    """A line for each number, as in ``published.csv``."""
     out = io.StringIO()
-    writer = csv_module.writer(out, lineterminator="\n")
-    writer.writerow(["group", "method", "network", "data", "metric", "samples", "steps", "value",
-                     "unintended", "source", "table", "checked"])  # fmt: skip
+    writer = csv_module.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
     for row in rows:
         for steps in sorted(row.values):
-            writer.writerow([
-                row.group, row.method, row.network, row.data, row.metric, row.samples, steps,
-                row.values[steps], int(steps in row.unintended), row.source, row.table, row.checked,
-            ])  # fmt: skip
+            told = {"steps": steps, "value": row.values[steps]}
+            writer.writerow({**vars(row), **told, "unintended": int(steps in row.unintended)})
     return out.getvalue()
 
 

@@ -254,6 +254,7 @@ class Crew:
         if short and w.company and w.slot.gpu is None:
             if len(self.free) + len(self.working) > 1:
                 self.free.remove(w.slot)
+                w.server.close()  # its memory, too
             return before == 0
         return before < failures.CLASSES[kind].retries
 

@@ -99,17 +99,16 @@ def test_content(wheel):
 
 
 def test_help_list_training_and_sweep(command, shadowed):
-    folder = shadowed
-    before = set(os.listdir(folder))
-    assert "Compare few-step generative objectives" in run(command, "--help", cwd=folder)
-    assert "digits" in run(command, "list", "sweeps", cwd=folder)
-    assert set(os.listdir(folder)) == before
+    before = set(os.listdir(shadowed))
+    assert "Compare few-step generative objectives" in run(command, "--help", cwd=shadowed)
+    assert "digits" in run(command, "list", "sweeps", cwd=shadowed)
+    assert set(os.listdir(shadowed)) == before
     given = ["training.steps=5", "evaluation.steps=[1]"]
-    told = run(command, "train", *TINY, *given, cwd=folder)
+    told = run(command, "train", *TINY, *given, cwd=shadowed)
     assert re.search(r"^FD-gaussians-raw@\d+ +1 +1 +ema", told, re.M)
-    (folder / "tiny.yaml").write_text("axes: {objective: [flow_matching, consistency]}\n")
-    told = run(command, "sweep", "tiny.yaml", *TINY, *given, cwd=folder)
+    (shadowed / "tiny.yaml").write_text("axes: {objective: [flow_matching, consistency]}\n")
+    told = run(command, "sweep", "tiny.yaml", *TINY, *given, cwd=shadowed)
     assert told.count("\ndone objective=") == 2
     assert "MLflow at sqlite:///" in told
-    assert (folder / "runs/tiny/report/fd_vs_nfe.png").stat().st_size
-    assert set(os.listdir(folder)) == before | {"runs", "tiny.yaml"}
+    assert (shadowed / "runs/tiny/report/fd_vs_nfe.png").stat().st_size
+    assert set(os.listdir(shadowed)) == before | {"runs", "tiny.yaml"}

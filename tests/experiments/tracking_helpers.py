@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,15 +16,6 @@ from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, write
 from fewstep.experiments.tracking import SyncReport
 
 STARTED, FINISHED = "2026-01-02T03:04:05+00:00", "2026-01-02T03:05:45+00:00"  # 100 s
-SYNC = """
-import sys
-from pathlib import Path
-from fewstep.experiments.rundir import SweepDirectory
-from fewstep.experiments.tracking import sync
-root, sweep, uri = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] or None
-report = sync([SweepDirectory(sweep)], root, uri)
-print(report.created, report.updated, report.unchanged)
-"""
 METRIC = {"name": "FD", "extractor": "cnn", "label": "FD-digits-cnn@597", "id": "0123456789ab"}
 
 
@@ -164,8 +156,18 @@ def _artifacts(client: Any, run_id: str, where: Path) -> dict[str, bytes]:
 
 def start(root: Path, sweep: SweepDirectory, cwd: Path, uri: str = "") -> subprocess.Popen[bytes]:
     """A process that syncs, and prints its counts."""
-    command = [sys.executable, "-c", SYNC, str(root), str(sweep.path), uri]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [
+        sys.executable,
+        "-m",
+        "helpers.sync_once",
+        str(root),
+        str(sweep.path),
+        *filter(None, [uri]),
+    ]
+    told = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(
+        command, cwd=cwd, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def counts(report: SyncReport) -> tuple[int, int, int, int]:
