@@ -299,6 +299,12 @@ def parse(override: str) -> tuple[str, Any]:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
+        key, equals, value = override.partition("=")
+        if key and equals:
+            raise UserError(
+                f"override {override!r}: {value!r} is no value in Hydra's grammar; a text with "
+                f"other than plain characters is written in quotes, as key='\"a text\"' in a shell"
+            ) from None
         raise UserError(f"override {override!r} is not of the form key=value") from None
     if parsed.type != OverrideType.CHANGE or parsed.package:
         raise UserError(f"override {override!r}: write key=value, without '+', '~' or '@'")

@@ -223,9 +223,8 @@ def _run(
         directory.remove("failure")  # of an earlier attempt
         directory.remove("stopped")  # whoever launches it wants it continued
     dataset = config.data.load()
-    cache = directory.path.parent.parent / "_cache"
     if everyone.first:
-        keep_packages(cache / "environments")
+        keep_packages(directory.cache / "environments")
     result = everyone.told(directory.result())
     trainer, flops = None, None
     if result is None:
@@ -237,7 +236,7 @@ def _run(
         def on_step(done: int, total: int, rate: float) -> None:
             on_progress("train", done, total, rate)
             if rungs is not None:
-                rungs.look(learner, cache, stop)
+                rungs.look(learner, directory.cache, stop)
 
         if everyone.first:
             claim.check(at_once=True)  # it has not taken hold of the run's files yet
@@ -249,7 +248,7 @@ def _run(
         if stop() and done < total:
             raise Interrupted(f"stopped after {done} of {total} cells")
 
-    added = evaluate(config, dataset, directory, cache, on_cell)
+    added = evaluate(config, dataset, directory, directory.cache, on_cell)
     if trainer is None:
         assert result is not None
         if added:

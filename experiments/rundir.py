@@ -38,6 +38,8 @@ from typing import Any, Literal
 from fewstep.errors import UserError
 from fewstep.files import replacing
 
+CACHE = "_cache"  # below the root of runs: extractors, reference statistics, lists of packages
+
 Json = dict[str, Any]
 Status = Literal["done", "failed", "stopped", "running", "new"]
 
@@ -102,6 +104,11 @@ class RunDirectory:
     @property
     def sweep(self) -> str:
         return self.path.parent.name
+
+    @property
+    def cache(self) -> Path:
+        """What it shares with the other runs below its root."""
+        return self.path.parent.parent / CACHE
 
     @property
     def checkpoints(self) -> Path:

@@ -33,7 +33,7 @@ def note(rows: Sequence[Published]) -> str:
 
 def header(rows: Sequence[Published]) -> tuple[str, ...]:
     """The first column, a column for each number of steps, and the source."""
-    return ("Method", *(f"{s} step{'s' if s > 1 else ''}" for s in _steps(rows)), "Source")
+    return ("Method", *(text.in_steps(s) for s in _steps(rows)), "Source")
 
 
 def body(rows: Sequence[Published]) -> list[tuple[str, ...]]:

@@ -49,10 +49,10 @@ def _curve(summary: Summary, look: int, low: float, high: float, attributes: Att
         bounds: tuple[float | None, float | None] = (None, None)
         if math.isfinite(half):
             bounds = (max(cell.mean - half, low), min(cell.mean + half, high))
-        tip = f"{method}, {_steps(steps)}\n{text.plain(cell)}"
+        tip = f"{method}, {text.in_steps(steps)}\n{text.plain(cell)}"
         tip += "".join(f"\nseed {s}: {text.number(v)}" for s, v in cell.values.items())
         marks.append(Mark(x, cell.mean, tip, *bounds, hollow=not cell.complete))
-        dots += [Mark(x, v, f"{method}, {_steps(steps)}, seed {s}: {text.number(v)}")
+        dots += [Mark(x, v, f"{method}, {text.in_steps(steps)}, seed {s}: {text.number(v)}")
                  for s, v in cell.values.items()]  # fmt: skip
     return Series(look, marks, dots, attributes[method])
 
@@ -77,7 +77,7 @@ def seeds(summary: Summary, attributes: Attributes) -> list[Chart]:
                 [
                     Series(
                         summary.methods.index(m),
-                        [Mark(i, v, f"{m}, {_steps(steps)}, seed {s}: {text.number(v)}")
+                        [Mark(i, v, f"{m}, {text.in_steps(steps)}, seed {s}: {text.number(v)}")
                          for s, v in cells[m].values.items()],
                         attributes=attributes[m],
                         line=False,
@@ -118,7 +118,7 @@ def _spent(
     look: int, method: str, steps: int, cell: Cell, spent: Mapping[int, float], attributes: str
 ) -> Series:
     def told(x: float, y: float, who: str) -> str:
-        return f"{method}, {_steps(steps)}{who}\n{text.number(y)} for {short(x)}"
+        return f"{method}, {text.in_steps(steps)}{who}\n{text.number(y)} for {short(x)}"
 
     x = sum(spent.values()) / len(spent)
     y = sum(cell.values[s] for s in spent) / len(spent)
@@ -176,9 +176,9 @@ def _panel(
 ) -> Chart:  # fmt: skip
     gutter = max(34, 12 + math.ceil(max((label_width(label) for _, label in y.ticks), default=0)))
     return Chart(
-        label=f"{summary.conditions.metric} at {_steps(steps)}",
+        label=f"{summary.conditions.metric} at {text.in_steps(steps)}",
         x=x, y=replace(y, title=""), series=series, floor=_floor(summary), joins=joins or (),
-        size=(240, 220), margins=(24, 8, 26, gutter), title=_steps(steps),
+        size=(240, 220), margins=(24, 8, 26, gutter), title=text.in_steps(steps),
     )  # fmt: skip
 
 
@@ -189,7 +189,3 @@ def _distance(summary: Summary, low: float, high: float) -> Axis:
 
 def _floor(summary: Summary) -> float | None:
     return summary.floor if summary.floor is not None and summary.floor > 0 else None
-
-
-def _steps(steps: int) -> str:
-    return f"{steps} step{'s' if steps > 1 else ''}"

@@ -12,7 +12,7 @@ from rich.text import Text
 from fewstep.analysis.comparison import Compared, Comparison
 from fewstep.analysis.statistics import PairedRatio
 from fewstep.reports.tables import latex_float
-from fewstep.reports.text import enumerated, number, wrapped
+from fewstep.reports.text import enumerated, in_steps, number, wrapped
 from fewstep.reports.text import markdown as escaped
 
 CSV_COLUMNS = (
@@ -95,7 +95,7 @@ def _rows(comparison: Comparison) -> list[list[str]]:
 
 
 def _header(comparison: Comparison) -> list[str]:
-    return ["Method", *(f"{s} step{'s' if s > 1 else ''}" for s in comparison.steps)]
+    return ["Method", *(in_steps(s) for s in comparison.steps)]
 
 
 def markdown(comparison: Comparison) -> str:

@@ -38,7 +38,7 @@ def tables(summary: Summary, costs: Costs) -> tuple[Table, ...]:
     several = len(costs.devices) > 1
     on = f" Trained on {' and '.join(costs.devices)}" if costs.devices else ""
     on += ": times on several machines are not compared." if several else "." if on else ""
-    steps = [f"{s} step{'s' if s > 1 else ''}" for s in summary.steps]
+    steps = [text.in_steps(s) for s in summary.steps]
     others = [r for r in costs.rows if r.method != costs.baseline]
     better = summary.conditions.better
     side = "above" if better == "higher" else "below"

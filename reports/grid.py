@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fewstep.analysis.records import Summary
 from fewstep.errors import UserError
 from fewstep.reports.figures import style
-from fewstep.reports.text import wrapped
+from fewstep.reports.text import in_steps, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,4 +136,4 @@ def _heading(summary: Summary, steps: int) -> str:
     nfes = {summary.cells[method, steps].nfe for method in summary.methods} - {None}
     if len(nfes) == 1:
         return f"{nfes.pop()} NFE"
-    return f"{steps} step{'s' if steps > 1 else ''}"
+    return in_steps(steps)

@@ -13,7 +13,7 @@ import pandas as pd
 from fewstep.analysis.records import Summary
 from fewstep.analysis.selection import RUN
 from fewstep.reports.figures import MARKERS, limits, style
-from fewstep.reports.text import wrapped
+from fewstep.reports.text import in_steps, wrapped
 from fewstep.reports.ticks import linear_ticks, log_ticks, short
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _panels(
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
             axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-            axes.set_title(f"{k} step{'s' if k > 1 else ''}", size=8)
+            axes.set_title(in_steps(k), size=8)
             if summary.floor is not None and summary.floor > 0:
                 axes.axhline(summary.floor, color="0.45", linestyle=(0, (5, 3)), lw=0.8)
         row[0].set_ylabel(summary.conditions.metric or "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -28,7 +28,10 @@ PER_DATA = (
     "fd_vs_nfe.png", "fd_vs_nfe.pdf", "fd_vs_compute.png", "fd_vs_compute.pdf", "seeds.png",
     "seeds.pdf", "samples.png", "samples.pdf",
 )  # fmt: skip
-FILES = ("report.html", *PER_DATA)
+FILES = ("report.html", *PER_DATA)  # and where there is something to show:
+OPTIONAL = (
+    "loss_vs_log_snr.png", "loss_vs_log_snr.pdf", "published.md", "published.csv", "published.tex",
+)  # fmt: skip
 
 
 def write_report(
@@ -73,11 +76,16 @@ def write_report(
     for name in content:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
     written = {name: write_file(out / name, body) for name, body in content.items()}
-    for place in {Path(name).parent for name in content}:
-        for file in FILES:  # of an earlier report, and no longer true
-            if str(place / file) not in written:
-                (out / place / file).unlink(missing_ok=True)
+    for place in {(out / name).parent for name in content}:
+        clear(place, keep=set(written.values()))
     return written
+
+
+def clear(folder: Path, keep: Collection[Path] = ()) -> None:
+    """Remove the files of an earlier report, which are no longer true."""
+    for name in (*FILES, *OPTIONAL):
+        if folder / name not in keep:
+            (folder / name).unlink(missing_ok=True)
 
 
 def views_of(

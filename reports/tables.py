@@ -20,7 +20,7 @@ def markdown(summary: Summary, published: Sequence[Published] = ()) -> str:
 
     ``published``: rows of papers that measure the same, marked and not ranked.
     """
-    header = ["Method", *(f"{s} step{'s' if s > 1 else ''}" for s in summary.steps)]
+    header = ["Method", *(text.in_steps(s) for s in summary.steps)]
     rows = []
     for group in groups(summary, published):
         if group.title:

@@ -26,7 +26,7 @@ def table(summary: Summary, published: Sequence[Published] = ()) -> Table:
     )
     shown.add_column("Method", overflow="fold", min_width=14)
     for steps in summary.steps:
-        shown.add_column(f"{steps} step{'s' if steps > 1 else ''}", justify="right")
+        shown.add_column(text.in_steps(steps), justify="right")
     wide = len(summary.steps) > 4  # then the number of seeds goes on a line of its own
     for group in groups(summary, published):
         if group.title:

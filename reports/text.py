@@ -48,6 +48,11 @@ _LATEX = {
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~#$&])")
 
 
+def in_steps(steps: int) -> str:
+    """Of a number of sampling steps: 1 step, 2 steps."""
+    return f"{steps} step" if steps == 1 else f"{steps} steps"
+
+
 def one_line(text: str) -> str:
     """Without control characters, line breaks among them."""
     return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)

@@ -148,7 +148,8 @@ def test_a_report_in_another_process_is_the_same(folder: Path, tmp_path: Path) -
     here = tmp_path / "here"
     frame = load(folder)
     samples = load_samples(folder, frame)
-    assert "samples.png" in write_report(frame, samples, here)
+    first = write_report(frame, samples, here, published="cifar10")
+    assert {"samples.png", "published.tex"} <= set(first)
     (here / "notes.txt").write_text("mine")
     vectors = {("Heun", 1): np.zeros((5, 3), np.float32)}  # which have no picture
     files = write_report(frame, vectors, here)

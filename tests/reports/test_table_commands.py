@@ -70,8 +70,12 @@ def test_a_report_of_each_where_several_could_stand(command: Command, tmp_path: 
     assert (code, told.count("\n")) == (2, 1)
     assert "a table holds one weights, got ema and raw; choose with --weights" in told
     assert not (tmp_path / "runs/new/report").exists()
+    assert command("report", "new", "--weights", "raw")[0] == 0
+    (tmp_path / "runs/new/report/notes.txt").write_text("mine")
     code, said, _ = command("report", "new", "--each")
     assert code == 0
+    made = {p.name for p in (tmp_path / "runs/new/report").iterdir()}
+    assert made == {"notes.txt", "weights-ema", "weights-raw"}  # that of one choice went
     assert "weights raw:" in said
     ema, raw = (tmp_path / f"runs/new/report/weights-{w}/table.md" for w in ("ema", "raw"))
     assert "EMA weights" in ema.read_text()

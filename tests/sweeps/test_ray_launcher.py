@@ -150,7 +150,8 @@ def test_a_lost_actor_is_a_kill_that_is_tried_again_once(tmp_path, ray_here):
 
 
 def test_shares_of_gpus_and_cores_are_kept_to(tmp_path, ray_here):
-    big, other, small = runs = [long_run(tmp_path, 200 + i) for i in range(3)]
+    # each longer than an actor takes to start, or two might never be seen together
+    big, other, small = runs = [long_run(tmp_path, 4000 + i) for i in range(3)]
     half = Resources(gpus=0.6, cpus=0.5)
     wanted = {big.key: half, other.key: half, small.key: Resources(gpus=0.4, cpus=0.5)}
     together = set()

@@ -10,10 +10,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from fewstep.cli.console import duration, out
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
+from fewstep.sweeps.done import Work
 from fewstep.sweeps.launcher import Event
 
 LINE_SECONDS = 20.0
-TRAINING_SHARE = 0.85  # of a run's time; the rest is evaluation. Only the estimate depends on it.
+PHASES = {"pairs": "drawing pairs", "train": "training", "evaluate": "evaluating"}
 
 
 class SweepView:
@@ -27,6 +28,8 @@ class SweepView:
         self.bar: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
         self.whole: TaskID | None = None
+        self.work: dict[str, Work] = {}
+        self.before: dict[str, float] = {}  # how much of a run an earlier launch had done
         self.begun = self.told = time.monotonic()
         self.started = time.time()
 
@@ -100,19 +103,20 @@ class SweepView:
         progress = run.progress()
         if progress is None or progress["time"] < self.started:
             return 0.0, 0.0, "starting"
-        part = progress["done"] / progress["total"]
-        if progress["phase"] == "pairs":
-            return 0.0, 0.0, "drawing pairs"
-        if progress["phase"] == "train":
-            return TRAINING_SHARE * part, progress["rate"], "training"
-        return TRAINING_SHARE + (1 - TRAINING_SHARE) * part, 0.0, "evaluating"
+        if run.key not in self.work:
+            self.work[run.key] = Work.of(run)
+        share = self.work[run.key].share(progress)
+        self.before.setdefault(run.key, share)
+        training = progress["phase"] == "train"
+        return share, progress["rate"] if training else 0.0, PHASES[progress["phase"]]
 
     def _left(self, done: float) -> str:
         elapsed = time.monotonic() - self.begun
         todo = self.total - self.cached - done
-        if done < 0.02:
+        here = done - sum(self.before.values())
+        if here < 0.02:
             return "?"
-        return duration(elapsed / done * todo)
+        return duration(elapsed / here * todo)
 
 
 @contextmanager

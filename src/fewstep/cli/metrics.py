@@ -17,11 +17,9 @@ from fewstep.experiments.config import amend, compose, pair
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.extractors import CNN
 from fewstep.experiments.measure import extractor
-from fewstep.experiments.rundir import find_run, write_json
+from fewstep.experiments.rundir import CACHE, find_run, write_json
 from fewstep.experiments.settings import SPLITS, WEIGHTS
 from fewstep.files import replacing
-
-CACHE = "_cache"
 
 
 def train_extractor(root: Path, overrides: Sequence[str]) -> None:
@@ -94,9 +92,9 @@ def bias(
     directory = find_run(name, root)
     config = amend(load_config(directory), [*overrides, ("evaluation.metrics", ["fd"])])
     check([config])
-    cache, cell = directory.path.parent.parent / CACHE, Cell(steps, None, weights)
+    cell = Cell(steps, None, weights)
     with out.status(f"drawing samples of {directory.key} in {steps} steps"):
-        found = bias_curves(config, directory, config.data.load(), cache, cell, points)
+        found = bias_curves(config, directory, config.data.load(), directory.cache, cell, points)
     for identity, curves in found:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for column in ("N", *(curve.what for curve in curves)):

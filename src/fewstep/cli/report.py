@@ -64,9 +64,10 @@ def report_each(
 ) -> None:
     """``report``; where several kinds of cells could stand in one table, a report of each.
 
-    They go to folders of their own: ``report/weights-ema/``.
+    They go to folders of their own, ``report/weights-ema/``, and take the place of one report.
     """
     from fewstep.analysis.selection import Mixed
+    from fewstep.reports.report import clear
 
     try:
         report(directories, output, filters, stopped, baseline, published)
@@ -79,6 +80,7 @@ def report_each(
             chosen = {**(filters or {}), mixed.option: choice}
             place = folder(directories, output) / part
             report_each(directories, place, chosen, stopped, baseline, published)
+        clear(folder(directories, output))
 
 
 def folder(directories: Sequence[SweepDirectory], output: Path | None) -> Path:

@@ -47,8 +47,7 @@ def evaluate(name: str, root: Path, overrides: Sequence[str]) -> int:
     config = amend(config, [("sweep", directory.sweep)])
     choose_device(config.training.device)
     check([config])
-    cache = directory.path.parent.parent / "_cache"
-    for measure in measures(config.evaluation, config.data.load(), cache):
+    for measure in measures(config.evaluation, config.data.load(), directory.cache):
         _ = measure.identity  # what cannot be read is bad input, and no failure of the run
     prepare(config)
     return _run(directory, config.objective.title)
