@@ -6,6 +6,7 @@ network's rows (sharded.py), and nothing else: each has all N samples in the end
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from fewstep.experiments.seeds import generator
 from fewstep.experiments.sharded import Sharded
 from fewstep.objectives import Guided, Net, Objective
 from fewstep.objectives.guidance import EVERYWHERE
+
+OnImages = Callable[[int], None]
 
 BLOCK = 10_000  # samples held on the device at once; fixed, for fresh noise is drawn block by block
 
@@ -59,6 +62,10 @@ class Cell:
         return {**told, "sampler": sampler}
 
 
+def _nobody(images: int) -> None:
+    """Is told of images."""
+
+
 class CountedNet:
     """A network that counts its calls."""
 
@@ -80,19 +87,20 @@ class BatchedNet:
     the result, does not depend on the batch size.
     """
 
-    def __init__(self, net: Net, batch_size: int) -> None:
-        self.net, self.batch_size = net, batch_size
+    def __init__(self, net: Net, batch_size: int, on_images: OnImages = _nobody) -> None:
+        self.net, self.batch_size, self.on_images = net, batch_size, on_images
 
     def __call__(
         self, x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
         rows = torch.arange(len(x), device=x.device).tensor_split(-(-len(x) // self.batch_size))
-        return torch.cat(
-            [
+        parts = []
+        for i in rows:
+            parts.append(
                 self.net(x[i], t[i], None if d is None else d[i], None if y is None else y[i])
-                for i in rows
-            ]
-        )
+            )
+            self.on_images(len(i))
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -104,13 +112,39 @@ class Drawn:
     nfe: int
 
 
+def calls(config: RunConfig, dataset: Dataset, cell: Cell) -> int:
+    """How often a cell asks the network, counted on one image and a network that says zero.
+
+    An adaptive solver may ask a real one more often.
+    """
+    objective = cell.objective(config.objective)
+    net = CountedNet(lambda x, t, d=None, y=None: torch.zeros_like(x))
+    guided = Guided(net, cell.guidance, objective.path, cell.guidance_interval)
+    objective.sample(
+        net if cell.guidance == 1 else guided,
+        torch.zeros(1, *dataset.shape),
+        None if dataset.train.y is None else torch.zeros(1, dtype=torch.long),
+        objective.path.times(cell.steps if cell.times is None else cell.times),
+        torch.Generator(),
+    )
+    return net.calls
+
+
 @torch.no_grad()
 def draw(
-    config: RunConfig, dataset: Dataset, net: nn.Module, cell: Cell, samples: int, batch_size: int
+    config: RunConfig,
+    dataset: Dataset,
+    net: nn.Module,
+    cell: Cell,
+    samples: int,
+    batch_size: int,
+    on_images: OnImages = _nobody,
 ) -> Drawn:
     """Sample ``net``; the noise and the labels depend on the seed and the sample set alone.
 
     ``batch_size`` bounds what the network is asked at a time and changes no number but by rounding.
+    ``on_images`` is told each time how many it was asked for in this process; what it raises, ends
+    the drawing.
 
     Raises:
         FloatingPointError: samples that are not finite.
@@ -125,7 +159,7 @@ def draw(
         raise UserError(f"evaluation.guidance {cell.guidance}: {dataset.name} has no labels")
     parts, nfe = [], 0
     for i, index in enumerate(torch.arange(samples).split(BLOCK)):
-        batched: Net = BatchedNet(net, batch_size)
+        batched: Net = BatchedNet(net, batch_size, on_images)
         counted = CountedNet(batched if ranks().alone else Sharded(batched, ranks()))
         guided = Guided(counted, cell.guidance, objective.path, cell.guidance_interval)
         x = objective.sample(

@@ -22,7 +22,7 @@ from fewstep.errors import UserError
 from fewstep.experiments.config import RunConfig
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.distributed import ranks
-from fewstep.experiments.drawing import Cell, Drawn, draw
+from fewstep.experiments.drawing import Cell, Drawn, calls, draw
 from fewstep.experiments.measure import Measure, measures
 from fewstep.experiments.network import choose_device, load_network
 from fewstep.experiments.provenance import made_by
@@ -33,8 +33,8 @@ from fewstep.files import replacing
 
 SAMPLES_KEPT = 64  # of each cell, for the sample grid
 
-OnCell = Callable[[int, int, float], None]
-"""(cells done, of how many, cells a second)"""
+OnImages = Callable[[int, int, float], None]
+"""(images that the network was asked for, of how many, a second)"""
 
 
 def cells(evaluation: Evaluation) -> list[Cell]:
@@ -80,11 +80,12 @@ def evaluate(
     dataset: Dataset,
     directory: RunDirectory,
     cache: Path,
-    on_cell: OnCell,
+    on_images: OnImages,
 ) -> list[str]:
     """Evaluate the cells that ``config.evaluation`` asks for and the run lacks.
 
-    Returns the names of the files added. A cell's are written as soon as it is known.
+    Returns the names of the files added. A cell's are written as soon as it is known; what
+    ``on_images`` raises leaves the cells before.
     """
     settings = config.evaluation
     if not settings.steps and not settings.times:
@@ -102,11 +103,14 @@ def evaluate(
         ).to(device)
         for weights in sorted({cell.weights for cell in drawn_cells})
     }
-    begun = time.perf_counter()
+    progress = _Progress([samples * calls(config, dataset, c) for c in drawn_cells], on_images)
     untold: list[UserError] = []  # metrics that cannot be taken; the others are, all the same
     for done, cell in enumerate(drawn_cells, start=1):
         started = time.perf_counter()
-        drawn = draw(config, dataset, networks[cell.weights], cell, samples, settings.batch_size)
+        drawn = draw(
+            config, dataset, networks[cell.weights], cell, samples, settings.batch_size,
+            lambda images: progress.drawn(images * everyone.size),
+        )  # fmt: skip
         seconds = time.perf_counter() - started
         if everyone.first:
             about = {
@@ -119,10 +123,32 @@ def evaluate(
             }
             untold += _record(directory, drawn, about, todo[done - 1][1])
         everyone.told(done)  # the others wait
-        on_cell(done, len(drawn_cells), done / (time.perf_counter() - begun))
+        progress.measured()
     if (reason := everyone.told(str(untold[0]) if untold else None)) is not None:
         raise UserError(reason)
     return [name for _, lacking in todo for name in lacking]
+
+
+class _Progress:
+    """How far an evaluation is: images through the network, of those that each cell takes."""
+
+    def __init__(self, cells: Sequence[int], on_images: OnImages) -> None:
+        self.cells, self.on_images = cells, on_images
+        self.cell = self.images = 0  # images: of this cell
+        self.begun = time.perf_counter()
+
+    def drawn(self, images: int) -> None:
+        """So many more; a cell is not done before it is measured."""
+        self.images = min(self.images + images, self.cells[self.cell] - 1)
+        self._tell()
+
+    def measured(self) -> None:
+        self.cell, self.images = self.cell + 1, 0
+        self._tell()
+
+    def _tell(self) -> None:
+        done = sum(self.cells[: self.cell]) + self.images
+        self.on_images(done, sum(self.cells), done / (time.perf_counter() - self.begun))
 
 
 def _todo(

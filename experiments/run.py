@@ -243,12 +243,12 @@ def _run(
         trainer.train(stop, on_step)
     evaluation_begun = time.perf_counter()
 
-    def on_cell(done: int, total: int, rate: float) -> None:
+    def on_images(done: int, total: int, rate: float) -> None:
         on_progress("evaluate", done, total, rate)
         if stop() and done < total:
-            raise Interrupted(f"stopped after {done} of {total} cells")
+            raise Interrupted(f"stopped after {done} of {total} network evaluations")
 
-    added = evaluate(config, dataset, directory, directory.cache, on_cell)
+    added = evaluate(config, dataset, directory, directory.cache, on_images)
     if trainer is None:
         assert result is not None
         if added:

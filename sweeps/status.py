@@ -19,7 +19,8 @@ class RunStatus:
     """One run, as told by its files.
 
     ``state``: one of ``STATES``. ``node``: where it is, or was last, at work. ``restarts``: how
-    many attempts there were before. ``rate``: steps a second. ``left``: seconds of training left.
+    many attempts there were before. ``rate``: steps a second. ``left``: seconds that its phase has
+    left.
     ``note``: why it waits, else the reason of a failure. ``values``: of ``metric`` (its label), by
     steps.
     """
@@ -72,8 +73,9 @@ def run_status(
         step = failure["step"]
     if attempt is None and result is None:
         step = max(step, run.last_step())  # saved as it was stopped: progress.json is older
-    rate = result["steps_per_second"] if result else progress.get("rate")
-    training = state == "running" and progress.get("phase") == "train"
+    phase, speed = progress.get("phase", ""), progress.get("rate")
+    rate = result["steps_per_second"] if result else speed if phase == "train" else None
+    left = progress.get("total", 0) - progress.get("done", 0)
     note = f"{failure['class']}: {failure['message']}" if failure and result is None else ""
     return RunStatus(
         key=run.key,
@@ -89,8 +91,8 @@ def run_status(
         note=waits if state == "queued" and waits else note,
         node=_node(attempt, attempts),
         restarts=max(0, len(attempts) - 1),
-        left=(steps - step) / rate if training and rate else None,
-        phase=progress.get("phase", "") if state == "running" else "",
+        left=left / speed if state == "running" and speed else None,
+        phase=phase if state == "running" else "",
     )
 
 

@@ -13,6 +13,7 @@ from fewstep.cli.launch import retry, submit
 from fewstep.cli.status import _digits
 from fewstep.errors import UserError
 from fewstep.experiments import failures
+from fewstep.experiments.claim import Claim
 from fewstep.experiments.config import compose
 from fewstep.experiments.run import prepare
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, write_json
@@ -41,6 +42,17 @@ def test_the_step_of_a_run_that_left_is_the_one_it_saved(begun):
     assert (run_status(begun).state, run_status(begun).step) == ("cancelled", 120)
     begun.write("failure", failures.record(begun, "nan", "not finite", step=130))
     assert run_status(begun).step == 130  # beyond what was saved
+
+
+def test_the_time_left_is_that_of_the_phase_and_steps_a_second_are_of_training(begun):
+    with Claim(begun):
+        now = run_status(begun)
+        assert (now.phase, now.rate, now.left) == ("train", 9, pytest.approx(400 / 9))
+        told = {"phase": "evaluate", "done": 2000, "total": 8000, "rate": 50.0, "time": 0}
+        begun.write("progress", told)
+        now = run_status(begun)
+        assert (now.phase, now.step, now.rate, now.left) == ("evaluate", 500, None, 120)
+    assert run_status(begun).left is None
 
 
 def test_following_ends_where_nobody_is_at_work(begun, monkeypatch, capsys):

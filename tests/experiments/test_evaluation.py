@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.experiments.config import Override, RunConfig, amend, compose
 from fewstep.experiments.data import Dataset, to_uint8
-from fewstep.experiments.drawing import Cell, draw
+from fewstep.experiments.drawing import Cell, calls, draw
 from fewstep.experiments.evaluation import cells, cells_lacking, evaluate
 from fewstep.experiments.measure import main_measure
 from fewstep.experiments.network import build_network, load_network
@@ -159,6 +159,10 @@ def test_network_calls_are_counted(digits: Dataset, name: str) -> None:
         assert draw(config, digits, Recorder(), Cell(steps), 3, 10).nfe == steps
         guided = Cell(steps, guidance=2.0)
         assert draw(config, digits, Recorder(), guided, 3, 10).nfe == 2 * steps
+        assert (calls(config, digits, Cell(steps)), calls(config, digits, guided)) == (
+            steps,
+            2 * steps,
+        )
 
 
 @pytest.mark.parametrize("solver", ["heun", "midpoint"])
@@ -166,6 +170,7 @@ def test_solvers_of_second_order_cost_two_calls(digits: Dataset, solver: str) ->
     config = tiny(Path("unused"), ("objective.solver", solver))
     assert draw(config, digits, Recorder(), Cell(4), 3, 10).nfe == 8
     assert draw(config, digits, Recorder(), Cell(4, guidance=2.0), 3, 10).nfe == 16
+    assert calls(config, digits, Cell(4, guidance=2.0)) == 16
 
 
 def test_a_cell_may_have_a_sampler_of_its_own(digits: Dataset) -> None:

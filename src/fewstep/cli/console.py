@@ -40,7 +40,7 @@ class Meter:
 
     def __init__(self, label: str, unit: str) -> None:
         self.label, self.unit = label, unit
-        self.units = {"evaluate": "cells", "pairs": "blocks"}
+        self.units = {"evaluate": "NFE", "pairs": "blocks"}
         self.bar: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
         self.begun = self.told = time.monotonic()
