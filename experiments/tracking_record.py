@@ -145,8 +145,10 @@ def read_record(
         when = round(run.cell_file(name).stat().st_mtime * 1000)
         values += _cell_points(cell, config, when, labels)
     values += _diagnostics_points(run)
+    # by the sweep's label where it has one: two may share an objective
+    called = str(choices.get("objective") or _name(config, "objective"))[: NAME_LENGTH - 50]
     return Record(
-        name=f"{_name(config, 'objective')}-s{config.get('seed', 0)}-{run.key[:6]}",
+        name=f"{called}-s{config.get('seed', 0)}-{run.key[:6]}",
         status=_mlflow_status(status, failure),
         started=begun,
         ended=ended if status in ("done", "failed") else None,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 METHODS, RUNS = "fewstep", "fewstep-runs"  # averages over seeds; every run for itself
+COLUMNS = 3  # of charts; a section of fewer has wider ones
 METHOD_TAG = "fewstep.method"
 PARAMS = 4  # in the parallel coordinates, beside three results: more cannot be read there
 CURVES = ("loss", "validation_loss", "grad_norm")
@@ -123,7 +124,11 @@ def layout(what: Charted, averaged: bool) -> Json:
         "compareRunCharts": charts,
         # what has no chart of its own comes last, folded
         "compareRunSections": [
-            *(_section(f"fewstep-{name}", name) for name, cards in sections.items() if cards),
+            *(
+                {**_section(f"fewstep-{name}", name), "columns": min(len(cards), COLUMNS)}
+                for name, cards in sections.items()
+                if cards
+            ),
             _section("fewstep-rest", "Model metrics", shown=False),
             _section("fewstep-system", "System metrics", shown=False),
         ],

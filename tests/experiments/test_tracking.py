@@ -17,7 +17,7 @@ import pytest
 from fewstep.errors import UserError
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, write_json
 from fewstep.experiments.tracking import sync, tracking_uri
-from fewstep.experiments.tracking_record import flatten, metric_name, variant
+from fewstep.experiments.tracking_record import flatten, metric_name, read_record, variant
 
 sys.path.append(str(Path(__file__).parent))
 import tracking_helpers as fake
@@ -212,6 +212,16 @@ def test_killed_on_the_way(client: Any, root: Path, tmp_path: Path) -> None:
     assert all(len(run["points"]["loss"]) == 100 for key, run in told.items() if key)
     assert fake.counts(sync([sweep], root)) == (61 - len(told), 0, len(told) - 1, 0)
     fake.assert_mirrored(client, sweep, tmp_path / "artifacts")
+
+
+def test_a_run_is_called_by_the_label_of_its_objective(sweep: SweepDirectory) -> None:
+    run, _ = runs_of(sweep)
+    fake.complete(run)
+    spec = run.spec() or {}
+    called = read_record(run, spec, {"objective": "no jumps", "backbone.width": "32"}).name
+    assert called == f"no jumps-s0-{run.key[:6]}"
+    assert read_record(run, spec, {"backbone.width": "32"}).name == f"scm-s0-{run.key[:6]}"
+    assert len(read_record(run, spec, {"objective": 300 * "long"}).name) < 250
 
 
 def test_a_run_that_mlflow_refuses_hides_no_other(

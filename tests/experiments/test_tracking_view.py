@@ -40,6 +40,11 @@ def test_the_layout(averaged: bool) -> None:
     shown = layout(charted([(ONE, CELLS), (TWO, CELLS)]), averaged)
     sections = {section["uuid"]: section["name"] for section in shown["compareRunSections"]}
     charts = shown["compareRunCharts"]
+    columns = {section["name"]: section.get("columns") for section in shown["compareRunSections"]}
+    assert (columns["Quality"], columns.get("Hyperparameters", 1)) == (
+        3,
+        1,
+    )  # of 3 charts, and of 1
     assert len({chart["uuid"] for chart in charts}) == len(charts)
     placed = [(sections[chart["metricSectionId"]], chart["type"]) for chart in charts]
     quality = [("Quality", "LINE")] * 3
