@@ -77,6 +77,8 @@ class Conditions:
     data: tuple[str, ...] = ()
     backbones: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    seeds_differ: bool = False  # from method to method
+    shared: int = 0  # runs that are in more than one of several sweeps
     budgets: tuple[str, ...] = ()  # of sweeps whose runs were made to spend the same
     train_steps: tuple[int, ...] = ()  # more than one: budgets differ, unless that was so
     images_seen: tuple[int, ...] = ()

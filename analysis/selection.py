@@ -7,7 +7,7 @@ from typing import TypedDict
 
 import pandas as pd
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, nearest
 
 RUN = ["sweep", "key"]
 """What names a run; the same configuration has the same key in two sweeps."""
@@ -87,8 +87,9 @@ def _narrow(rows: pd.DataFrame, column: str, keep: pd.Series[bool], wanted: obje
 
 
 def _no_cells(rows: pd.DataFrame, column: str, wanted: object) -> UserError:
-    choices = ", ".join(str(v) for v in _distinct(rows[column]))
-    return UserError(f"no cells with {column} {wanted!r} (choices: {choices})")
+    choices = [str(v) for v in _distinct(rows[column])]
+    told = f"no cells with {column} {wanted!r}{nearest(wanted, choices)}"
+    return UserError(f"{told} (choices: {', '.join(choices)})")
 
 
 def _refuse_doubles(runs: pd.DataFrame) -> None:

@@ -219,6 +219,8 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
         data=distinct(runs, "data"),
         backbones=distinct(runs, "backbone"),
         seeds=tuple(sorted(distinct(runs, "seed"))),
+        seeds_differ=runs.groupby("method")["seed"].agg(frozenset).nunique() > 1,
+        shared=int((runs.groupby("key")["sweep"].nunique() > 1).sum()),
         budgets=distinct(runs, "budget"),
         train_steps=tuple(sorted(distinct(rows, "train_steps"))),
         images_seen=tuple(sorted(distinct(rows, "images_seen"))),

@@ -27,7 +27,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from fewstep.backbones import BACKBONES, Backbone
-from fewstep.errors import UserError, check_choice, unknown
+from fewstep.errors import UserError, check_choice, nearest, unknown
 from fewstep.experiments.composition import GROUPS, Composed, assign, flat_keys, values_of
 from fewstep.experiments.data import DATA, DataSource
 from fewstep.experiments.extractors import EXTRACTORS
@@ -159,7 +159,8 @@ def build(registry: Registry[Any], values: dict[str, Any]) -> Any:
         known = [f.name for f in fields(entry)]
         extra = sorted(set(settings) - set(known))
         raise UserError(
-            f"{registry.kind} {values['name']!r} has no setting {', '.join(extra)} "
+            f"{registry.kind} {values['name']!r} has no setting "
+            f"{', '.join(extra)}{nearest(extra[0], known)} "
             f"(choices: {', '.join(known) or 'none'})"
         ) from None
 

@@ -125,6 +125,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         for steps in self.steps:
             check_range("evaluation.steps", steps, 1)
+        for scale in self.guidance:
+            check_range("evaluation.guidance", scale, 0)
         for weights in self.weights:
             check_choice("evaluation.weights", weights, WEIGHTS)
         for name in ("sample_sets", "batch_size"):

@@ -11,7 +11,7 @@ from fewstep.reports.published import COLUMNS, GROUPS, Published
 from fewstep.reports.rows import published_value
 from fewstep.reports.tables import latex_float
 
-NOTE = "Not comparable with the table above: other data, features or number of samples."
+NOTE = "Not comparable with the table of our runs: other data, features or number of samples."
 SECOND_HAND = "‡"
 
 
@@ -52,13 +52,14 @@ def markdown(rows: Sequence[Published]) -> str:
     """The table and what is to be said of it."""
     align = "-" + ">" * len(_steps(rows)) + "-"
     table = text.markdown_table(header(rows), body(rows), align)
-    return f"{table}\n\n{text.markdown(note(rows))}\n"
+    told = text.markdown(f"{title(rows)}. {NOTE} {note(rows)}")
+    return f"{table}\n\n{told}\n"
 
 
 def latex(rows: Sequence[Published]) -> str:
     """A ``table`` float to be input, with booktabs; the sources are in its caption."""
     told = dict.fromkeys(row.where for row in rows)
-    caption = f"{title(rows)}. {note(rows)} Sources: {'; '.join(told)}."
+    caption = f"{title(rows)}. {NOTE} {note(rows)} Sources: {'; '.join(told)}."
     shown = [row[:-1] for row in body(rows)]
     return "\n".join(
         [r"% \usepackage{booktabs}", *latex_float(caption, header(rows)[:-1], shown), ""]

@@ -106,6 +106,11 @@ def _marks(summary: Summary, c: Conditions, number: str) -> list[str]:
                  f"number {number}."]  # fmt: skip
     else:
         lines = [f"Training {seeds}: one run tells nothing of the spread."]
+    if c.seeds_differ:
+        lines.append("Not all methods have the same seeds.")
+    if c.shared:
+        told = "1 run is" if c.shared == 1 else f"{c.shared} runs are"
+        lines.append(f"{told} in two of the sweeps: rows that share runs are not independent.")
     lines += _spreads(summary)
     if any(cell.best for cell in cells):
         lines.append("Best mean bold, second underlined.")

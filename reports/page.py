@@ -46,7 +46,6 @@ def page(view: View, figures: Collection[str]) -> str:
     if view.apart:
         parts += [
             f"## {markdown(apart.title(view.apart))}",
-            apart.NOTE,
             apart.markdown(view.apart).rstrip(),
         ]
     for name, (title, note) in FIGURES.items():

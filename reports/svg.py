@@ -134,10 +134,11 @@ def _axes(chart: Chart, place: Placing) -> Iterable[str]:
         x = place(value, chart.y.low)[0]
         yield f'<path class="grid" d="M{x:.1f} {top}V{height - bottom}"/>'
         half = label_width(label) / 2
-        if x - half > end:
-            end = x + half + 4
+        middle = min(x, width - 1 - half)  # the last stays within the picture
+        if middle - half > end:
+            end = middle + half + 4
             y = height - bottom + 17
-            yield f'<text class="tick x" x="{x:.1f}" y="{y}">{escape(label)}</text>'
+            yield f'<text class="tick x" x="{middle:.1f}" y="{y}">{escape(label)}</text>'
     yield f'<path class="axis" d="M{left} {top}V{height - bottom}H{width - right}"/>'
     middle = left + (width - left - right) / 2
     if chart.title:

@@ -17,9 +17,14 @@ class UserError(ValueError):
 def unknown(kind: str, value: object, choices: Iterable[str]) -> UserError:
     """A ``UserError`` for a ``value`` that is not among ``choices``, with the nearest one named."""
     options = sorted(choices)
-    near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {value!r}{hint} (choices: {', '.join(options) or 'none'})")
+    told = f"unknown {kind} {value!r}{nearest(value, options)}"
+    return UserError(f"{told} (choices: {', '.join(options) or 'none'})")
+
+
+def nearest(value: object, choices: Iterable[str]) -> str:
+    """For the middle of a message: "; did you mean 'this'?", or nothing."""
+    near = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

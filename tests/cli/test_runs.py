@@ -76,6 +76,8 @@ def cells(run: Path) -> list[tuple[int, str, int]]:
 
 def test_evaluate_adds_cells_without_training(vector_run, tmp_path):
     assert cells(vector_run) == [(1, "euler", 1)]
+    told = json.loads((vector_run / "progress.json").read_text())  # what status goes by
+    assert (told["phase"], told["done"] == told["total"]) == ("evaluate", True)
     kept = [vector_run / "result.json", vector_run / "spec.json", vector_run / "metrics.jsonl"]
     before = {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in kept}
     checkpoints = tree(vector_run / "checkpoints")
@@ -162,5 +164,6 @@ def test_progress_is_a_bar_on_a_terminal(tmp_path):
     assert ANSI in text
     plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
     assert re.search(r"Flow matching train.*5/5", plain)
+    assert re.search(r"Flow matching evaluate.*100%", plain)
     assert "steps/s" in plain
     assert "Traceback" not in plain

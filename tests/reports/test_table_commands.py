@@ -46,6 +46,9 @@ def test_a_report_over_two_sweeps(command: Command, tmp_path: Path) -> None:
         assert line in (together / "table.md").read_text()
     assert "sweep=old" in said
     # FM's runs have the same keys in both
+    shared = "3 runs are in two of the sweeps: rows that share runs are not independent."
+    assert shared in (together / "table.md").read_text()
+    assert "Not all methods" not in (together / "table.md").read_text()
     with (together / "costs.csv").open() as file:
         assert {row["method"]: row["runs"] for row in csv.DictReader(file)} == dict.fromkeys(
             ["FM · sweep=old", "FM · sweep=new", "sCM", "CT"], "3"
@@ -81,7 +84,18 @@ def test_a_report_of_each_where_several_could_stand(command: Command, tmp_path: 
     assert "EMA weights" in ema.read_text()
     assert "70.0 ± 0" in raw.read_text()
     assert "70.0 ± 0" not in ema.read_text()
+    (tmp_path / "runs/new/report/weights-raw/notes.txt").write_text("mine")
     assert command("report", "new", "--weights", "raw")[0] == 0
+    made = {str(p.relative_to(tmp_path / "runs/new/report"))
+            for p in (tmp_path / "runs/new/report").rglob("*")}  # fmt: skip
+    assert {"table.md", "notes.txt", "weights-raw/notes.txt"} <= made
+    assert not {"weights-ema", "weights-raw/table.md"} & made
+
+
+def test_what_is_wrong_with_a_report_is_told_before_anything(command: Command) -> None:
+    for option in ("--baseline", "--published"):
+        code, said, told = command("report", "new", option, "nobody")
+        assert (code, said, told.count("\n")) == (2, "", 1)
 
 
 def test_the_status_names_metrics_where_there_are_several(command: Command, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -48,14 +47,16 @@ class Meter:
     def __call__(self, phase: str, done: int, total: int, rate: float) -> None:
         """``done`` of ``total`` in this phase, at ``rate`` units a second."""
         left = duration((total - done) / rate) if rate else "?"
-        text = f"{rate:.1f} {self.units.get(phase, self.unit)}/s, {left} left"
+        speed = f"{rate:.1f}" if rate < 1000 else f"{rate:,.0f}"
+        text = f"{speed} {self.units.get(phase, self.unit)}/s, {left} left"
+        told = f"{done}/{total}" if phase != "evaluate" else f"{done / total:.0%}"  # of millions
         if self.bar is not None:
             if phase not in self.tasks:
-                self.tasks[phase] = self.bar.add_task(f"{self.label} {phase}", text=text)
-            self.bar.update(self.tasks[phase], completed=done, total=total, text=text)
+                self.tasks[phase] = self.bar.add_task(f"{self.label} {phase}", text=text, told=told)
+            self.bar.update(self.tasks[phase], completed=done, total=total, text=text, told=told)
         elif time.monotonic() - self.told >= LINE_SECONDS or done == total:
             self.told = time.monotonic()
-            out.print(f"{self.label} {phase} {done}/{total}, {text}")
+            out.print(f"{self.label} {phase} {told}, {text}")
 
 
 @contextmanager
@@ -68,7 +69,7 @@ def meter(label: str, unit: str = "steps") -> Iterator[Meter]:
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}"),
         TextColumn("{task.fields[text]}"),
         TimeElapsedColumn(),
         console=out,

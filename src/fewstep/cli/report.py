@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,9 +37,10 @@ def report(
     chosen = given(filters)
     frame = load(*directories, stopped=stopped)
     samples: Samples = {}
+    shown = []  # once all is known to be well
     for part in data_sets(frame).values():
         summary = summarise(part, **chosen)
-        out.print(terminal.table(summary, beside(summary.conditions, published)))
+        shown.append(terminal.table(summary, beside(summary.conditions, published)))
         samples |= load_samples(directories, part, **chosen)
     curves = loss_curves(diagnosed_runs(*directories))
     target = folder(directories, output)
@@ -49,6 +51,9 @@ def report(
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"cannot write the report to {target} ({error.strerror})") from None
+    _clear_parts(target)
+    for table in shown:
+        out.print(table)
     out.print("report:", style="bold")
     for path in files.values():
         out.print(f"  {path}", markup=False)
@@ -81,6 +86,20 @@ def report_each(
             place = folder(directories, output) / part
             report_each(directories, place, chosen, stopped, baseline, published)
         clear(folder(directories, output))
+
+
+def _clear_parts(place: Path) -> None:
+    """Remove the reports of each in ``place``, which another takes the place of."""
+    from fewstep.analysis.selection import Filters
+    from fewstep.reports.report import clear
+
+    for option in Filters.__annotations__:
+        for part in place.glob(f"{option}-*/"):
+            _clear_parts(part)
+            if (part / "report.html").is_file():
+                clear(part)
+            with contextlib.suppress(OSError):  # it holds something of somebody's
+                part.rmdir()
 
 
 def folder(directories: Sequence[SweepDirectory], output: Path | None) -> Path:

@@ -19,7 +19,7 @@ from fewstep.experiments.preflight import check
 from fewstep.experiments.run import Busy, Interrupted, RunFailed, load_config, prepare, run
 from fewstep.experiments.rundir import RunDirectory, find_run
 from fewstep.experiments.settings import WEIGHTS
-from fewstep.experiments.worker import BUSY, FAILED, INTERRUPTED, StopFlag
+from fewstep.experiments.worker import BUSY, FAILED, INTERRUPTED, ProgressFile, StopFlag
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -57,7 +57,13 @@ def _run(directory: RunDirectory, title: str) -> int:
     directory.cancel.unlink(missing_ok=True)  # it is asked for again
     try:
         with meter(title) as progress:
-            result = run(directory, StopFlag(), progress)
+            watched = ProgressFile(directory)  # by status, elsewhere
+
+            def on_progress(phase: str, done: int, total: int, rate: float) -> None:
+                progress(phase, done, total, rate)
+                watched(phase, done, total, rate)
+
+            result = run(directory, StopFlag(), on_progress)
     except RunFailed as failure:
         err.print(f"failed: {failure}", markup=False)
         err.print(f"recorded in {directory.path / 'failure.json'}", markup=False)
@@ -71,6 +77,8 @@ def _run(directory: RunDirectory, title: str) -> int:
     cells = sorted(directory.cells().values(), key=lambda c: (c["metric"]["label"], c["nfe"]))
     if cells:
         out.print(_table(cells))
+        if any(record.get("error") is not None for record in cells):
+            out.print("±: standard error of the estimate from these samples, and no spread of runs")
     out.print(
         f"{result['steps']} steps in {result['train_seconds']:.0f} s "
         f"({result['steps_per_second']:.1f} steps/s), {result['parameters']:,} parameters, "
