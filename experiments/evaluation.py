@@ -33,8 +33,8 @@ from fewstep.files import replacing
 
 SAMPLES_KEPT = 64  # of each cell, for the sample grid
 
-OnImages = Callable[[int, int, float], None]
-"""(images that the network was asked for, of how many, a second)"""
+OnImages = Callable[[int, int, float, float], None]
+"""(images that the network was asked for, of how many, a second, seconds that the cell has left)"""
 
 
 def cells(evaluation: Evaluation) -> list[Cell]:
@@ -148,7 +148,9 @@ class _Progress:
 
     def _tell(self) -> None:
         done = sum(self.cells[: self.cell]) + self.images
-        self.on_images(done, sum(self.cells), done / (time.perf_counter() - self.begun))
+        rate = done / (time.perf_counter() - self.begun)
+        left = (self.cells[self.cell] - self.images) / rate if self.images else 0.0
+        self.on_images(done, sum(self.cells), rate, left)
 
 
 def _todo(

@@ -31,6 +31,10 @@ from fewstep.objectives import sampling_fields
 
 log = logging.getLogger(__name__)
 
+# told to stop, a run finishes a cell that takes no longer: of half a one nothing is kept, and who
+# stops it (a scheduler, before it kills) leaves time to save
+PATIENCE_SECONDS = 10.0
+
 OnProgress = Callable[[str, int, int, float], None]
 """(phase "pairs" | "train" | "evaluate", done, of how many, a second)"""
 
@@ -243,9 +247,9 @@ def _run(
         trainer.train(stop, on_step)
     evaluation_begun = time.perf_counter()
 
-    def on_images(done: int, total: int, rate: float) -> None:
+    def on_images(done: int, total: int, rate: float, left: float) -> None:
         on_progress("evaluate", done, total, rate)
-        if stop() and done < total:
+        if stop() and done < total and not 0 < left < PATIENCE_SECONDS:
             raise Interrupted(f"stopped after {done} of {total} network evaluations")
 
     added = evaluate(config, dataset, directory, directory.cache, on_images)

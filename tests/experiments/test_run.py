@@ -135,8 +135,11 @@ def test_stopped_between_cells_a_run_goes_on_with_those_it_lacks(tmp_path: Path)
     assert times_changed(directory.checkpoints) == checkpoints
 
 
-def test_stopped_within_a_cell_a_run_does_not_wait_for_its_end(tmp_path: Path) -> None:
+def test_stopped_within_a_cell_a_run_does_not_wait_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = prepare(tiny(tmp_path, "evaluation.steps=[9]", "evaluation.batch_size=199"))
+    monkeypatch.setattr("fewstep.experiments.run.PATIENCE_SECONDS", 0.0)  # the cell is a short one
     told: list[int] = []
 
     def on_progress(phase: str, done: int, total: int, rate: float) -> None:
