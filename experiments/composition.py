@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fewstep.backbones import BACKBONES
-from fewstep.errors import UserError
+from fewstep.errors import UserError, nearest
 from fewstep.experiments.data import DATA
 from fewstep.objectives import OBJECTIVES
 from fewstep.registry import Registry
@@ -51,9 +50,8 @@ def assign(config: DictConfig, key: str, value: Any, known: Sequence[str]) -> No
         group = key.split(".")[0]
         raise UserError(f"{key} cannot be set to {value!r} here; choose it with {group}=NAME")
     if key not in known:
-        near = difflib.get_close_matches(key, [*known, *GROUPS], n=1, cutoff=0.5)
         inside = [k for k in known if k.startswith(key.rsplit(".", 1)[0] + ".")]
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(key, [*known, *GROUPS])
         raise UserError(f"unknown setting {key!r}{hint} (choices: {', '.join(inside or known)})")
     listed = OmegaConf.is_list(OmegaConf.select(config, key)) and key not in ONE_OR_SEVERAL
     if listed and not isinstance(value, list | tuple):

@@ -33,7 +33,7 @@ from fewstep.files import replacing
 
 SAMPLES_KEPT = 64  # of each cell, for the sample grid
 
-OnImages = Callable[[int, int, float, float], None]
+OnEvaluation = Callable[[int, int, float, float], None]
 """(images that the network was asked for, of how many, a second, seconds that the cell has left)"""
 
 
@@ -80,7 +80,7 @@ def evaluate(
     dataset: Dataset,
     directory: RunDirectory,
     cache: Path,
-    on_images: OnImages,
+    on_images: OnEvaluation,
 ) -> list[str]:
     """Evaluate the cells that ``config.evaluation`` asks for and the run lacks.
 
@@ -132,7 +132,7 @@ def evaluate(
 class _Progress:
     """How far an evaluation is: images through the network, of those that each cell takes."""
 
-    def __init__(self, cells: Sequence[int], on_images: OnImages) -> None:
+    def __init__(self, cells: Sequence[int], on_images: OnEvaluation) -> None:
         self.cells, self.on_images = cells, on_images
         self.cell = self.images = 0  # images: of this cell
         self.begun = time.perf_counter()

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fewstep.experiments.evaluation import cells
 from fewstep.experiments.rundir import Json, RunDirectory
+from fewstep.experiments.settings import Evaluation
+from fewstep.sweeps.estimate import passes
 
 TRAINING_PASSES = 3
 SAMPLES = 10_000  # where as many are asked for as the held-out split has
@@ -27,13 +30,10 @@ class Work:
         spec, request = run.spec(), run.request()
         if spec is None or request is None:
             return cls(1, 0)
-        training, asked = spec["config"]["training"], request["evaluation"]
-        schedules = [*asked["steps"], *(len(times) - 1 for times in asked["times"])]
-        calls = sum(schedules) * sum(1 if scale == 1 else 2 for scale in asked["guidance"])
-        sets = len(asked["weights"]) * asked["sample_sets"] * max(1, len(asked["samplers"]))
+        training, asked = spec["config"]["training"], Evaluation(**request["evaluation"])
         return cls(
             TRAINING_PASSES * training["steps"] * training["batch_size"],
-            (asked["samples"] or SAMPLES) * calls * sets,
+            (asked.samples or SAMPLES) * sum(passes(c.steps, c.guidance) for c in cells(asked)),
         )
 
     def share(self, progress: Json) -> float:

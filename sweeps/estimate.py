@@ -106,7 +106,7 @@ class _Speed:
         left = (training.steps - _steps_done(directory, training.steps)) * training.batch_size
         samples = config.evaluation.samples or self.samples
         cells = cells_to_come(config, directory)
-        sampled = sum(_passes(cell.steps, cell.guidance) for cell in cells) * samples
+        sampled = sum(passes(cell.steps, cell.guidance) for cell in cells) * samples
         return left / self.images_per_second + sampled * self.per_step + len(cells) * self.per_cell
 
 
@@ -174,8 +174,8 @@ class _Finished:
         rates = [run.result["images_per_second"] for run in latest]
         cells = [cell for run in latest for cell in run.cells]
         sampled = [c["seconds"] * c["images_per_second"] for c in cells]
-        passes = [_passes(c["cell"]["steps"], c["cell"]["guidance"]) for c in cells]
-        work = sum(n * k for n, k in zip(sampled, passes, strict=True))
+        taken = [passes(c["cell"]["steps"], c["cell"]["guidance"]) for c in cells]
+        work = sum(n * k for n, k in zip(sampled, taken, strict=True))
         sampling = sum(c["seconds"] for c in cells)
         # cells that were added later are not in evaluate_seconds, so this may be less than it is
         beside = max(0.0, sum(run.result["evaluate_seconds"] for run in latest) - sampling)
@@ -205,7 +205,7 @@ def _place(values: Mapping[str, Any]) -> str:
     return json.dumps([values["backbone"], data], sort_keys=True)
 
 
-def _passes(steps: int, guidance: float) -> int:
+def passes(steps: int, guidance: float) -> int:
     """What a cell costs, in sampling steps without guidance, which asks the network twice."""
     return steps * (1 if guidance == 1 else 2)
 

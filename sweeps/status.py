@@ -20,9 +20,8 @@ class RunStatus:
 
     ``state``: one of ``STATES``. ``node``: where it is, or was last, at work. ``restarts``: how
     many attempts there were before. ``rate``: steps a second. ``left``: seconds that its phase has
-    left.
-    ``note``: why it waits, else the reason of a failure. ``values``: of ``metric`` (its label), by
-    steps.
+    left. ``note``: why it waits, else the reason of a failure. ``values``: of ``metric`` (its
+    label), by steps.
     """
 
     key: str
