@@ -105,8 +105,9 @@ class SweepView:
             return 0.0, 0.0, "starting"
         if run.key not in self.work:
             self.work[run.key] = Work.of(run)
+            if len(run.attempts()) > 1:
+                self.before[run.key] = self.work[run.key].share(progress)
         share = self.work[run.key].share(progress)
-        self.before.setdefault(run.key, share)
         training = progress["phase"] == "train"
         return share, progress["rate"] if training else 0.0, PHASES[progress["phase"]]
 
