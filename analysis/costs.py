@@ -14,6 +14,11 @@ from fewstep.analysis.selection import RUN, Filters, select
 from fewstep.analysis.statistics import PairedRatio
 from fewstep.errors import UserError, unknown
 
+MEANS = ("parameters", "train_steps", "steps_per_second", "images_seen", "train_seconds",
+         "device_hours", "peak_memory_bytes", "train_flops")  # fmt: skip
+TEACHERS = tuple(f"teacher_{name}" for name in
+                 ("images_seen", "train_seconds", "device_hours", "train_flops"))  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -90,15 +95,19 @@ def costs(
         raise unknown("baseline", baseline, summary.methods)
     chosen: Filters = filters  # type: ignore[assignment]
     cells = select(frame, chosen)
-    runs = cells.drop_duplicates(RUN)
-    base = _mean(runs.loc[runs["method"] == baseline, "steps_per_second"])
+    runs = cells.drop_duplicates(RUN)[["method", "device", "teacher", *MEANS, *TEACHERS]]
+    of = {str(method): rows for method, rows in runs.groupby("method", sort=False)}
+    means = cells.groupby(["method", "steps"])["sample_images_per_second"].mean().reset_index()
+    speeds = {
+        (str(method), int(steps)): float(mean)
+        for method, steps, mean in means.itertuples(index=False, name=None)
+    }
+    none = runs.iloc[:0]
+    base = _mean(of.get(baseline, none)["steps_per_second"])
     rows = tuple(
-        _cost(
-            summary, method, baseline, base,
-            runs[runs["method"] == method], cells[cells["method"] == method],
-        )
+        _cost(summary, method, baseline, base, of.get(method, none), speeds)
         for method in summary.methods
-    )  # fmt: skip
+    )
     return Costs(baseline, rows, tuple(runs["device"].dropna().unique()))
 
 
@@ -108,31 +117,25 @@ def _cost(
     baseline: str,
     base_speed: float,
     runs: pd.DataFrame,
-    cells: pd.DataFrame,
+    speeds: Mapping[tuple[str, int], float],
 ) -> Cost:
+    taught = runs[runs["teacher"].notna()]
+
     def teachers(column: str) -> float:
-        taught = runs[runs["teacher"].notna()]
         return _mean(taught[f"teacher_{column}"]) if len(taught) else 0.0
 
-    speed = _mean(runs["steps_per_second"])
+    means = {column: _mean(runs[column]) for column in MEANS}
+    flops, speed = means.pop("train_flops"), means["steps_per_second"]
     return Cost(
         method=method,
         runs=len(runs),
-        **{
-            column: _mean(runs[column])
-            for column in ("parameters", "train_steps", "images_seen", "train_seconds",
-                           "device_hours", "peak_memory_bytes")
-        },
-        steps_per_second=speed,
+        **means,
         teacher_images_seen=teachers("images_seen"),
         teacher_train_seconds=teachers("train_seconds"),
         teacher_device_hours=teachers("device_hours"),
-        flops=_mean(runs["train_flops"]) + teachers("train_flops"),
+        flops=flops + teachers("train_flops"),
         speedup=100 * (speed / base_speed - 1),
-        sampling={
-            steps: _mean(cells.loc[cells["steps"] == steps, "sample_images_per_second"])
-            for steps in summary.steps
-        },
+        sampling={steps: speeds.get((method, steps), math.nan) for steps in summary.steps},
         gain={steps: _gain(summary, method, baseline, steps) for steps in summary.steps},
     )  # fmt: skip
 

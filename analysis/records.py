@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from fewstep.analysis.statistics import PairedRatio, paired_log_ratio
 from fewstep.errors import unknown
@@ -113,6 +113,18 @@ class Summary:
     failures: tuple[Failure, ...]
     alpha: float = ALPHA
     two_phase: frozenset[str] = frozenset()  # methods that learn from a finished run
+    left_out: int = 0  # methods that a part of it does not have
+
+    def only(self, methods: Collection[str]) -> Summary:
+        """The part that these methods are, in their order; ranks and marks are the whole's."""
+        kept = tuple(m for m in self.methods if m in methods)
+        return replace(
+            self,
+            methods=kept,
+            cells={place: cell for place, cell in self.cells.items() if place[0] in kept},
+            two_phase=self.two_phase & frozenset(kept),
+            left_out=self.left_out + len(self.methods) - len(kept),
+        )
 
     def compare(self, method: str, baseline: str, steps: int) -> PairedRatio:
         """``method`` / ``baseline`` over the seeds that both have at ``steps``."""

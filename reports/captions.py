@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from statistics import median
 
 from fewstep.analysis.records import Conditions, Summary
+from fewstep.reports.drawn import note
 from fewstep.reports.published import MARK, Published
 from fewstep.reports.rows import groups
-from fewstep.reports.text import enumerated, number
+from fewstep.reports.text import enumerated, listed, number
 
 FLOOR = "real vs real floor"
 
@@ -100,7 +101,7 @@ def _nfe(summary: Summary) -> list[str]:
 def _marks(summary: Summary, c: Conditions, number: str) -> list[str]:
     cells = summary.cells.values()
     n = max((cell.n for cell in cells), default=0)
-    seeds = f"seed{'s' if len(c.seeds) > 1 else ''} {enumerated([str(s) for s in c.seeds])}"
+    seeds = f"seed{'s' if len(c.seeds) > 1 else ''} {listed(c.seeds)}"
     if n > 1:
         lines = [f"Mean ± half-width of the 95% Student-t interval over training {seeds}; their "
                  f"number {number}."]  # fmt: skip
@@ -150,10 +151,10 @@ def _spreads(summary: Summary) -> list[str]:
 
 def figure_caption(summary: Summary) -> str:
     """What the marks of the FD-versus-NFE figure stand for."""
-    seeds = enumerated([str(s) for s in summary.conditions.seeds])
+    seeds = listed(summary.conditions.seeds)
     floor = f"; dashed: {FLOOR} ({number(summary.floor)})" if summary.floor is not None else ""
     return (
         f"Lines: mean over seeds {seeds}; bands: 95% Student-t interval of the mean, clipped at "
         f"the lower edge of the axis; dots: single seeds; open markers: not all seeds gave a "
-        f"value{floor}."
+        f"value{floor}.{note(summary)}"
     )

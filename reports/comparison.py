@@ -12,7 +12,7 @@ from rich.text import Text
 from fewstep.analysis.comparison import Compared, Comparison
 from fewstep.analysis.statistics import PairedRatio
 from fewstep.reports.tables import latex_float
-from fewstep.reports.text import enumerated, in_steps, number, wrapped
+from fewstep.reports.text import enumerated, in_steps, listed, number, wrapped
 from fewstep.reports.text import markdown as escaped
 
 CSV_COLUMNS = (
@@ -63,7 +63,7 @@ def _alone(c: Comparison) -> str:
     """Seeds without a partner."""
     first, second = (set(x.seeds) for x in c.conditions)
     told = [
-        f"{enumerated([str(s) for s in sorted(seeds)])} of {name}"
+        f"{listed(sorted(seeds))} of {name}"
         for name, seeds in ((c.first, first - second), (c.second, second - first))
         if seeds
     ]

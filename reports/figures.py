@@ -17,6 +17,7 @@ import numpy as np
 
 from fewstep.analysis.records import Cell, Summary
 from fewstep.reports.captions import FLOOR
+from fewstep.reports.drawn import legend_line
 from fewstep.reports.text import no_value, number, wrapped
 
 if TYPE_CHECKING:
@@ -47,9 +48,11 @@ def fd_vs_nfe(summary: Summary) -> Figure:
         from matplotlib.figure import Figure
         from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-        legend = max((len(line) for m in summary.methods for line in wrapped(m)), default=0)
-        width = 3.5 + max(2.2, 0.7 + 0.065 * legend)  # the plot stays 3.5 inches wide
-        figure = Figure(figsize=(width, 3.1), layout="constrained")
+        lines = [line for method in summary.methods for line in wrapped(method)]
+        # the plot stays 3.5 inches wide, and the legend within the figure
+        width = 3.5 + max(2.2, 0.7 + 0.065 * max(map(len, lines), default=0))
+        height = max(3.1, 0.8 + 0.12 * len(lines) + 0.055 * len(summary.methods))
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot(xscale="log", yscale="log")
         low, high = limits(summary)
         colors = rcParams["axes.prop_cycle"].by_key()["color"]
@@ -66,6 +69,8 @@ def fd_vs_nfe(summary: Summary) -> Figure:
         axes.set_ylim(low, high)
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
+        if len(ticks) > 10:  # or their numbers run into each other
+            axes.tick_params(axis="x", labelsize=6)
         subs = (1, 2, 5) if high / low < 300 else (1,)
         axes.yaxis.set_major_locator(LogLocator(subs=subs))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -75,6 +80,8 @@ def fd_vs_nfe(summary: Summary) -> Figure:
         axes.set_ylabel(summary.conditions.metric or "nothing evaluated yet")
         band = "95% t-interval of the mean"
         axes.fill_between([], [], [], label=band, facecolor="0.5", alpha=0.25, lw=0)
+        for more in legend_line(summary):
+            axes.plot([], [], linestyle="", label=more)
         figure.legend(loc="outside right upper")
     return figure
 

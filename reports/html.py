@@ -18,10 +18,12 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fewstep.analysis.records import Cell
+from fewstep.analysis.records import Cell, Summary
 from fewstep.analysis.selection import RUN
 from fewstep.reports import apart, charts, costs, provenance, text
 from fewstep.reports.captions import caption, figure_caption
+from fewstep.reports.drawn import MOST, note
+from fewstep.reports.provenance import Origin
 from fewstep.reports.published import Published
 from fewstep.reports.rows import groups, published_value
 from fewstep.reports.svg import swatch
@@ -48,8 +50,9 @@ def page(sweep: str, views: Sequence[View], frame: pd.DataFrame) -> str:
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
     found = provenance.runs(frame)
-    known = {"runs": found, "cells": {k: c for part in parts for k, c in part["known"].items()}}
-    one_look = len(objectives) == len(titles)  # then an objective has a colour
+    known = {"runs": {key: _told(run) for key, run in found.items()},
+             "cells": {k: c for part in parts for k, c in part["known"].items()}}  # fmt: skip
+    one_look = len(objectives) == len(titles) <= MOST  # then an objective has a colour
     return environment.get_template("report.html.j2").render(
         sweep=sweep,
         facts=_facts(views, frame),
@@ -68,7 +71,7 @@ def page(sweep: str, views: Sequence[View], frame: pd.DataFrame) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(digest).decode(),
         # in a script element only "<" could end it, or begin a comment
-        provenance=Markup(json.dumps(known, sort_keys=True).replace("<", "\\u003c")),
+        provenance=Markup(json.dumps(known, separators=(",", ":")).replace("<", "\\u003c")),
     )  # fmt: skip
 
 
@@ -93,14 +96,14 @@ def _facts(views: Sequence[View], frame: pd.DataFrame) -> list[tuple[str, str]]:
         state: int((runs["status"] == state).sum()) for state in ("done", "failed", "stopped")
     }
     rest = len(runs) - sum(states.values())
-    counts = [f"{n} {state}" for state, n in {**states, "to come": rest}.items() if n]
+    counts = [f"{n:,} {state}" for state, n in {**states, "to come": rest}.items() if n]
     budget = " / ".join(f"{s:,}" for s in c.train_steps)
     images = " / ".join(f"{s:,}" for s in c.images_seen)
     facts = [
         ("Data", ", ".join(view.data for view in views)),
         ("Network", ", ".join(c.backbones)),
         ("Training", f"{budget} steps, {images} images" if budget else ""),
-        ("Seeds", ", ".join(map(str, c.seeds))),
+        ("Seeds", text.listed(c.seeds)),
         ("Samples", f"{c.samples:,}" if c.samples else ""),
         ("Runs", ", ".join(counts)),
     ]
@@ -108,14 +111,17 @@ def _facts(views: Sequence[View], frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _view(index: int, view: View, objectives: Mapping[str, int]) -> Json:
-    summary = view.summary
-    looks = {m: i for i, m in enumerate(summary.methods)}
+    summary, drawn = view.summary, view.drawn
+    looks = {m: i for i, m in enumerate(dict.fromkeys([*drawn.methods, *summary.methods]))}
     attributes = {
         m: f'data-objective="{objectives[m]}" data-method="{i}"' for m, i in looks.items()
     }
     measured = any(cell.n for cell in summary.cells.values())
-    shown = [m for m in summary.methods if any(summary.cells[m, s].n for s in summary.steps)]
-    tag = {m: {"objective": objectives[m], "look": looks[m]} for m in summary.methods}
+    shown = [m for m in drawn.methods if any(drawn.cells[m, s].n for s in drawn.steps)]
+    tag = {
+        m: {"objective": objectives[m], "look": looks[m], "drawn": m in drawn.methods}
+        for m in summary.methods
+    }
     ids = {place: f"{index}-{looks[place[0]]}-{place[1]}" for place in summary.cells}
     heat = _heat(view)
     return {
@@ -146,21 +152,41 @@ def _view(index: int, view: View, objectives: Mapping[str, int]) -> Json:
             for group in groups(summary, view.published)
         ],
         "apart": _apart(view.apart),
-        "curve": charts.fd_vs_nfe(summary, attributes) if measured else "",
-        "curve_note": figure_caption(summary),
+        "curve": charts.fd_vs_nfe(drawn, attributes) if measured else "",
+        "curve_note": figure_caption(drawn),
+        "drawn_note": note(drawn),
         "tiles": _tiles(view, tag),
         "costs": _costs(view, tag) if measured else [],
-        "compute": charts.compute(summary, view.cells, attributes) if measured else [],
-        "seeds": charts.seeds(summary, attributes) if measured else [],
-        "loss": charts.loss(summary, view.curves, attributes),
+        "compute": charts.compute(drawn, view.cells, attributes) if measured else [],
+        "seeds": charts.seeds(drawn, attributes) if measured else [],
+        "loss": charts.loss(drawn, view.curves, attributes),
         "methods": view.methods,
         "failures": [(f.method, f.seed, f.kind, f.message, f.key) for f in summary.failures],
         "known": {
-            ids[cell["method"], cell["steps"]]:
-                {**cell, "shown": text.plain(summary.cells[cell["method"], cell["steps"]])}
-            for cell in provenance.cells(summary, view.cells) if cell["runs"]
+            ids[origin.method, origin.steps]: _known(origin, summary)
+            for origin in view.origins if origin.sources
         },
     }  # fmt: skip
+
+
+def _known(origin: Origin, summary: Summary) -> Json:
+    """What the page's script tells of a cell; what all its runs share is there once."""
+    cell = summary.cells[origin.method, origin.steps]
+    common = origin.sources[0].evaluation
+    return {
+        "method": origin.method, "steps": origin.steps, "nfe": cell.nfe,
+        "shown": text.plain(cell), "evaluation": common,
+        "runs": [
+            _told({"seed": s.seed, "value": s.value, "run": s.run, "evaluated": s.evaluated,
+                   "evaluation": None if s.evaluation == common else s.evaluation})
+            for s in origin.sources
+        ],
+    }  # fmt: skip
+
+
+def _told(facts: Json) -> Json:
+    """Without what is not known."""
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _cell(cell: Cell, identifier: str, heat: float | None) -> Json:
@@ -215,7 +241,7 @@ def _tiles(view: View, tag: Mapping[str, Json]) -> list[Json]:
     return [
         {"method": m, **tag[m],
          "tiles": [(drawn.get((m, s)), why(m, s)) for s in view.summary.steps]}
-        for m in view.summary.methods
+        for m in view.drawn.methods
     ]  # fmt: skip
 
 

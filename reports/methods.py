@@ -11,7 +11,7 @@ import pandas as pd
 from fewstep.analysis.records import Summary
 from fewstep.analysis.selection import RUN
 from fewstep.reports.captions import protocol
-from fewstep.reports.text import enumerated
+from fewstep.reports.text import enumerated, listed
 from fewstep.reports.text import latex as escape_latex
 from fewstep.reports.text import markdown as escape_markdown
 
@@ -56,9 +56,9 @@ def _training(summary: Summary, runs: pd.DataFrame) -> Iterator[str]:
         yield f"Weights averaged with EMA decay {_shared(own, _plain('ema'))}; precision " + (
             f"{_shared(own, _plain('precision'))}."
         )
-    seeds = [str(s) for s in summary.conditions.seeds]
+    seeds = summary.conditions.seeds
     yield (
-        f"Training seed{'s' if len(seeds) > 1 else ''}: {enumerated(seeds)}; of one seed, all "
+        f"Training seed{'s' if len(seeds) > 1 else ''}: {listed(seeds)}; of one seed, all "
         f"methods see the same order of the data and are sampled from the same noise and labels."
     )
 

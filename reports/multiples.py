@@ -12,6 +12,7 @@ import pandas as pd
 
 from fewstep.analysis.records import Summary
 from fewstep.analysis.selection import RUN
+from fewstep.reports.drawn import legend_line
 from fewstep.reports.figures import MARKERS, limits, style
 from fewstep.reports.text import in_steps, wrapped
 from fewstep.reports.ticks import linear_ticks, log_ticks, short
@@ -37,19 +38,17 @@ class Measure:
 
 
 def measures(summary: Summary, cells: pd.DataFrame) -> list[Measure]:
-    """Those that the runs of ``cells`` have recorded, and in which they differ.
+    """Those that the summary's runs among ``cells`` have recorded, and in which they differ.
 
     Where all have spent the same by all of them, the first that is known.
     """
     found = []
+    runs = cells[cells["method"].isin(summary.methods)].drop_duplicates(RUN)
     for column, title in MEASURES.items():
-        spent = {}
-        for run in cells.drop_duplicates(RUN).to_dict("records"):
-            total = run[column]
-            if not pd.isna(run["teacher"]):
-                total = total + run[f"teacher_{column}"]
-            if not pd.isna(total) and total > 0:
-                spent[run["method"], int(run["seed"])] = float(total)
+        total = runs[column].where(runs["teacher"].isna(), runs[column] + runs[f"teacher_{column}"])
+        known = total.notna() & (total > 0)
+        places = zip(runs["method"][known], runs["seed"][known], strict=True)
+        spent = dict(zip(places, total[known].astype(float), strict=True))
         if spent:
             taught = ", the teacher's included" if summary.two_phase else ""
             found.append(Measure(f"{title}{taught}", spent))
@@ -188,4 +187,5 @@ def _legend(figure: Figure, summary: Summary) -> None:
         for method, look in looks(summary)
         if any(not math.isnan(summary.cells[method, s].mean) for s in summary.steps)
     ]
+    handles += [Line2D([], [], linestyle="", label=more) for more in legend_line(summary)]
     figure.legend(handles=handles, loc="outside right upper")

@@ -10,7 +10,9 @@ import pandas as pd
 from fewstep.analysis.selection import RUN
 from fewstep.reports import apart, costs, methods, tables
 from fewstep.reports.captions import figure_caption
+from fewstep.reports.drawn import note
 from fewstep.reports.html import origin
+from fewstep.reports.provenance import plain_rows
 from fewstep.reports.text import markdown
 from fewstep.reports.view import View
 
@@ -48,9 +50,9 @@ def page(view: View, figures: Collection[str]) -> str:
             f"## {markdown(apart.title(view.apart))}",
             apart.markdown(view.apart).rstrip(),
         ]
-    for name, (title, note) in FIGURES.items():
+    for name, (title, what) in FIGURES.items():
         if name in figures:
-            shown = figure_caption(summary) if name == "fd_vs_nfe" else note
+            shown = figure_caption(view.drawn) if name == "fd_vs_nfe" else what + note(view.drawn)
             parts += [f"## {title}", f"![{title.lower()}]({name}.png)", markdown(shown)]
     parts += ["## Costs", costs.markdown(summary, view.costs).rstrip()]
     parts.append("#" + methods.markdown(view.methods).rstrip())
@@ -70,12 +72,11 @@ def contents(sweep: str, views: Sequence[View], folders: Sequence[str]) -> str:
 
 
 def _provenance(frame: pd.DataFrame) -> list[str]:
-    runs = frame.drop_duplicates(RUN)
+    told = ("key", "method", "seed", "status", "commit", "dirty", "lock", "job", "host")
     rows = [
-        (run["key"], run["method"], run["seed"], run["status"], run["commit"], run["dirty"],
-         run["lock"], run["job"] if not pd.isna(run["job"]) else run["host"])
-        for run in runs.to_dict("records")
-    ]  # fmt: skip
+        (*run, host if job is None else job)
+        for *run, job, host in plain_rows(frame.drop_duplicates(RUN), *told)
+    ]
     header = ("Run", "Method", "Seed", "Status", "Commit", "Dirty", "Packages", "Job or host")
     return [
         markdown(origin(frame)),
@@ -86,6 +87,6 @@ def _provenance(frame: pd.DataFrame) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    body = [["–" if pd.isna(value) else markdown(str(value)) for value in row] for row in rows]
+    body = [["–" if value is None else markdown(str(value)) for value in row] for row in rows]
     lines = [list(header), ["---"] * len(header), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

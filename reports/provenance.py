@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -22,59 +23,97 @@ EVALUATED = ("commit", "dirty", "lock", "host", "job")
 Json = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Source:
+    """What one run gave to a cell, and what is to be added to the run's command to get it again.
+
+    ``evaluated``: by what, where that was not what trained it.
+    """
+
+    seed: int
+    value: float
+    run: str
+    evaluation: str | None
+    evaluated: Json | None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The runs behind one cell of a table."""
+
+    method: str
+    steps: int
+    sources: tuple[Source, ...]
+
+
 def runs(frame: pd.DataFrame) -> Json:
     """Every run by its directory, SWEEP/KEY, whatever became of it."""
+    each = frame.drop_duplicates(RUN)
+    facts = plain_rows(each, *FACTS)
     return {
-        _directory(run): {name: plain(run[name]) for name in FACTS}
-        for run in frame.drop_duplicates(RUN).to_dict("records")
+        f"{sweep}/{key}": dict(zip(FACTS, values, strict=True))
+        for (sweep, key), values in zip(plain_rows(each, *RUN), facts, strict=True)
     }
 
 
-def cells(summary: Summary, rows: pd.DataFrame) -> list[Json]:
-    """Each cell of the table, with what each of its runs gave and how to get it again."""
-    by_place = {
-        (row["method"], int(row["seed"]), int(row["steps"])): row for row in rows.to_dict("records")
-    }
+def origins(summary: Summary, rows: pd.DataFrame) -> list[Origin]:
+    """Each cell of the table, with its runs; of several sample sets, what made the last."""
+    made = plain_rows(
+        rows, "method", "seed", "steps", *RUN, "evaluation", *EVALUATED,
+        *(f"evaluated_{name}" for name in EVALUATED),
+    )  # fmt: skip
+    found = {(method, steps, seed): rest for method, seed, steps, *rest in made}
+
+    def source(method: str, steps: int, seed: int, value: float) -> Source:
+        sweep, key, evaluation, *facts = found[method, steps, seed]
+        trained, evaluated = facts[: len(EVALUATED)], facts[len(EVALUATED) :]
+        same = all(b is None or a == b for a, b in zip(trained, evaluated, strict=True))
+        by = None if same else dict(zip(EVALUATED, evaluated, strict=True))
+        return Source(seed, value, f"{sweep}/{key}", evaluation, by)
+
+    return [
+        Origin(method, steps, tuple(source(method, steps, *one) for one in cell.values.items()))
+        for (method, steps), cell in summary.cells.items()
+    ]
+
+
+def cells(summary: Summary, known: Json, found: Iterable[Origin]) -> list[Json]:
+    """Each cell of the table, what each of its runs gave, and the command that makes it again.
+
+    ``known``: the runs by their directory.
+    """
+
+    def told(source: Source) -> Json:
+        command = known[source.run]["command"]
+        return {
+            "seed": source.seed,
+            "value": source.value,
+            "run": source.run,
+            "command": None if command is None else f"{command} {source.evaluation}",
+            **({} if source.evaluated is None else {"evaluated": source.evaluated}),
+        }
+
     return [
         {
-            "method": method,
-            "group": group_of(summary, method),
-            "steps": steps,
+            "method": origin.method,
+            "group": group_of(summary, origin.method),
+            "steps": origin.steps,
             "nfe": cell.nfe,
             "mean": plain(cell.mean),
             "half_width": plain(cell.half_width),
             "failed_seeds": list(cell.failed_seeds),
             "stopped_seeds": list(cell.stopped_seeds),
             "missing_seeds": list(cell.missing_seeds),
-            "runs": [
-                {"seed": seed, "value": value, **_made(by_place[method, seed, steps])}
-                for seed, value in cell.values.items()
-            ],
+            "runs": list(map(told, origin.sources)),
         }
-        for (method, steps), cell in summary.cells.items()
+        for origin in found
+        for cell in [summary.cells[origin.method, origin.steps]]
     ]
 
 
-def _made(row: Mapping[Hashable, Any]) -> Json:
-    """How a cell is made again, and what evaluated it where that was not what trained it."""
-    evaluated = {name: plain(row[f"evaluated_{name}"]) for name in EVALUATED}
-    same = all(value is None or value == plain(row[name]) for name, value in evaluated.items())
-    command = plain(row["command"])
-    return {
-        "run": _directory(row),
-        "command": None if command is None else f"{command} {row['evaluation']}",
-        **({} if same else {"evaluated": evaluated}),
-    }
-
-
-def _directory(run: Mapping[Hashable, Any]) -> str:
-    """Under the run root; a key alone may be in two sweeps."""
-    return f"{run['sweep']}/{run['key']}"
-
-
-def document(summary: Summary, frame: pd.DataFrame, rows: pd.DataFrame) -> Json:
+def document(summary: Summary, frame: pd.DataFrame, found: Iterable[Origin]) -> Json:
     """All of it, for ``provenance.json``."""
-    c = summary.conditions
+    c, known = summary.conditions, runs(frame)
     return {
         "sweep": summary.sweep,
         "metric": {
@@ -85,14 +124,22 @@ def document(summary: Summary, frame: pd.DataFrame, rows: pd.DataFrame) -> Json:
             "samples": c.samples,
             "reference": c.reference,
         },
-        "cells": cells(summary, rows),
-        "runs": runs(frame),
+        "cells": cells(summary, known, found),
+        "runs": known,
     }
 
 
 def write(value: Any) -> str:
     """JSON with sorted keys."""
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def plain_rows(frame: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of these columns as ``plain`` values; whole rows would take ten times as long."""
+    lists = (
+        frame[name].astype(object).where(frame[name].notna(), None).tolist() for name in columns
+    )
+    return zip(*lists, strict=True)
 
 
 def plain(value: Any) -> Any:

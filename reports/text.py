@@ -127,6 +127,14 @@ def enumerated(items: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
+def listed(numbers: Sequence[int]) -> str:
+    """``0, 1 and 2``; of more than five in a row, ``0 to 49``."""
+    first, last = (numbers[0], numbers[-1]) if numbers else (0, 0)
+    if len(numbers) > 5 and list(numbers) == list(range(first, last + 1)):
+        return f"{first} to {last}"
+    return enumerated([str(n) for n in numbers])
+
+
 def fraction(length: float) -> str:
     """``0.125`` -> ``1/8``."""
     if not 0 < length < 1 or not math.isclose(1 / length, round(1 / length), rel_tol=1e-9):

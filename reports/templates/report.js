@@ -126,14 +126,15 @@ all("button[data-cell]").forEach((button) => button.addEventListener("click", ()
     facts([["Seed", one.seed], ["Value", one.value], ["Run", one.run], ["Teacher", run.teacher],
       ["Commit", source(run)], ["Packages", run.lock], ["Trained", [where(run), run.device].filter(Boolean).join(", ")],
       ["Evaluated", one.evaluated && `${source(one.evaluated) ?? ""} ${where(one.evaluated)}`]], part);
-    if (!one.command) continue;
-    make("pre", null, part).append(make("code", one.command));
+    if (!run.command) continue;
+    const command = `${run.command} ${one.evaluation ?? cell.evaluation}`;
+    make("pre", null, part).append(make("code", command));
     const copy = make("button", "Copy", part);
     copy.type = "button";
     copy.className = "copy";
     copy.addEventListener("click", async () => {
       try {
-        await navigator.clipboard.writeText(one.command);
+        await navigator.clipboard.writeText(command);
         copy.textContent = "Copied";
       } catch {
         getSelection().selectAllChildren(copy.previousSibling);

@@ -219,7 +219,8 @@ def test_what_is_better_is_what_the_metric_says(
 
 def test_every_cell_resolves_to_its_runs(frame: pd.DataFrame, tmp_path: Path) -> None:
     summary = summarise(frame)
-    told = json.loads(provenance.write(provenance.document(summary, frame, select(frame, {}))))
+    found = provenance.origins(summary, select(frame, {}))
+    told = json.loads(provenance.write(provenance.document(summary, frame, found)))
     assert len(told["runs"]) == 9
     known = {"commit": "c0ffee" * 6, "dirty": True, "lock": "abcdefabcdef", "job": "slurm 7_1",
              "host": "laptop", "device": "H200"}  # fmt: skip
@@ -232,6 +233,21 @@ def test_every_cell_resolves_to_its_runs(frame: pd.DataFrame, tmp_path: Path) ->
     assert cells["CD", 4]["runs"][1]["command"].startswith(
         "fewstep train seed=1 'evaluation.steps=[4]'")  # fmt: skip
     assert (cells["CT", 1]["failed_seeds"], cells["CT", 1]["stopped_seeds"]) == ([0, 1], [2])
+
+
+def test_who_evaluated_is_told_where_another_trained(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path, [Run("A", s, {1: 2.0, 4: 1.0}) for s in range(2)])
+    made = {"commit": "0ff1ce" * 6, "dirty": True, "lock": None, "host": "laptop"}
+    file = folder / "a-s1" / "evaluations" / "steps4-ema-g1.0-s0.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"provenance": made}))
+    frame = load(folder)
+    [view] = views_of(frame, {})
+    told = provenance.document(view.summary, frame, view.origins)["cells"]
+    by = {(c["steps"], r["seed"]): r.get("evaluated") for c in told for r in c["runs"]}
+    assert by.pop((4, 1)) == {**made, "job": None}
+    assert by == dict.fromkeys([(1, 0), (1, 1), (4, 0)])
+    page = html.page("demo", [view], frame)
+    assert page.count("0ff1ce" * 6) == 1
 
 
 def test_compute_counts_the_teacher(frame: pd.DataFrame) -> None:

@@ -38,6 +38,13 @@ METRIC = {
     "label": "FD-digits-cnn@597",
     "id": "a1b2c3d4e5f6",
 }
+PROVENANCE = {
+    "commit": "c0ffee" * 6, "dirty": False, "lock": "abcdef012345", "host": "bench",
+    "fewstep": "0.1.0", "python": "3.11.7", "versions": {"torch": "2.13.0"},
+    "job": {"launcher": "slurm", "id": "4711_2"}, "device_name": "H200", "processes": 1,
+    "objective_source": "0123456789ab", "backbone_source": "ba9876543210",
+    "started": "2026-11-21T10:00:00+00:00", "finished": "2026-11-21T10:01:00+00:00",
+}  # fmt: skip
 
 
 def bench_analysis(file: Path | None, runs: int = RUNS) -> None:
@@ -122,17 +129,20 @@ def write_run(
         "evaluation": {"steps": list(STEPS), "samples": None, "extractor": "auto"},
         "seed": member["seed"],
     }
-    spec = {"key": member["key"], "title": member["title"], "config": config}
+    command = f"fewstep train objective={choices['objective']} seed={member['seed']} " + " ".join(
+        f"backbone.{k}={v}" for k, v in config["backbone"].items() if k != "name"
+    )
+    spec = {"key": member["key"], "title": member["title"], "config": config, "command": command}
     (folder / "spec.json").write_text(json.dumps(spec, indent=1))
     for steps, value in zip(STEPS, values, strict=True):
         cell = {"steps": steps, "times": None, "sampler": {}, "weights": "ema", "guidance": 1.0,
                 "sample_set": 0}  # fmt: skip
         record = {"cell": cell, "metric": METRIC, "value": float(value), "floor": 3.5,
                   "nfe": steps, "seconds": 0.1, "images_per_second": 6000.0 / steps,
-                  "asked": {"samples": None}, "device": "cpu"}  # fmt: skip
+                  "asked": {"samples": None}, "device": "cpu",
+                  "provenance": PROVENANCE}  # fmt: skip
         (cells / f"steps{steps:04d}-ema.json").write_text(json.dumps(record, indent=1))
-    provenance = {"commit": "c0ffee" * 6, "dirty": False, "host": "bench"}
     result = {"key": member["key"], "steps": 1500, "images_seen": 96000, "train_seconds": 50.0,
               "steps_per_second": 30.0, "peak_memory_bytes": 2**28, "parameters": 246084,
-              "provenance": provenance}  # fmt: skip
+              "provenance": PROVENANCE}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result, indent=1))
