@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fewstep.sweeps.resources import Resources
@@ -16,11 +16,13 @@ class Chunk:
 
     Attributes:
         tasks: the keys of the runs of each task. teacher: the key that all of them wait for.
+        max_parallel: tasks that may run at once; None for any number.
     """
 
     tasks: tuple[tuple[str, ...], ...]
     resources: Resources
     teacher: str | None = None
+    max_parallel: int | None = None
 
     def at_once(self, settings: SlurmSettings) -> int:
         """How many runs of a task are at work at the same time."""
@@ -54,7 +56,21 @@ def chunks(runs: Sequence[Wanted], settings: SlurmSettings, limit: int) -> list[
     for (_, taught_by, wanted, alone), members in sorted(groups.items(), key=lambda g: g[0][0]):
         packs = list(_split(members, 1 if alone else settings.runs_per_job))
         made += [Chunk(tuple(part), wanted, taught_by) for part in _split(packs, limit)]
-    return made
+    return made if settings.max_parallel is None else _shared(made, settings.max_parallel)
+
+
+def _shared(made: Sequence[Chunk], at_most: int) -> list[Chunk]:
+    """SLURM limits each array by itself: so each has its share of what all may run, and at least 1.
+
+    Shares go by tasks; what is left of rounding, one each to the largest remainders.
+    """
+    total = sum(len(chunk.tasks) for chunk in made)
+    exact = [at_most * len(chunk.tasks) / total for chunk in made]
+    shares = [max(1, int(share)) for share in exact]
+    most_owed = sorted(range(len(made)), key=lambda i: shares[i] - exact[i])
+    for i in most_owed[: max(0, at_most - sum(shares))]:
+        shares[i] += 1
+    return [replace(chunk, max_parallel=share) for chunk, share in zip(made, shares, strict=True)]
 
 
 def _depth(key: str, teacher: Mapping[str, str | None]) -> int:

@@ -36,7 +36,8 @@ class SlurmSettings:
         hours: time limit of a job whose runs name none. A job that reaches it saves and is queued
             again: a limit costs waiting, not work.
         runs_per_job: short runs share a job. at_a_time: of those, how many at once.
-        max_parallel: jobs of a chunk of the array that may run at once.
+        max_parallel: jobs of one submission that may run at once; each of its arrays has a share,
+            and runs one at least.
         save_seconds: how long before its end a job is told to save.
         setup: lines of shell before the program starts (``module load ...``).
         python: the interpreter on the nodes, container and all; by default the one in use here.

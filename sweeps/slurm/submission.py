@@ -18,7 +18,7 @@ import os
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -112,7 +112,8 @@ class Slurm:
     def _submit(self, chunk: Chunk, after: str | None) -> Submission:
         folder = self.sweep.path / FOLDER / uuid.uuid4().hex[:12]
         at_once = chunk.at_once(self.settings)
-        ex = executor(folder, self.name, self.settings, chunk.resources, after, at_once)
+        limited = replace(self.settings, max_parallel=chunk.max_parallel)
+        ex = executor(folder, self.name, limited, chunk.resources, after, at_once)
         manifest = {
             "name": self.name,
             "kind": "runs",
@@ -251,7 +252,8 @@ def scripts(
         folder = sweep.path.absolute() / FOLDER / "TOKEN"
         after = None if chunk.teacher is None else f"afterok:JOB_OF_{chunk.teacher}"
         at_once, name = chunk.at_once(settings), f"fewstep-{sweep.name}"
-        ex = executor(folder, name, settings, chunk.resources, after, at_once)
+        limited = replace(settings, max_parallel=chunk.max_parallel)
+        ex = executor(folder, name, limited, chunk.resources, after, at_once)
         told.append((chunk, ex.script(len(chunk.tasks))))
     return told
 

@@ -113,6 +113,21 @@ def test_students_wait_for_their_own_teacher_alone() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("at_most", "shares"),
+    [(None, [None] * 4), (10, [3, 3, 2, 2]), (11, [4, 3, 2, 2]), (4, [1, 1, 1, 1]), (1, [1] * 4)],
+)
+def test_arrays_share_what_may_run_at_once(
+    tmp_path: Path, at_most: int | None, shares: list[int | None]
+) -> None:
+    """Ten runs in arrays of four, and two that ask for more than the others."""
+    wanted = [Wanted(f"r{i}", None, Resources()) for i in range(10)]
+    wanted += [Wanted(f"big{i}", None, Resources(cpus=4)) for i in range(2)]
+    made = chunks(wanted, SlurmSettings(max_parallel=at_most), limit=4)
+    assert [len(chunk.tasks) for chunk in made] == [4, 4, 2, 2]
+    assert [chunk.max_parallel for chunk in made] == shares
+
+
 def test_a_job_asks_for_all_runs_that_are_at_work_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
