@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,17 +38,39 @@ class Compared:
 class Comparison:
     """``first`` / ``second`` per pair of methods and number of steps."""
 
-    first: str  # names of the sweeps
-    second: str
+    summaries: tuple[Summary, Summary]  # of the methods that are compared
     pairs: tuple[tuple[str, str], ...]  # (method of the first, method of the second)
     steps: tuple[int, ...]
     cells: Mapping[tuple[str, str, int], Compared]  # a place that one of them lacks has none
-    conditions: tuple[Conditions, Conditions]
     alpha: float = ALPHA
+
+    @property
+    def first(self) -> str:
+        """The name of its sweep."""
+        return self.summaries[0].sweep
+
+    @property
+    def second(self) -> str:
+        return self.summaries[1].sweep
 
     @property
     def one_sweep(self) -> bool:
         return self.first == self.second
+
+    def sides(self, place: tuple[str, str, int]) -> tuple[Cell, Cell]:
+        """The cells that are compared."""
+        (a, b, steps), (first, second) = place, self.summaries
+        return first.cells[a, steps], second.cells[b, steps]
+
+    def alone(self) -> dict[tuple[str, str], set[int]]:
+        """(sweep, method) -> seeds that have a value and no partner at some number of steps."""
+        found: dict[tuple[str, str], set[int]] = defaultdict(set)
+        for a, b in self.pairs:
+            for steps in self.steps:
+                one, other = (cell.values.keys() for cell in self.sides((a, b, steps)))
+                found[self.first, a] |= one - other
+                found[self.second, b] |= other - one
+        return {who: seeds for who, seeds in found.items() if seeds}
 
 
 SAME = ("metric_id", "weights", "guidance", "sample_sets")
@@ -99,8 +122,11 @@ def compare(
         )
         for (place, p), value in zip(paired.items(), adjusted, strict=True)
     }
-    conditions = first.conditions, second.conditions
-    return Comparison(first.sweep, second.sweep, tuple(pairs), steps, cells, conditions)
+    firsts, seconds = zip(*pairs, strict=True)
+    if first.sweep == second.sweep:
+        firsts = seconds = (*firsts, *seconds)
+    summaries = first.only(firsts), second.only(seconds)
+    return Comparison(summaries, tuple(pairs), steps, cells)
 
 
 def _refuse_unlike(first: Summary, second: Summary) -> None:

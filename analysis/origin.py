@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from fewstep.experiments.rundir import Json, RunDirectory
+from fewstep.experiments.written import written
 
 PROTOCOL: dict[str, str] = {
     "batch_size": "Int64",
@@ -75,7 +75,7 @@ def protocol(config: Json) -> Json:
     for group in ("objective", "backbone", "data"):
         given = config.get(group)
         settings = given.items() if isinstance(given, Mapping) else ()
-        told = [f"{k}={told_value(v)}" for k, v in settings if k not in ("name", "root")]
+        told = [f"{k}={written(v)}" for k, v in settings if k not in ("name", "root")]
         known[f"{group}_settings"] = ", ".join(told) or None
     teacher = config.get("teacher")
     return {**known, "teacher": None if teacher is None else Path(teacher).name}
@@ -118,6 +118,8 @@ def cell_origin(record: Json) -> Json:
         "sample_sets": cell["sample_set"] + 1 if cell["sample_set"] else None,
         **record.get("asked", {}),
     }
+    if metric := asked.pop("metric", None):
+        asked["metrics"] = [metric]
     given = {f"evaluation.{k}": v for k, v in asked.items() if v is not None}
     sampler = dict(cell.get("sampler") or {})
     if interval := sampler.pop("guidance_interval", None):
@@ -129,7 +131,7 @@ def cell_origin(record: Json) -> Json:
         "evaluated_lock": made.get("lock"),
         "evaluated_host": made.get("host"),
         "evaluated_job": job(made.get("job")),
-        "evaluation": shlex.join(f"{k}={told_value(v)}" for k, v in given.items()),
+        "evaluation": shlex.join(f"{k}={written(v)}" for k, v in given.items()),
     }
 
 
@@ -138,15 +140,6 @@ def job(told: Json | None) -> str | None:
     if not told:
         return None
     return " ".join(str(told[name]) for name in ("launcher", "id") if told.get(name)) or None
-
-
-def told_value(value: Any) -> str:
-    """A setting's value as overrides have it."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"[{','.join(map(told_value, value))}]"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)
 
 
 def add_teachers(facts: Sequence[Json], root: Path) -> None:

@@ -115,6 +115,11 @@ class Summary:
     two_phase: frozenset[str] = frozenset()  # methods that learn from a finished run
     left_out: int = 0  # methods that a part of it does not have
 
+    @property
+    def tested(self) -> bool:
+        """Whether any two methods were: with what is neither better nor worse, none are."""
+        return any(not math.isnan(cell.p_value) for cell in self.cells.values())
+
     def only(self, methods: Collection[str]) -> Summary:
         """The part that these methods are, in their order; ranks and marks are the whole's."""
         kept = tuple(m for m in self.methods if m in methods)

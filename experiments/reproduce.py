@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fewstep.experiments.composition import GROUPS
-from fewstep.experiments.config import Override, RunConfig, compose, parse
+from fewstep.experiments.config import Override, RunConfig, compose
 from fewstep.experiments.settings import Training
-
-PLAIN = re.compile(r"[A-Za-z0-9_./-]+")
+from fewstep.experiments.written import written
 
 
 def command(config: RunConfig) -> str:
@@ -38,21 +36,3 @@ def overrides(config: RunConfig) -> list[tuple[str, Any]]:
     if config.values["teacher"] is not None:
         told.append(("teacher", Path(config.values["teacher"]).name))
     return [*told, ("seed", config.seed)]
-
-
-def written(value: Any) -> str:
-    """``value`` in the grammar of overrides; ``parse`` reads it back."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(written, value))}]"
-    if not isinstance(value, str):
-        return repr(value)
-    if PLAIN.fullmatch(value) and parse(f"key={value}")[1] == value:  # not 1, true, null
-        return value
-    # within quotes, only backslashes right before a quote need doubling
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
-    return f"'{escaped}'"

@@ -26,7 +26,7 @@ def caption(
     if c.metric is None:
         return f"Sweep {summary.sweep}: nothing has been evaluated yet."
     return " ".join(
-        [*protocol(summary, c), *_marks(summary, c, number), *_sources(summary, published)]
+        [*protocol(summary), *_marks(summary, c, number), *_sources(summary, published)]
     )
 
 
@@ -44,8 +44,14 @@ def _sources(summary: Summary, published: Sequence[Published]) -> list[str]:
     return [f"{MARK}: published, not measured here and not ranked ({told}).{note}"]
 
 
-def protocol(summary: Summary, c: Conditions) -> list[str]:
-    """Sentences: what was measured, on how much, and how it was sampled."""
+def protocol(summary: Summary) -> list[str]:
+    """Sentences: what was measured, on how much, how it was sampled, and what training spent."""
+    return [*measured(summary), *budget(summary)]
+
+
+def measured(summary: Summary) -> list[str]:
+    """What was measured, on how much, and how it was sampled."""
+    c = summary.conditions
     on = f" on {enumerated(c.data)}" if c.data else ""
     network = f", {enumerated(c.backbones)} backbone" if len(c.backbones) == 1 else ""
     digest = f" (sha256 {c.extractor_sha256[:8]})" if c.extractor_sha256 else ""
@@ -66,14 +72,19 @@ def protocol(summary: Summary, c: Conditions) -> list[str]:
     ]
     for method, steps, times in c.given_times:
         lines.append(f"{method} takes its {steps} steps at times {times}.")
-    budget = f"{enumerated([f'{s:,}' for s in c.train_steps])} training steps"
-    budget += f" ({enumerated([f'{s:,}' for s in c.images_seen])} images)" if c.images_seen else ""
-    if c.budgets:
-        lines.append(f"Equal budgets: {'; '.join(c.budgets)}.")
+    return [line for line in lines if line]
+
+
+def budget(summary: Summary) -> list[str]:
+    """What training spent, and whether that was equal."""
+    c = summary.conditions
+    spent = f"{enumerated([f'{s:,}' for s in c.train_steps])} training steps"
+    spent += f" ({enumerated([f'{s:,}' for s in c.images_seen])} images)" if c.images_seen else ""
+    lines = [f"Equal budgets: {'; '.join(c.budgets)}."] if c.budgets else []
     if c.train_steps:
         differ = not c.budgets and (len(c.train_steps) > 1 or len(c.images_seen) > 1)
-        lines.append(f"{'Budgets differ: ' if differ else ''}{budget}.")
-    return [line for line in lines if line]
+        lines.append(f"{'Budgets differ: ' if differ else ''}{spent}.")
+    return lines
 
 
 def _samplers(summary: Summary, c: Conditions) -> str:

@@ -9,10 +9,11 @@ import math
 from rich.table import Table
 from rich.text import Text
 
-from fewstep.analysis.comparison import Compared, Comparison
+from fewstep.analysis.comparison import Comparison
 from fewstep.analysis.statistics import PairedRatio
+from fewstep.reports.captions import budget, measured
 from fewstep.reports.tables import latex_float
-from fewstep.reports.text import enumerated, in_steps, listed, number, wrapped
+from fewstep.reports.text import enumerated, in_steps, listed, no_value, number, wrapped
 from fewstep.reports.text import markdown as escaped
 
 CSV_COLUMNS = (
@@ -29,24 +30,26 @@ def title(comparison: Comparison) -> str:
 
 def caption(comparison: Comparison) -> str:
     """Plain text: what is divided by what, how it was tested, and where budgets differ."""
-    c, (first, second) = comparison, comparison.conditions
+    c, (first, second) = comparison, (s.conditions for s in comparison.summaries)
     what = "method / baseline" if c.one_sweep else f"{c.first} / {c.second}"
     side = "above" if first.better == "higher" else "below"
     better = "" if first.better == "neither" else f", {side} 1 the first is better"
+    tests = sum(not math.isnan(cell.p_value) for cell in c.cells.values())
+    over = "the one comparison" if tests == 1 else f"the {tests} comparisons"
     lines = [
-        f"{first.metric} (metric {first.metric_id}): {what}{better}. "
-        "Geometric mean over seeds of the ratio of each seed, its 95% Student-t interval, and the "
-        "number of pairs.",
-        f"*: told apart (paired t-test on log ratios, Holm over the {len(c.cells)} comparisons "
-        f"of this table, p ≤ {c.alpha:g}).",
+        f"{what}{better}. Geometric mean over seeds of the ratio of each seed, its 95% Student-t "
+        "interval, and the number of pairs.",
+        f"*: told apart (paired t-test on log ratios, Holm over {over} of this table, "
+        f"p ≤ {c.alpha:g})."
+        if tests
+        else "One pair of seeds tells nothing of the spread: nothing is tested.",
     ]
     if any(not isinstance(cell.paired, PairedRatio) for cell in c.cells.values()):
         lines.append("Δ: mean difference, where a value is not positive.")
     if weak := sorted({cell.paired.n for cell in c.cells.values() if cell.underpowered}):
-        lines.append(
-            f"Without *, {enumerated([str(n) for n in weak])} seeds are no sign of equality: "
-            "underpowered."
-        )
+        few = "one seed is" if weak == [1] else f"{enumerated([str(n) for n in weak])} seeds are"
+        lines.append(f"Without *, {few} no sign of equality: underpowered.")
+    lines += _protocols(c)
     for name, of in (("training steps", "train_steps"), ("images", "images_seen")):
         a, b = ([f"{v:,}" for v in getattr(x, of)] for x in (first, second))
         if a != b:
@@ -59,13 +62,28 @@ def caption(comparison: Comparison) -> str:
     return " ".join(lines)
 
 
+def _protocols(c: Comparison) -> list[str]:
+    """How both were measured: what is common once, then what each has by itself."""
+    first, second = map(measured, c.summaries)
+    if c.one_sweep:
+        return [*first, *budget(c.summaries[0])]
+    common = [line for line in first if line in second]
+    own = [
+        f"{name}: {' '.join(rest)}"
+        for name, lines in ((c.first, first), (c.second, second))
+        if (rest := [line for line in lines if line not in common])
+    ]
+    return [*common, *own]
+
+
 def _alone(c: Comparison) -> str:
-    """Seeds without a partner."""
-    first, second = (set(x.seeds) for x in c.conditions)
+    """Seeds without a partner, those of like methods together."""
+    of: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for (sweep, method), seeds in c.alone().items():
+        of.setdefault((sweep, tuple(sorted(seeds))), []).append(method)
     told = [
-        f"{listed(sorted(seeds))} of {name}"
-        for name, seeds in ((c.first, first - second), (c.second, second - first))
-        if seeds
+        f"{listed(seeds)} of {enumerated(methods)}" + ("" if c.one_sweep else f" in {sweep}")
+        for (sweep, seeds), methods in of.items()
     ]
     return f"Seeds without a partner are left out: {'; '.join(told)}." if told else ""
 
@@ -74,10 +92,12 @@ def _names(comparison: Comparison) -> list[str]:
     return [a if a == b else f"{a} / {b}" for a, b in comparison.pairs]
 
 
-def shown(cell: Compared | None) -> str:
-    """``0.83 [0.70, 0.98] (3) *``."""
+def shown(comparison: Comparison, place: tuple[str, str, int]) -> str:
+    """``0.83 [0.70, 0.98] (3) *``, or why there is nothing to compare."""
+    cell = comparison.cells.get(place)
     if cell is None:
-        return "–"
+        without = [side for side in comparison.sides(place) if not side.n]
+        return no_value(without[0]) if without else "no common seed"
     p = cell.paired
     ratio = isinstance(p, PairedRatio)
     center = p.ratio if isinstance(p, PairedRatio) else p.difference
@@ -89,7 +109,7 @@ def shown(cell: Compared | None) -> str:
 
 def _rows(comparison: Comparison) -> list[list[str]]:
     return [
-        [name, *(shown(comparison.cells.get((a, b, s))) for s in comparison.steps)]
+        [name, *(shown(comparison, (a, b, s)) for s in comparison.steps)]
         for name, (a, b) in zip(_names(comparison), comparison.pairs, strict=True)
     ]
 
@@ -119,7 +139,7 @@ def csv(comparison: Comparison) -> str:
     file = io.StringIO()
     writer = csv_module.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    conditions = comparison.conditions[0]
+    conditions = comparison.summaries[0].conditions
     for (method, baseline, steps), cell in comparison.cells.items():
         p = cell.paired
         kind, center = (

@@ -65,8 +65,9 @@ def tables(summary: Summary, costs: Costs) -> tuple[Table, ...]:
             tuple((r.method, *(_gain(r, s, better) for s in summary.steps)) for r in others),
             tuple(tuple(_gained(r, s, better) for s in summary.steps) for r in others),
             "Geometric mean over the seeds that both have, paired, with its 95% Student-t interval "
-            "on the log scale; negative where the baseline is better. Each interval stands for "
-            "itself: unlike the main table's marks, it is not corrected for their number.",
+            "on the log scale and the number of pairs; negative where the baseline is better. Each "
+            "interval stands for itself: unlike the main table's marks, it is not corrected for "
+            "their number.",
         ),
     )  # fmt: skip
 
@@ -144,7 +145,8 @@ def _gain(row: Cost, steps: int, better: str | None) -> str:
     if ratio is None:
         return NONE
     middle, low, high = improvement(ratio, better)
-    return f"{_whole(middle)} [{_whole(low)}, {_whole(high)}]" if ratio.n > 1 else _whole(middle)
+    interval = f" [{_whole(low)}, {_whole(high)}]" if ratio.n > 1 else ""
+    return f"{_whole(middle)}{interval} ({ratio.n})"
 
 
 def _gained(row: Cost, steps: int, better: str | None) -> float:

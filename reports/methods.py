@@ -130,7 +130,7 @@ def _evaluation(summary: Summary) -> Iterator[str]:
     c = summary.conditions
     if c.metric is None:
         return
-    yield from protocol(summary, c)
+    yield from protocol(summary)
     uniform = "in uniform steps from t_max to 0"
     yield f"Times {'but for those given above ' if c.given_times else ''}{uniform}."
     if c.extractor_sha256:
@@ -141,14 +141,17 @@ def _statistics(summary: Summary) -> Iterator[str]:
     if len(summary.conditions.seeds) < 2:
         yield "One training seed: nothing is known of the spread."
         return
-    yield (
-        "Means over training seeds with the half-width of the 95% Student-t interval. At each "
-        "number of steps all pairs of methods are compared by two-sided t-tests on the logarithms "
-        "of the ratios, paired by seed (on the differences where a value is not positive); "
-        "p-values are adjusted by Holm's method over all pairs and numbers of steps of the table, "
-        f"at level {summary.alpha:g}. Runs that failed or were ended early stay in the table and "
-        "enter no mean."
-    )
+    yield "Means over training seeds with the half-width of the 95% Student-t interval."
+    if summary.tested:
+        yield (
+            "At each number of steps all pairs of methods are compared by two-sided t-tests on the "
+            "logarithms of the ratios, paired by seed (on the differences where a value is not "
+            "positive); p-values are adjusted by Holm's method over all pairs and numbers of steps "
+            f"of the table, at level {summary.alpha:g}."
+        )
+    else:
+        yield "No methods are tested against each other."
+    yield "Runs that failed or were ended early stay in the table and enter no mean."
 
 
 def _software(runs: pd.DataFrame) -> Iterator[str]:

@@ -57,11 +57,10 @@ def runs(frame: pd.DataFrame) -> Json:
 
 
 def origins(summary: Summary, rows: pd.DataFrame) -> list[Origin]:
-    """Each cell of the table, with its runs; of several sample sets, what made the last."""
-    made = plain_rows(
-        rows, "method", "seed", "steps", *RUN, "evaluation", *EVALUATED,
-        *(f"evaluated_{name}" for name in EVALUATED),
-    )  # fmt: skip
+    """Each cell of the table, with its runs; what makes the last sample set makes those before."""
+    facts = ("evaluation", *EVALUATED, *(f"evaluated_{name}" for name in EVALUATED))
+    by_set = rows.sort_values("sample_set", kind="stable")
+    made = plain_rows(by_set, "method", "seed", "steps", *RUN, *facts)
     found = {(method, steps, seed): rest for method, seed, steps, *rest in made}
 
     def source(method: str, steps: int, seed: int, value: float) -> Source:

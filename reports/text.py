@@ -24,6 +24,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "ß": r"{\ss}",
     "[": "{[}",  # a row may begin with it, where \\[ and \\* are commands of their own
     "]": "{]}",
     "*": "{*}",
@@ -114,7 +115,8 @@ def number(value: float, spread: float = math.nan) -> str:
     """Three significant digits, and as many decimals as the spread needs to show one."""
     if not math.isfinite(value):
         return str(value)
-    if abs(value) >= 1e5:
+    value = value or 0.0  # and not -0.0
+    if abs(value) >= 1e5 or 0 < abs(value) < 1e-4:
         return f"{value:.3g}"
     decimals = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
     if math.isfinite(spread) and spread > 0:

@@ -114,6 +114,30 @@ def test_values_that_may_be_negative_are_subtracted(tmp_path: Path) -> None:
     assert "Δ -0.500 [" in shown.markdown(compare(a, b)).replace("\\", "")
 
 
+def test_within_a_sweep_it_says_what_is_left_out_and_how_it_was_measured(tmp_path: Path) -> None:
+    """A seed that only one method has, a method that failed, and Heun beside Euler."""
+    members = [Run("A", s, {1: 1.0 + s, 2: 1.0 + s}) for s in range(3)]
+    members += [Run("B", s, {1: 2.0 + s}, nfe_per_step=2) for s in (0, 2)]
+    members += [Run("C", s, failure="nan") for s in range(3)]
+    one = summary(tmp_path, "x", members)
+    made = compare(one, one, baseline="A")
+    lines = shown.markdown(made).replace("\\", "").splitlines()
+    page = [line.split(" | ") for line in lines if line.startswith(("| B", "| C"))]
+    assert [row[1].split(" [")[0] for row in page] == ["1.63", "failed (3/3)"]
+    assert [row[2] for row in page] == ["not evaluated |", "failed (3/3) |"]
+    words = shown.caption(made)
+    assert "left out: 0, 1 and 2 of A" in words  # at two steps, none has another
+    assert "B takes 2 function evaluations (NFE)." in words
+    assert "EMA weights" in words
+    assert "500 training steps" in words
+    assert "Holm over the one comparison of this table" in words
+    pair = [Run(m, 0, {1: v}) for m, v in (("A", 1.0), ("B", 2.0))]
+    single = summary(tmp_path / "1", "x", pair)
+    words = shown.caption(compare(single, single, baseline="A"))
+    assert "nothing is tested" in words
+    assert "Holm" not in words
+
+
 def test_it_is_shown_with_what_differs(tmp_path: Path) -> None:
     longer = runs({"F|M": NEW["FM"]}, train_steps=900)
     new = summary(tmp_path, "ne_w", [*longer, Run("F|M", 9, {1: 1.0}, train_steps=900)])
@@ -125,7 +149,7 @@ def test_it_is_shown_with_what_differs(tmp_path: Path) -> None:
     assert row.count(r" (5) \*") == 2
     words = shown.caption(made)
     assert "Budgets differ: 900 training steps in ne_w, 500 in old." in words
-    assert "Seeds without a partner are left out: 9 of ne_w." in words
+    assert "Seeds without a partner are left out: 9 of F|M in ne_w." in words
     assert "Holm over the 2 comparisons" in words
     rows = list(csv.DictReader(io.StringIO(shown.csv(made))))
     assert [float(r["estimate"]) for r in rows] == [
@@ -138,7 +162,7 @@ def test_one_pair_has_a_ratio_and_no_test(tmp_path: Path) -> None:
     a, b = (summary(tmp_path, n, [Run("A", 0, {1: v})]) for n, v in (("a", 1.0), ("b", 2.0)))
     cell = compare(a, b).cells["A", "A", 1]
     assert (cell.paired.n, cell.distinguished, math.isnan(cell.p_value)) == (1, False, True)
-    assert shown.shown(cell) == "0.500 (1)"
+    assert shown.shown(compare(a, b), ("A", "A", 1)) == "0.500 (1)"
 
 
 def test_a_table_over_several_sweeps_names_them_where_labels_clash(tmp_path: Path) -> None:

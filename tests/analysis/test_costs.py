@@ -12,8 +12,9 @@ from synthetic_runs import Run, write_sweep
 
 from fewstep.analysis import load, summarise
 from fewstep.analysis.costs import costs, improvement
-from fewstep.analysis.origin import cell_origin, told_value
+from fewstep.analysis.origin import cell_origin
 from fewstep.errors import UserError
+from fewstep.experiments.written import written
 
 TWO = {"processes": 2, "device_name": "H200"}
 
@@ -122,7 +123,7 @@ def test_settings_that_make_a_cell() -> None:
         "evaluation.extractor=raw", "evaluation.guidance_interval=[0.1,0.9]",
         "objective.solver=heun",
     ]  # fmt: skip
-    assert [told_value(v) for v in (None, True, 1, [0, False])] == [
+    assert [written(v) for v in (None, True, 1, [0, False])] == [
         "null",
         "true",
         "1",

@@ -160,6 +160,10 @@ def test_a_tie_of_three_seeds_is_underpowered_and_one_seed_tells_nothing(tmp_pat
     one = summary_of(tmp_path / "1", [*seeds("A", [1]), *seeds("B", [3])]).cells["B", 1]
     assert not one.tie
     assert math.isnan(one.p_value)
+    # but beside methods that were tested, what was not is not shown to be worse
+    runs = [*seeds("A", [1, 1.1, 1.05]), *seeds("B", [3, 3.1, 3.2]), *seeds("C", [3])]
+    mixed = summary_of(tmp_path / "3", runs).cells
+    assert (mixed["C", 1].tie, mixed["C", 1].underpowered) == (True, True)
 
 
 def test_negative_values_are_compared_by_differences(tmp_path: Path) -> None:

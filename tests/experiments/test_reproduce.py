@@ -16,15 +16,18 @@ from fewstep.analysis import load
 from fewstep.experiments import provenance
 from fewstep.experiments.config import compose, parse
 from fewstep.experiments.evaluation import cells_lacking
-from fewstep.experiments.reproduce import command, written
+from fewstep.experiments.reproduce import command
 from fewstep.experiments.run import prepare, run
+from fewstep.experiments.written import written
 from fewstep.objectives import OBJECTIVES
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(blacklist_categories=["C", "Z"], max_codepoint=0x2FF) | st.just(" "))
-    | st.sampled_from(["true", "null", "1", "1e3", "a\\", "\\'", "it's", "", "[1]", "a,b", "x=y"]),
-    lambda inner: st.lists(inner, max_size=3),
+    | st.sampled_from(["true", "null", "1", "1e3", "a\\", "\\'", "it's", "", "[1]", "a,b", "x=y",
+                      "1_0", "nan", "-Inf", "NULL", "0x1", "1.", ".", "-"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["name", "dimension", "k"]), inner, max_size=2),
     max_leaves=4,
 )  # fmt: skip
 
@@ -76,6 +79,31 @@ def test_the_command_of_a_cell_makes_that_cell(tmp_path: Path) -> None:
         assert cells_lacking(again, directory) == 0
         steps, times = again.evaluation.steps, again.evaluation.times
         assert ([row["steps"]], []) == (steps, times) or (steps, len(times)) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["evaluation.metrics=[fd,kid,{name: kid, degree: 2}]"],
+        ["evaluation.extractor={name: pca, dimension: 8}", "evaluation.metrics=[precision]"],
+        ["evaluation.extractor=[raw,{name: random_conv, seed: 3}]", "evaluation.reference=test"],
+    ],
+)
+def test_the_command_of_a_cell_takes_its_metric_and_extractor(
+    asked: list[str], tmp_path: Path
+) -> None:
+    config = tiny(tmp_path, "evaluation.steps=[1]", "evaluation.samples=65", *asked)
+    directory = prepare(config)
+    run(directory)
+    frame = load(directory.path.parent)
+    assert len(frame) == len(config.evaluation.asked())
+    for row in frame.to_dict("records"):
+        again = compose([*shlex.split(f"{row['command']} {row['evaluation']}")[2:],
+                         ("runs", str(tmp_path))])  # fmt: skip
+        assert again.key == config.key
+        (one,) = again.evaluation.asked()
+        assert one == directory.cells()[row["cell"]]["asked"]
+        assert cells_lacking(again, directory) == 0
 
 
 def test_a_result_and_its_cells_say_what_made_them(

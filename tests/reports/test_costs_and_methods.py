@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from rich.console import Console
-from synthetic_runs import Run, write_sweep
+from synthetic_runs import Run, write_run, write_sweep
 
 from fewstep.analysis import compare, load, summarise
 from fewstep.analysis.costs import costs, improvement
@@ -209,6 +209,7 @@ def test_what_is_better_is_what_the_metric_says(
         file.write_text(json.dumps(json.loads(file.read_text()) | {"better": better}))
     frame = load(folder)
     [view] = views_of(frame, {})
+    assert ("t-tests" in " ".join(view.methods)) == (better != "neither")
     rows = {row.method: row for row in view.costs.rows}
     ratio = rows["B"].gain[1]
     assert (ratio is None) == (gain is None)
@@ -233,6 +234,17 @@ def test_every_cell_resolves_to_its_runs(frame: pd.DataFrame, tmp_path: Path) ->
     assert cells["CD", 4]["runs"][1]["command"].startswith(
         "fewstep train seed=1 'evaluation.steps=[4]'")  # fmt: skip
     assert (cells["CT", 1]["failed_seeds"], cells["CT", 1]["stopped_seeds"]) == ([0, 1], [2])
+
+
+def test_the_command_of_a_mean_over_sample_sets_draws_them_all(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path, [Run("A", 0, {1: 2.0}, cell={"sample_set": 2})])
+    for k in (1, 0):
+        write_run(folder / "a-s0", Run("A", 0, {1: 2.0 + k}, cell={"sample_set": k}))
+    frame = load(folder).iloc[::-1]  # files come by their names, not by their sets
+    (view,) = views_of(frame, {})
+    (cell,) = provenance.document(view.summary, frame, view.origins)["cells"]
+    assert cell["mean"] == pytest.approx(7 / 3)
+    assert "evaluation.sample_sets=3" in cell["runs"][0]["command"]
 
 
 def test_who_evaluated_is_told_where_another_trained(tmp_path: Path) -> None:

@@ -210,3 +210,12 @@ def renamed(summary: Summary, name: str) -> Summary:
         cells={(names[m], s): c for (m, s), c in summary.cells.items()},
         conditions=replace(summary.conditions, samplers=samplers),
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "shown"),
+    [(12.345, math.nan, "12.3"), (12.345, 0.01, "12.35"), (1.2e-7, math.nan, "1.2e-07"),
+     (-3.4e-5, 1e-6, "-3.4e-05"), (-0.0, math.nan, "0.00"), (2.5e5, 1.0, "2.5e+05")],
+)  # fmt: skip
+def test_numbers_keep_three_digits(value: float, spread: float, shown: str) -> None:
+    assert text.number(value, spread) == shown
