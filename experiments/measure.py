@@ -55,7 +55,7 @@ class Measure:
         if parameters := asdict(self.metric):  # type: ignore[call-overload]
             identity["parameters"] = parameters
         label = f"{name}-{data.name}{'' if is_fid else f'-{features.name}'}@{self.samples}"
-        return {**identity, "label": label, "id": short_hash(identity)}
+        return {**identity, "label": f"{label}{_against(identity)}", "id": short_hash(identity)}
 
     def of(self, features: Array) -> Value:
         """Of the features of exactly N samples, (N, D)."""
@@ -72,6 +72,12 @@ class Measure:
         """Real against real: N images of the other split; None where it has fewer than N."""
         held_out = self.reference.held_out(self.samples)
         return None if held_out is None else self.of(held_out).value
+
+
+def _against(identity: Json) -> str:
+    """What a label says of references that are not the usual ones: ``-vs-test``, a file's hash."""
+    told = {"train": "", "test": "-vs-test"}
+    return told.get(identity["reference"], f"-vs-{identity['reference_sha256'][:8]}")
 
 
 def measures(evaluation: Evaluation, dataset: Dataset, cache: Path) -> list[Measure]:

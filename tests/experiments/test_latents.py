@@ -382,7 +382,7 @@ def test_decoded_samples_stand_beside_real_images(folder: Path, copied: Path) ->
     for file, label in ((None, f"FD-{data.name}-decoded-random_conv@4"), (batch, "FID-{}@4")):
         reference = Reference(published, data, cache, file=file)
         told = Measure(metric.metric, reference, 4, {}).identity["label"]
-        assert told == label.format(data.name)
+        assert told.partition("-vs-")[0] == label.format(data.name)
     np.savez(batch, arr_0=real.permute(0, 2, 3, 1).numpy()[:, :4])
     with pytest.raises(UserError, match=r"images of shape \(3, 4, 8\).* have \(3, 8, 8\)"):
         measures(replace(asked, reference_file=str(batch)), data, cache)[0].of_samples(real[:4])

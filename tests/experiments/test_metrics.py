@@ -298,6 +298,25 @@ def test_names_and_references(digits: Dataset, tmp_path: Path) -> None:
     against_test = Evaluation(metrics=["memorisation"], extractor="raw", reference="test")
     (measure,) = measures(against_test, digits, tmp_path)
     assert measure.identity["reference"] == "train"  # of which copies would be
+    assert measure.identity["label"] == "memorisation-digits-raw@597"
+
+
+def test_a_label_tells_references_apart(digits: Dataset, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.npz" for name in ("one", "two")}
+    for name, images in (("one", digits.test.x), ("two", digits.train.x)):
+        pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+        np.savez(files[name], arr_0=pixels.permute(0, 2, 3, 1).numpy())
+    asked = [
+        Evaluation(extractor="raw", samples=100),
+        Evaluation(extractor="raw", samples=100, reference="test"),
+        *(Evaluation(extractor="raw", samples=100, reference_file=str(f)) for f in files.values()),
+    ]
+    made = [measures(one, digits, tmp_path)[0].identity for one in asked]
+    hashes = [identity["reference_sha256"][:8] for identity in made]
+    label = "FD-digits-raw@100"
+    against = ("", "-vs-test", f"-vs-{hashes[2]}", f"-vs-{hashes[3]}")
+    assert [identity["label"] for identity in made] == [label + suffix for suffix in against]
+    assert hashes[2] != hashes[3]
 
 
 def test_a_metric_is_named_fid_with_the_published_inception_alone(digits: Dataset) -> None:
