@@ -39,6 +39,7 @@ def tables(summary: Summary, costs: Costs) -> tuple[Table, ...]:
     on = f" Trained on {' and '.join(costs.devices)}" if costs.devices else ""
     on += ": times on several machines are not compared." if several else "." if on else ""
     steps = [text.in_steps(s) for s in summary.steps]
+    taught = any(r.teacher_images_seen > 0 for r in costs.rows)
     others = [r for r in costs.rows if r.method != costs.baseline]
     better = summary.conditions.better
     side = "above" if better == "higher" else "below"
@@ -49,7 +50,7 @@ def tables(summary: Summary, costs: Costs) -> tuple[Table, ...]:
             tuple((r.method, *(c.shown(r) for c in columns)) for r in costs.rows),
             tuple(tuple(c.value(r) for c in columns) for r in costs.rows),
             f"Means over the runs in the table. Speed: steps a second, against {costs.baseline}."
-            + " Totals, of which in parentheses the teacher's." * bool(summary.two_phase) + on,
+            + " Totals, of which in parentheses the teacher's." * taught + on,
         ),
         Table(
             "Speed of sampling, images a second",
