@@ -218,10 +218,10 @@ def test_a_run_is_called_by_the_label_of_its_objective(sweep: SweepDirectory) ->
     run, _ = runs_of(sweep)
     fake.complete(run)
     spec = run.spec() or {}
-    called = read_record(run, spec, {"objective": "no jumps", "backbone.width": "32"}).name
+    called = read_record(run, spec, {"objective": "no jumps", "backbone.width": "32"}, {}).name
     assert called == f"no jumps-s0-{run.key[:6]}"
-    assert read_record(run, spec, {"backbone.width": "32"}).name == f"scm-s0-{run.key[:6]}"
-    assert len(read_record(run, spec, {"objective": 300 * "long"}).name) < 250
+    assert read_record(run, spec, {"backbone.width": "32"}, {}).name == f"scm-s0-{run.key[:6]}"
+    assert len(read_record(run, spec, {"objective": 300 * "long"}, {}).name) < 250
 
 
 def test_a_run_that_mlflow_refuses_hides_no_other(
