@@ -241,12 +241,12 @@ class SweepMirror:
             for run in sorted(done, key=lambda run: run.key)[:RUNS_LOOKED_AT]
             if (spec := run.spec()) is not None
         ]
-        description = str(look.plan.get("description") or "").strip()
         links = (
             f"[Methods, averaged over seeds]({view.address(experiment)}), "
             f"[every run]({view.address(experiment, view.RUNS)})"
         )
-        note = f"{description}\n\n{links}".strip()
+        # the links first: folded, MLflow shows the beginning alone
+        note = f"{links}\n\n{_about(look.plan)}".strip()
         tags = view.tags(view.charted(looks))
         if old.get("mlflow.note.content", "") in ("", old.get("fewstep.description", "")):
             tags |= {"mlflow.note.content": note, "fewstep.description": note}
@@ -268,7 +268,7 @@ class SweepMirror:
         """Of the sweep's run: what it is about, and its table once there is one."""
         table = self.sweep.report / "table.md"
         text = table.read_text(encoding="utf-8") if table.is_file() else ""
-        parts = [str(look.plan.get("description") or ""), text if len(text) < NOTE_LENGTH else ""]
+        parts = [_about(look.plan), text if len(text) < NOTE_LENGTH else ""]
         return "\n\n".join(part.strip() for part in parts if part.strip())
 
     def _report(self) -> list[Path]:
@@ -337,6 +337,11 @@ def _groups(changes: Iterator[Change]) -> Iterator[list[Change]]:
             group, points = [], 0
     if group:
         yield group
+
+
+def _about(plan: Json) -> str:
+    """The sweep's description, for MLflow's pages."""
+    return view.as_written(str(plan.get("description") or "").strip())
 
 
 def _choices(plan: Json) -> dict[str, Json]:

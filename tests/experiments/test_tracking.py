@@ -87,7 +87,7 @@ def test_a_finished_run_is_told_in_full(client: Any, root: Path, sweep: SweepDir
     assert run["tags"]["fewstep.objective"] == run["tags"]["fewstep.axis.objective"] == "scm"
     assert run["tags"]["mlflow.parentRunId"] == parent["info"].run_id
     assert run["run"].inputs.dataset_inputs[0].dataset.name == "digits"
-    assert parent["tags"]["mlflow.note.content"] == f"About {sweep.name}."
+    assert parent["tags"]["mlflow.note.content"] == r"About a\_finished\_run\_is\_told\_in\_full."
     assert parent["tags"]["fewstep.status"] == "1 done, 1 new"
     assert parent["info"].status == "SCHEDULED"
     listed = [a.path for a in client.list_artifacts(parent["info"].run_id, "report")]
