@@ -25,8 +25,8 @@ SYNCED = "fewstep.synced"
 SOURCES = ("fewstep.objective_source", "fewstep.backbone_source")
 
 
-def find_experiment(client: Any, sweep: str, root: Path, uri: str) -> str:
-    """The id of the experiment ``fewstep/<sweep>``, created where there is none.
+def find_experiment(client: Any, sweep: str, root: Path, uri: str) -> Any:
+    """The experiment ``fewstep/<sweep>``, created where there is none.
 
     With a database, artifacts go under the run root (by default MLflow would put them in the
     working directory); a server has its own place for them.
@@ -38,10 +38,11 @@ def find_experiment(client: Any, sweep: str, root: Path, uri: str) -> str:
 
         tags = {"fewstep.sweep": sweep, "mlflow.experimentKind": "custom_model_development"}
         try:
-            return str(client.create_experiment(name, artifact_location=place, tags=tags))
+            client.create_experiment(name, artifact_location=place, tags=tags)
         except MlflowException:  # somebody else, or our own request, whose answer was lost
-            if (found := client.get_experiment_by_name(name)) is None:
+            if client.get_experiment_by_name(name) is None:
                 raise
+        found = client.get_experiment_by_name(name)
     own = uri.endswith(f"{root.resolve()}/mlflow.db")
     if own and place is not None and found.artifact_location != place:
         raise UserError(
@@ -53,7 +54,7 @@ def find_experiment(client: Any, sweep: str, root: Path, uri: str) -> str:
             f"the MLflow experiment {name!r} is in the bin; bring it back with "
             f"`mlflow experiments restore -x {found.experiment_id}` or remove it with `mlflow gc`"
         )
-    return str(found.experiment_id)
+    return found
 
 
 def find_runs(client: Any, experiment: str, keys: Collection[str] | None = None) -> dict[str, Any]:

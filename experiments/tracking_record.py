@@ -3,7 +3,8 @@
 Names follow the dashboards: ``fd_vs_nfe`` is a curve whose *step* is the number of function
 evaluations, ``fd_nfe_4`` the same value as a flat key (for tables and parallel coordinates).
 Cells other than the default ones (EMA weights, no guidance, first sample set, the objective's own
-sampler, uniform times) carry a suffix, so that a native chart never mixes two protocols.
+sampler, uniform times) carry a suffix, so that a native chart never mixes two protocols. Nor does
+it mix two metrics: a second identity of one name has a name of its own (``metric_called``).
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from typing import Any, NamedTuple
 
 from fewstep.experiments.rundir import Json, RunDirectory
 
-FORMAT = 2  # raise it when what is recorded changes: every run is then looked at again
+FORMAT = 3  # raise it when what is recorded changes: every run is then looked at again
 NAME_LENGTH = 250  # MLflow's limit for keys
+LABEL_LENGTH = 100  # of a metric's label in a key: an id and a variant shall still go behind it
+OWNER = "fewstep.metric."  # begins the tags that tell which metric each name belongs to
 PARAM_LENGTH = 500  # MLflow 3 takes 6000 characters, older servers 500
 COSTS = ("seconds_total", "train_seconds", "evaluate_seconds", "steps_per_second",
          "images_per_second", "peak_memory_bytes", "parameters")  # fmt: skip
@@ -110,15 +113,15 @@ def read_record(
     run: RunDirectory,
     spec: Json,
     choices: Mapping[str, Any],
+    names: dict[str, str],
     started: int | None = None,
-    known: Mapping[str, str] | None = None,
 ) -> Record:
     """Read the whole run directory.
 
     Args:
         choices: the label of each axis of the sweep, from sweep.json.
+        names: whose each metric's name is in the sweep; new ones are added (``metric_called``).
         started: milliseconds; the start already recorded, so that a point keeps its time stamp.
-        known: tags already recorded, so that a metric keeps its name.
     """
     config, status = spec.get("config", {}), run.status()
     result = (run.result() or {}) if status == "done" else {}
@@ -140,37 +143,46 @@ def read_record(
         for key, value in row.items()
         if key != "step"
     ]
-    labels = {k: v for k, v in (known or {}).items() if k.startswith("fewstep.metric.")}
-    for name, cell in run.cells().items():
-        when = round(run.cell_file(name).stat().st_mtime * 1000)
-        values += _cell_points(cell, config, when, labels)
+    called = set()
+    for file, cell in run.cells().items():
+        when = round(run.cell_file(file).stat().st_mtime * 1000)
+        called.add(name := metric_called(cell["metric"], names))
+        values += _cell_points(cell, config, when, name)
     values += _diagnostics_points(run)
     # by the sweep's label where it has one: two may share an objective
-    called = str(choices.get("objective") or _name(config, "objective"))[: NAME_LENGTH - 50]
+    method = str(choices.get("objective") or _name(config, "objective"))[: NAME_LENGTH - 50]
     return Record(
-        name=f"{called}-s{config.get('seed', 0)}-{run.key[:6]}",
+        name=f"{method}-s{config.get('seed', 0)}-{run.key[:6]}",
         status=_mlflow_status(status, failure),
         started=begun,
         ended=ended if status in ("done", "failed") else None,
-        tags=_tags(run, spec, choices, provenance, failure) | labels,
+        tags=_tags(run, spec, choices, provenance, failure)
+        | {f"{OWNER}{name}": names[name] for name in sorted(called)},
         params=dict(flatten(config)),
         curves=[point for point in curves if point is not None],
         values=[point for point in values if point is not None],
     )
 
 
-def _cell_points(cell: Json, config: Json, when: int, labels: dict[str, str]) -> list[Point | None]:
-    """A cell's point on the curve over NFE, and its flat values.
+def metric_called(metric: Json, names: dict[str, str]) -> str:
+    """What a metric is called: the first that is free, or its own, of its name, label, and both.
 
-    ``labels`` remembers which metric identity has the plain name: a second one under the same
-    name (another extractor, another N) is told apart by a part of its identity's hash.
+    ``names`` holds whose each name is. It is the sweep's and it only grows, so what has a name
+    keeps it: ``fd`` is of the identity that came first, and another (other data, another N) is
+    called by its label, with its id where labels coincide.
     """
-    metric, setting = cell["metric"], cell["cell"]
-    plain = metric_name(str(metric["name"]).lower())
-    label = f"{metric.get('label', metric['name'])} ({metric.get('id', '')})"
-    first = labels.setdefault(f"fewstep.metric.{plain}", label)
-    name = plain if first == label else f"{plain}_{str(metric.get('id', ''))[:6]}"
-    suffix, nfe = variant(setting, config), int(cell["nfe"])
+    label, identity = str(metric.get("label", metric["name"])), str(metric.get("id", ""))
+    short, long = (metric_name(s.lower())[:LABEL_LENGTH] for s in (str(metric["name"]), label))
+    owner = f"{label} ({identity})"
+    for name in (short, long, f"{long}-{identity}"):
+        if names.setdefault(name, owner) == owner:
+            break
+    return name
+
+
+def _cell_points(cell: Json, config: Json, when: int, name: str) -> list[Point | None]:
+    """A cell's point on the curve over NFE, and its flat values; its metric is called ``name``."""
+    suffix, nfe = variant(cell["cell"], config), int(cell["nfe"])
     curve = _number(f"{name}_vs_nfe{suffix}", cell.get("value"), nfe, when)
     flat = {
         f"{name}_nfe_{nfe}{suffix}": cell.get("value"),
@@ -180,10 +192,12 @@ def _cell_points(cell: Json, config: Json, when: int, labels: dict[str, str]) ->
     return [curve, *(_number(key, value, 0, when) for key, value in flat.items())]
 
 
-def cell_names(run: RunDirectory, spec: Json) -> list[str]:
+def cell_names(run: RunDirectory, spec: Json, names: dict[str, str]) -> list[str]:
     """The names of what the run's cells are recorded as."""
-    config, labels = spec.get("config", {}), dict[str, str]()
-    points = (_cell_points(cell, config, 0, labels) for cell in run.cells().values())
+    points = (
+        _cell_points(cell, spec.get("config", {}), 0, metric_called(cell["metric"], names))
+        for cell in run.cells().values()
+    )
     return [point.key for several in points for point in several if point is not None]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory
 from fewstep.experiments.tracking_mirror import SOURCES, SYNCED
 from fewstep.experiments.tracking_record import (
     FORMAT,
+    OWNER,
     Record,
     cell_names,
     fingerprint,
@@ -113,12 +114,15 @@ class SweepMirror:
             return
         changed = [run for run in look.runs if self._is_new(look, run.key)]
         report.count("unchanged", len(look.states) - 1 - len(changed))
-        experiment = mirrors.find_experiment(client, self.sweep.name, self.root, self.uri)
+        found = mirrors.find_experiment(client, self.sweep.name, self.root, self.uri)
+        experiment, kept = str(found.experiment_id), _names(found.tags)
+        names = dict(kept)
         report.experiments[self.sweep.name] = experiment
         known = mirrors.find_runs(client, experiment, {"", *(run.key for run in changed)})
         parent = known.get("") or self._create_parent(client, experiment, look)
         done, created = len(look.runs) - len(changed), set()
-        for changes in _groups(self._read(look, changed, known, report)):
+        for changes in _groups(self._read(look, changed, known, names, report)):
+            _keep_names(client, experiment, names, kept)
             for change, outcome in self._tell(client, parent, changes, report):
                 report.count(outcome)
                 self.seen[change.run.key] = change.state
@@ -132,14 +136,19 @@ class SweepMirror:
         if on_progress and done < len(look.runs):
             on_progress(self.sweep.name, len(look.runs), len(look.runs))
         self._tell_parent(client, look, parent)
-        self._tell_charts(client, experiment, look, anew=bool(changed))
+        self._tell_charts(client, experiment, look, names, anew=bool(changed))
         self.seen = {k: v for k, v in self.seen.items() if k in look.states} | {"": look.states[""]}
 
     def _is_new(self, look: Look, key: str) -> bool:
         return key in look.states and self.seen.get(key) != look.states[key]
 
     def _read(
-        self, look: Look, changed: Sequence[RunDirectory], known: Json, report: SyncReport
+        self,
+        look: Look,
+        changed: Sequence[RunDirectory],
+        known: Json,
+        names: dict[str, str],
+        report: SyncReport,
     ) -> Iterator[Change]:
         """What is to be told of each run; those MLflow knows all about, and torn ones, are not."""
         choices = _choices(look.plan)
@@ -153,10 +162,12 @@ class SweepMirror:
                 if (spec := run.spec()) is None:
                     report.count("waiting")
                     continue
-                record = _record(run, spec, choices.get(run.key, {}), found)
-                outdated = bool(found) and _other_sources(found, record)
+                record = _record(run, spec, choices.get(run.key, {}), names, found)
+                outdated = bool(found) and (
+                    _other_sources(found, record) or _misnamed(found, names)
+                )
                 if outdated:
-                    record = _record(run, spec, choices.get(run.key, {}), None)
+                    record = _record(run, spec, choices.get(run.key, {}), names, None)
             except UserError as error:  # one torn folder must not hide the others
                 report.problems += (str(error),)
                 self.seen[run.key] = state  # torn until its files change
@@ -216,23 +227,26 @@ class SweepMirror:
         mirrors.set_status(client, parent, status, ended)
         mirrors.log_record(client, parent, record, state)
 
-    def _tell_charts(self, client: Any, experiment: str, look: Look, anew: bool) -> None:
+    def _tell_charts(
+        self, client: Any, experiment: str, look: Look, names: dict[str, str], anew: bool
+    ) -> None:
         """How MLflow's pages should show the sweep, and what it is about."""
         old = client.get_experiment(experiment).tags
         if not anew and "fewstep.description" in old:
             return
         done = [run for run in look.runs if look.statuses[run.key] == "done"]
         looks = [
-            (dict(flatten(spec.get("config", {}))), cell_names(run, spec))
-            for run in done[:: max(1, len(done) // RUNS_LOOKED_AT)]
+            (dict(flatten(spec.get("config", {}))), cell_names(run, spec, names))
+            # by key, which is a hash: every n-th of the plan could be of one data set
+            for run in sorted(done, key=lambda run: run.key)[:RUNS_LOOKED_AT]
             if (spec := run.spec()) is not None
         ]
-        description = str(look.plan.get("description") or "").strip()
         links = (
             f"[Methods, averaged over seeds]({view.address(experiment)}), "
             f"[every run]({view.address(experiment, view.RUNS)})"
         )
-        note = f"{description}\n\n{links}".strip()
+        # the links first: folded, MLflow shows the beginning alone
+        note = f"{links}\n\n{_about(look.plan)}".strip()
         tags = view.tags(view.charted(looks))
         if old.get("mlflow.note.content", "") in ("", old.get("fewstep.description", "")):
             tags |= {"mlflow.note.content": note, "fewstep.description": note}
@@ -254,7 +268,7 @@ class SweepMirror:
         """Of the sweep's run: what it is about, and its table once there is one."""
         table = self.sweep.report / "table.md"
         text = table.read_text(encoding="utf-8") if table.is_file() else ""
-        parts = [str(look.plan.get("description") or ""), text if len(text) < NOTE_LENGTH else ""]
+        parts = [_about(look.plan), text if len(text) < NOTE_LENGTH else ""]
         return "\n\n".join(part.strip() for part in parts if part.strip())
 
     def _report(self) -> list[Path]:
@@ -279,11 +293,11 @@ def _tell_run(client: Any, change: Change, parent: Any) -> str:
     return "updated" if found else "created"
 
 
-def _record(run: RunDirectory, spec: Json, choices: Json, found: Any) -> Record:
+def _record(
+    run: RunDirectory, spec: Json, choices: Json, names: dict[str, str], found: Any
+) -> Record:
     try:
-        if found:
-            return read_record(run, spec, choices, found.info.start_time, found.data.tags)
-        return read_record(run, spec, choices)
+        return read_record(run, spec, choices, names, found.info.start_time if found else None)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         torn = str(error) if isinstance(error, UserError) else f"{run.path} is torn ({error!r})"
         raise UserError(torn) from error
@@ -292,6 +306,23 @@ def _record(run: RunDirectory, spec: Json, choices: Json, found: Any) -> Record:
 def _other_sources(found: Any, record: Record) -> bool:
     tags = found.data.tags
     return any(tags.get(s, new) != new for s in SOURCES if (new := record.tags.get(s)))
+
+
+def _misnamed(found: Any, names: dict[str, str]) -> bool:
+    """Whether a name of its metrics is another's in this sweep; older syncs named run by run."""
+    return any(names.get(name, of) != of for name, of in _names(found.data.tags).items())
+
+
+def _names(tags: Mapping[str, str]) -> dict[str, str]:
+    """Whose each name of a metric is, as tags of an experiment or a run have it."""
+    return {tag.removeprefix(OWNER): of for tag, of in tags.items() if tag.startswith(OWNER)}
+
+
+def _keep_names(client: Any, experiment: str, names: dict[str, str], kept: dict[str, str]) -> None:
+    """In the experiment, before any point has one: whoever syncs next goes by them."""
+    for name in names.keys() - kept.keys():
+        client.set_experiment_tag(experiment, f"{OWNER}{name}", names[name])
+    kept.update(names)
 
 
 def _groups(changes: Iterator[Change]) -> Iterator[list[Change]]:
@@ -306,6 +337,11 @@ def _groups(changes: Iterator[Change]) -> Iterator[list[Change]]:
             group, points = [], 0
     if group:
         yield group
+
+
+def _about(plan: Json) -> str:
+    """The sweep's description, for MLflow's pages."""
+    return view.as_written(str(plan.get("description") or "").strip())
 
 
 def _choices(plan: Json) -> dict[str, Json]:

@@ -11,6 +11,7 @@ own layout.
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 import zlib
@@ -73,6 +74,16 @@ def address(experiment: str, key: str = METHODS) -> str:
     """Of the charts, from the server's own address on."""
     shown = f"viewStateShareKey={key}&compareRunsMode=CHART&workflowType=machine_learning"
     return f"#/experiments/{experiment}/runs?{shown}"
+
+
+def as_written(text: str) -> str:
+    """``text`` for a description, shown as it is: MLflow's pages take it for Markdown and HTML.
+
+    Their Markdown is Showdown's, which keeps line breaks, and knows no backslash before < and &.
+    """
+    escaped = re.sub(r"([\\`*_\[\]#~|@])", r"\\\1", html.escape(text, quote=False))
+    escaped = re.sub(r"(?m)^([ \t]*\d*)([-+=.])", r"\1\\\2", escaped)  # lists, rules, titles
+    return re.sub(r"(?m)^[ \t]+", lambda indent: "&nbsp;" * len(indent[0].expandtabs(4)), escaped)
 
 
 def tags(what: Charted) -> dict[str, str]:

@@ -87,7 +87,7 @@ def test_a_finished_run_is_told_in_full(client: Any, root: Path, sweep: SweepDir
     assert run["tags"]["fewstep.objective"] == run["tags"]["fewstep.axis.objective"] == "scm"
     assert run["tags"]["mlflow.parentRunId"] == parent["info"].run_id
     assert run["run"].inputs.dataset_inputs[0].dataset.name == "digits"
-    assert parent["tags"]["mlflow.note.content"] == f"About {sweep.name}."
+    assert parent["tags"]["mlflow.note.content"] == r"About a\_finished\_run\_is\_told\_in\_full."
     assert parent["tags"]["fewstep.status"] == "1 done, 1 new"
     assert parent["info"].status == "SCHEDULED"
     listed = [a.path for a in client.list_artifacts(parent["info"].run_id, "report")]
@@ -218,10 +218,10 @@ def test_a_run_is_called_by_the_label_of_its_objective(sweep: SweepDirectory) ->
     run, _ = runs_of(sweep)
     fake.complete(run)
     spec = run.spec() or {}
-    called = read_record(run, spec, {"objective": "no jumps", "backbone.width": "32"}).name
+    called = read_record(run, spec, {"objective": "no jumps", "backbone.width": "32"}, {}).name
     assert called == f"no jumps-s0-{run.key[:6]}"
-    assert read_record(run, spec, {"backbone.width": "32"}).name == f"scm-s0-{run.key[:6]}"
-    assert len(read_record(run, spec, {"objective": 300 * "long"}).name) < 250
+    assert read_record(run, spec, {"backbone.width": "32"}, {}).name == f"scm-s0-{run.key[:6]}"
+    assert len(read_record(run, spec, {"objective": 300 * "long"}, {}).name) < 250
 
 
 def test_a_run_that_mlflow_refuses_hides_no_other(

@@ -21,7 +21,7 @@ import pytest
 from helpers.browser import browser, lacking
 from helpers.commands import wait_for
 
-from fewstep.experiments.rundir import SweepDirectory
+from fewstep.experiments.rundir import SweepDirectory, write_json
 from fewstep.experiments.tracking import StoreAway, Syncer, charts, sync
 from fewstep.experiments.tracking_view import RUNS, address
 
@@ -41,6 +41,14 @@ pytestmark = [
     ),
 ]
 KEYS = ["1a2b3c4d5e", "2b3c4d5e6f"]
+WRITTEN = """<script>alert(1)</script> & &lt;b&gt; of *this* and _that_, `x`, ~~y~~
+a|b, [c](d), @e \\_
+# one
+===
+- two
+  - three
+    1. four
+> five"""  # what a browser shows of it must be the same
 
 
 @pytest.fixture(scope="module")
@@ -306,6 +314,7 @@ def test_its_pages_show_the_charts(server: str, client: Any, tmp_path: Path) -> 
     if why := lacking():
         pytest.skip(why)
     sweep = fake.make_sweep(tmp_path / "runs", "shown", KEYS)
+    write_json(sweep.path / "sweep.json", (sweep.plan() or {}) | {"description": WRITTEN})
     for run, lr in zip(sweep.runs(), (0.1, 0.2), strict=True):
         spec = run.spec() or {}
         spec["config"]["training"]["lr"] = lr
@@ -323,9 +332,18 @@ def test_its_pages_show_the_charts(server: str, client: Any, tmp_path: Path) -> 
             page.goto(place)
             page.locator(drawn).first.wait_for()
             assert "shared view state" not in page.locator("body").inner_text()  # error loading it
+            assert f"averaged over seeds, every run\n\n{WRITTEN}" in described(page)
             for title in ("Quality", "Training", "fd_vs_nfe"):
                 assert page.get_by_text(title, exact=True).count(), title
-        note = client.get_experiment(report.experiments[sweep.name]).tags["mlflow.note.content"]
-        assert note.startswith("About shown.\n\n[Methods")
         parent = fake.recorded(client, sweep.name)[""]
+        page.goto(
+            f"{server}/#/experiments/{report.experiments[sweep.name]}/runs/{parent['info'].run_id}"
+        )
+        assert WRITTEN in described(page)
         assert parent["tags"]["mlflow.note.content"].endswith("| sCM | 100 |")
+
+
+def described(page: Any) -> str:
+    """The page's text, once it has the description."""
+    page.get_by_text("<script>").first.wait_for()
+    return str(page.locator("body").inner_text()).replace("\xa0", " ")

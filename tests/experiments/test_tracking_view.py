@@ -11,7 +11,15 @@ import zlib
 
 import pytest
 
-from fewstep.experiments.tracking_view import METHODS, RUNS, charted, differing, layout, tags
+from fewstep.experiments.tracking_view import (
+    METHODS,
+    RUNS,
+    as_written,
+    charted,
+    differing,
+    layout,
+    tags,
+)
 
 ONE = {"objective.name": "scm", "training.lr": "0.1", "training.steps": "5", "seed": "0"}
 TWO = {"objective.name": "ect", "training.lr": "0.2", "training.steps": "5", "seed": "1"}
@@ -71,3 +79,18 @@ def test_the_tags_hold_the_layouts_and_are_short() -> None:
         head, _, body = tag.partition(";")
         assert head == "deflate"
         assert json.loads(zlib.decompress(base64.b64decode(body))) == layout(found, averaged)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("Loss over t, d = 1/2: x - y.", "Loss over t, d = 1/2: x - y."),
+        ("<b>&lt;</b>", "&lt;b&gt;&amp;lt;&lt;/b&gt;"),
+        ("a_b *c* `d` ~e~ |f| @g \\h", r"a\_b \*c\* \`d\` \~e\~ \|f\| \@g \\h"),
+        ("[a](b)\n# c", "\\[a\\](b)\n\\# c"),
+        ("a\n===\n- b\n12. c\n+ d", "a\n\\===\n\\- b\n12\\. c\n\\+ d"),
+        ("a\n  - b\n\tc", "a\n&nbsp;&nbsp;\\- b\n&nbsp;&nbsp;&nbsp;&nbsp;c"),
+    ],
+)
+def test_nothing_in_a_description_is_markup(written: str, told: str) -> None:
+    assert as_written(written) == told

@@ -47,11 +47,14 @@ def train(run: RunDirectory, steps: range, more: Json | None = None) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def evaluate(run: RunDirectory, nfe: int, value: float, **setting: Any) -> None:
+def evaluate(
+    run: RunDirectory, nfe: int, value: float, metric: Json = METRIC, **setting: Any
+) -> None:
     cell = {"steps": nfe, "times": None, "sampler": {"solver": "euler"}, "weights": "ema"}
     cell |= {"guidance": 1.0, "sample_set": 0} | setting
     stem = f"{nfe}-" + "-".join(str(cell[k]) for k in ("weights", "guidance", "sample_set"))
-    told = {"cell": cell, "metric": METRIC, "value": value, "floor": 10.5, "nfe": nfe}
+    stem += "" if metric is METRIC else f"-{metric['id']}"
+    told = {"cell": cell, "metric": metric, "value": value, "floor": 10.5, "nfe": nfe}
     write_json(run.cell_file(stem), told | {"seconds": 1.0, "images_per_second": 597.0})
 
 
