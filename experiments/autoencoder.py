@@ -38,6 +38,7 @@ class Autoencoder:
                 local_files_only=local.exists() or not download,
                 use_safetensors=True,  # the other format is a pickle
                 torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,  # would need accelerate, and its absence be told each time
             )
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fewstep.backbones import Backbone
@@ -16,10 +16,10 @@ from fewstep.experiments.teacher import check_teacher
 from fewstep.objectives.guidance import EVERYWHERE
 
 
-def check(configs: Iterable[RunConfig], to_come: Collection[str] = ()) -> None:
+def check(configs: Iterable[RunConfig], to_come: Mapping[str, RunConfig] = {}) -> None:
     """Load each data set and build each network once, and hold every run's settings against them.
 
-    ``to_come``: keys of runs that will be done before, so that they may be teachers.
+    ``to_come``: runs, by key, that will be done before, so that they may be teachers.
 
     Raises:
         UserError: data that is missing or damaged, or a backbone, a time schedule, a guidance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -31,12 +31,13 @@ def teacher_directory(config: RunConfig) -> RunDirectory | None:
     return RunDirectory(path)
 
 
-def check_teacher(config: RunConfig, to_come: Collection[str] = ()) -> None:
-    """Hold a run against its teacher; ``to_come`` are keys of runs that will be done before.
+def check_teacher(config: RunConfig, to_come: Mapping[str, RunConfig] = {}) -> None:
+    """Hold a run against its teacher; ``to_come`` are runs, by key, that will be done before.
 
     Raises:
-        UserError: no teacher where one is needed, one that is not there or not finished, of other
-            data, that has no velocity to teach, or whose weights do not fit where they are asked.
+        UserError: no teacher where one is needed, one that is neither finished nor to come, of
+            other data, that has no velocity to teach, or whose weights do not fit where they are
+            asked.
     """
     objective, name = config.objective, config.values["objective"]["name"]
     directory = teacher_directory(config)
@@ -54,12 +55,11 @@ def check_teacher(config: RunConfig, to_come: Collection[str] = ()) -> None:
             f"objective {name!r} learns from no teacher, got teacher={directory.path} "
             f"(to start from its weights, training.init=teacher)"
         )
-    if directory.key in to_come:
-        return  # it is looked at when its turn has come
-    _check(config, directory)
+    _check(config, directory.key, to_come.get(directory.key) or _finished(directory))
 
 
-def _check(config: RunConfig, directory: RunDirectory) -> None:
+def _finished(directory: RunDirectory) -> RunConfig:
+    """The configuration of a teacher that is there, trained to its end."""
     if directory.spec() is None:
         raise UserError(f"teacher: no run in {directory.path}")
     if directory.result() is None:
@@ -67,31 +67,35 @@ def _check(config: RunConfig, directory: RunDirectory) -> None:
             f"teacher {directory.key} is not finished ({directory.status()}): "
             f"train {directory.path} to its end first"
         )
-    teacher = spec_of(directory)
+    return spec_of(directory)
+
+
+def _check(config: RunConfig, key: str, teacher: RunConfig) -> None:
+    """Whether a run of ``teacher``, called ``key``, can teach one of ``config``: settings tell."""
     kept = [
         {k: v for k, v in values["data"].items() if k != "root"}
         for values in (config.values, teacher.values)
     ]
     if kept[0] != kept[1]:
         raise UserError(
-            f"teacher {directory.key} was trained on other data: "
-            f"{_told(kept[1])}, this run on {_told(kept[0])}"
+            f"teacher {key} learns from other data: {_told(kept[1])}, "
+            f"this run from {_told(kept[0])}"
         )
     if config.objective.needs_teacher and not teacher.objective.teaches:
         can = [name for name in OBJECTIVES.names() if OBJECTIVES[name].teaches]
         raise UserError(
-            f"teacher {directory.key} was trained with {teacher.values['objective']['name']!r}, "
+            f"teacher {key} is trained with {teacher.values['objective']['name']!r}, "
             f"which learns no velocity that could be taught (choices: {', '.join(can)})"
         )
     guidance = getattr(config.objective, "teacher_guidance", 1)
     if guidance != 1 and not teacher.training.label_dropout and config.data.load().num_classes:
         raise UserError(
-            f"objective.teacher_guidance {guidance:g} needs a teacher that was trained without "
-            f"labels too: training.label_dropout of {directory.key} is 0"
+            f"objective.teacher_guidance {guidance:g} needs a teacher that is trained without "
+            f"labels too: training.label_dropout of {key} is 0"
         )
     if config.training.init == "teacher" and not starts_alike(config, teacher):
         raise UserError(
-            f"training.init 'teacher' needs the backbone and the path of teacher {directory.key} "
+            f"training.init 'teacher' needs the backbone and the path of teacher {key} "
             f"({teacher.values['backbone']['name']}, {teacher.objective.path}), got "
             f"{config.values['backbone']['name']}, {config.objective.path}; "
             f"use training.init=random"

@@ -173,10 +173,11 @@ class Accounts:
             kept = ((place.plan() or {}).get("budget") or {}).get("images_per_second", {})
             speed = kept.get(label) or speed_of(config)
             if speed is None:
+                name, root = config.values["objective"]["name"], config.values["runs"]
                 raise UserError(
-                    f"budget of seconds: the speed of {config.values['objective']['name']!r} on "
-                    f"this backbone and data is not known; train it once for some hundred steps "
-                    f"(fewstep run ... training.steps=300) under the same run root"
+                    f"budget of seconds: the speed of {name!r} on this backbone and data is not "
+                    f"known; train it once for some hundred steps "
+                    f"(fewstep train objective={name} ... training.steps=300 runs={root})"
                 )
             self.speeds[label] = speed
         return self.speeds[label]

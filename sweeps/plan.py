@@ -146,8 +146,8 @@ def plan(sweep: Sweep) -> Plan:
         runs.append(Planned(member, directory, _state(member, directory)))
     if not runs:
         raise UserError(f"sweep {sweep.name} has no runs")
-    to_do = [run for run in runs if run.to_do]
-    check((run.member.config for run in to_do), {run.directory.key for run in to_do})
+    to_do = {run.directory.key: run.member.config for run in runs if run.to_do}
+    check(to_do.values(), to_do)
     return Plan(sweep, tuple(runs))
 
 

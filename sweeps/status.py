@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from fewstep.experiments.claim import Attempt, at_work
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory
@@ -19,9 +20,9 @@ class RunStatus:
     """One run, as told by its files.
 
     ``state``: one of ``STATES``. ``node``: where it is, or was last, at work. ``restarts``: how
-    many attempts there were before. ``rate``: steps a second. ``left``: seconds that its phase has
-    left. ``note``: why it waits, else the reason of a failure. ``values``: of ``metric`` (its
-    label), by steps.
+    many attempts there were, after the first, to bring it to its result. ``rate``: steps a second.
+    ``left``: seconds that its phase has left. ``note``: why it waits, else the reason of a failure.
+    ``values``: of ``metric`` (its label), by steps.
     """
 
     key: str
@@ -89,7 +90,7 @@ def run_status(
         metric=shown[0]["metric"]["label"] if shown else "",
         note=waits if state == "queued" and waits else note,
         node=_node(attempt, attempts),
-        restarts=max(0, len(attempts) - 1),
+        restarts=_restarts(attempts),
         left=left / speed if state == "running" and speed else None,
         phase=phase if state == "running" else "",
     )
@@ -123,6 +124,12 @@ def _state(run: RunDirectory, attempt: Attempt | None, failure: Json, waits: str
     if state == "failed":
         return "cancelled" if failure.get("class") == "cancelled" else "failed"
     return "interrupted" if state == "running" else state
+
+
+def _restarts(attempts: list[Json]) -> int:
+    """Attempts after the first, up to the one that was done: later ones only added cells."""
+    before = sum(1 for _ in takewhile(lambda attempt: attempt.get("ended") != "done", attempts))
+    return max(0, min(before, len(attempts) - 1))
 
 
 def _node(attempt: Attempt | None, attempts: list[Json]) -> str:

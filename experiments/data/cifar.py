@@ -97,25 +97,35 @@ def _split(batches: list[Batch], told: str, due: int) -> Split:
 def _found(root: Path) -> tuple[str, dict[str, bytes]]:
     """The place with six batches of one kind, and what they hold, in their order.
 
-    A folder comes before an archive, binary before python.
+    A folder comes before an archive, binary before python. Where no place has all six, the first
+    that has most of them, of whichever kind, is told.
     """
     places = [root / folder for folder in FOLDERS]
+    parts: dict[Path, list[str]] = {}
     for place in places:
         for names in (BINARY, PYTHON):
             files = {n: f for n in names if (f := _with_or_without_gz(place / n)) is not None}
             if len(files) == len(names):
                 return str(place), {n: _bytes(f) for n, f in files.items()}
-            if len(files) > len(names) // 2:
-                missing = next(n for n in names if n not in files)
-                raise UserError(f"{place} has {', '.join(files)}, but no {missing}")
+            parts.setdefault(place, []).extend(files)
     for place in places:
         for archive in ARCHIVES:
             if (place / archive).is_file():
                 return str(place / archive), _unpacked(place / archive)
+    fullest = max(places, key=lambda place: len(parts[place]))
+    if found := parts[fullest]:
+        raise UserError(f"{fullest} has {', '.join(found)}, but no {_missing(found)}")
     raise UserError(
         f"cifar10 not found: looked in {', '.join(map(str, places))} for "
         f"{', '.join(ARCHIVES)}, or their files {BINARY[0]}, ... or {PYTHON[0]}, ..."
     )
+
+
+def _missing(found: list[str]) -> str:
+    """What a folder with some batches lacks of each kind that it has any of."""
+    kinds = [names for names in (BINARY, PYTHON) if not set(names).isdisjoint(found)]
+    lacking = [", ".join(n for n in names if n not in found) for names in kinds]
+    return ", or else ".join(lacking)
 
 
 def _with_or_without_gz(file: Path) -> Path | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from fewstep.experiments.metrics.base import (
     METRICS,
     Against,
@@ -19,6 +21,10 @@ from fewstep.experiments.metrics.base import (
 )
 from fewstep.experiments.metrics.neighbours import nearest, radii
 from fewstep.experiments.reference import Reference
+
+# a squared distance between features that networks computed in float32, over their squared norm:
+# below, it is rounding (1e-6 of the features) that tells the two apart
+SAME = 1e-12
 
 
 @METRICS.register("memorisation")
@@ -55,7 +61,8 @@ class Memorisation:
 class Authenticity:
     """Share of samples that are no near copies (Alaa et al. 2022, arXiv:2102.08921, sec. 4.3).
 
-    A sample is a copy when its nearest training image has it closer than any other training image.
+    A sample is a copy when it is no farther from its nearest training image than any other training
+    image is; and when it is at distance zero, for a training image may be there twice.
     """
 
     name: ClassVar[str] = "authenticity"
@@ -74,4 +81,5 @@ class Authenticity:
 
     def _of(self, samples: Array, train: Array, reach: Array) -> float:
         index, distance = nearest(samples, train)
-        return float((distance >= reach[index]).mean())
+        zero = SAME * np.vdot(train, train) / len(train)
+        return float((distance > np.maximum(reach[index], zero)).mean())

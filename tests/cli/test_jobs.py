@@ -55,6 +55,20 @@ def test_the_time_left_is_that_of_the_phase_and_steps_a_second_are_of_training(b
     assert run_status(begun).left is None
 
 
+def test_what_is_evaluated_after_the_result_is_no_restart(begun):
+    assert run_status(begun).restarts == 0
+    begun.note("killed", begun="1")
+    assert run_status(begun).restarts == 0
+    begun.note("whole", begun="2")
+    assert run_status(begun).restarts == 1
+    begun.note("whole", ended="done")
+    for token, how in (("more cells", "done"), ("a bad file", "bad_data"), ("again", "done")):
+        begun.note(token, begun="3")
+        assert run_status(begun).restarts == 1
+        begun.note(token, ended=how)
+        assert run_status(begun).restarts == 1
+
+
 def test_following_ends_where_nobody_is_at_work(begun, monkeypatch, capsys):
     monkeypatch.setattr(jobs, "PATIENCE_SECONDS", -1.0)
     jobs.logs(begun.key, begun.path.parent.parent, follow=True)

@@ -127,6 +127,23 @@ def test_nothing_there_names_the_places(tmp_path: Path) -> None:
         small(tmp_path)
 
 
+def test_what_a_folder_lacks_is_named(tmp_path: Path) -> None:
+    """Half of one kind and half of the other are no whole of either."""
+    unpack(tmp_path / "cifar10", {n: binary()[n] for n in BINARY[:3]})
+    with pytest.raises(UserError, match=r"cifar10 has .*, but no \S+4\.bin, \S+5\.bin, test_\S+$"):
+        small(tmp_path)
+    unpack(tmp_path / "cifar10", {n: python()[n] for n in PYTHON[3:]})
+    with pytest.raises(UserError) as caught:
+        small(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'cifar10'} has data_batch_1.bin, data_batch_2.bin, data_batch_3.bin, "
+        "data_batch_4, data_batch_5, test_batch, but no data_batch_4.bin, data_batch_5.bin, "
+        "test_batch.bin, or else data_batch_1, data_batch_2, data_batch_3"
+    )
+    unpack(tmp_path / "cifar-10-batches-py", python())  # a whole one elsewhere will do
+    assert len(small(tmp_path).test) == IMAGES
+
+
 HTML = b"<!DOCTYPE html><html>not found</html>"
 B, T = "data_batch_3.bin", "test_batch.bin"
 DAMAGED: dict[str, tuple[str, Callable[[Files], object], str]] = {

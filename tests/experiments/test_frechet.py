@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -302,12 +303,71 @@ def test_foreign_npz(tmp_path: Path) -> None:
         read.merge(other)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04torn"])
+def damaged(i: int, j: int, value: float) -> Array:
+    """A covariance with one entry changed."""
+    sigma = psd(3, 0)
+    sigma[i, j] = value
+    return sigma
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "says"),
+    [
+        (np.array([0.0, np.nan, 0.0]), psd(3, 0), "statistics of e features are not finite"),
+        (np.zeros(3), damaged(1, 1, np.inf), "statistics of e features are not finite"),
+        (np.zeros(3), psd(2, 0), r"covariance of shape \(2, 2\) do not fit"),
+        (np.zeros(3), psd(3, 0)[0], r"covariance of shape \(3,\) do not fit"),
+        (np.zeros(3), damaged(0, 0, -5.0), r"eigenvalues are -\d.* to \d.*, expected none below"),
+        (np.zeros(3), damaged(2, 0, 100.0), r"sigma\[0,2\] is .*, sigma\[2,0\] is 100"),
+        (np.array(["a", "b", "c"]), psd(3, 0), "could not convert"),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused_by_the_files_name(
+    tmp_path: Path, mu: Array, sigma: Array, says: str
+) -> None:
+    path = tmp_path / "fid.npz"
+    np.savez(path, mu=mu, sigma=sigma)
+    with pytest.raises(UserError, match=rf"fid\.npz: .*{says}") as caught:
+        GaussianStats.read(path, "e", "p")
+    assert "\n" not in str(caught.value)
+
+
+def sums_in_float32(x: Array) -> Array:
+    """E[xx'] - mm', the covariance that rounding leaves most below zero."""
+    x = x.astype(np.float32)
+    total = sum((part.T @ part for part in np.array_split(x, 4)), np.float32(0))
+    mean = x.mean(axis=0)
+    return np.asarray(total / len(x) - np.outer(mean, mean))
+
+
+@pytest.mark.parametrize(
+    "covariance",
+    [
+        lambda x: np.cov(x, rowvar=False),
+        lambda x: np.cov(x, rowvar=False).astype(np.float32),
+        sums_in_float32,
+        lambda x: sums_in_float32(x) * (1 + 1e-6 * np.tri(x.shape[1])),  # and not symmetric
+        lambda x: 0 * np.cov(x, rowvar=False),
+    ],
+)
+def test_what_rounding_does_to_a_covariance_is_no_damage(tmp_path: Path, covariance) -> None:
+    """Of fewer samples than dimensions: most eigenvalues are 0, and may be a little below."""
+    g = np.random.default_rng(0)
+    sigma = covariance(0.4 + 0.1 * g.standard_normal((40, 200)))
+    np.savez(tmp_path / "fid.npz", mu=np.zeros(200), sigma=sigma)
+    read = GaussianStats.read(tmp_path / "fid.npz", "e", "p")
+    np.testing.assert_array_equal(read.sigma, sigma)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a zip", b"PK\x03\x04torn", pickle.dumps({"mu": [0.0]})]
+)
 def test_what_is_no_npz_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.npz"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"bad\.npz is not an npz"):
+    with pytest.raises(UserError, match=r"bad\.npz is not an npz") as caught:
         GaussianStats.read(path)
+    assert "pickle" not in str(caught.value)  # which numpy would have us do
     with pytest.raises(UserError, match="no statistics at"):
         GaussianStats.read(tmp_path / "absent.npz")
     with path.open("wb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -202,6 +203,17 @@ def test_images_that_it_does_not_take(autoencoder: Autoencoder, tmp_path: Path) 
         autoencoder.shape_of((4, 8, 8))
     with pytest.raises(UserError, match="images of 9x8 are not divisible by 2"):
         autoencoder.shape_of((3, 9, 8))
+
+
+def test_loading_one_gives_no_advice(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """diffusers has four lines of it, about memory, where accelerate is not installed."""
+    logger = logging.getLogger("diffusers")  # which passes nothing on
+    logger.addHandler(caplog.handler)
+    try:
+        Autoencoder(str(folder), CPU)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "nobody/sd-vae", "empty"])

@@ -164,6 +164,25 @@ def test_copies_are_noticed_and_fresh_draws_are_not() -> None:
     assert authenticity.of(train, train) == 0.0
 
 
+@pytest.mark.parametrize("rounding", [0.0, 1e-7])
+@pytest.mark.parametrize("d", [3, 64])
+def test_a_copy_is_one_whatever_else_is_there(d: int, rounding: float) -> None:
+    """Also of a training image that is there twice, and but for the rounding of a network."""
+    once = 10 + normal(200, d, 0)
+    twice = np.concatenate([once, once * (1 + rounding)])
+    copies = once[:50] * (1 + rounding * normal(50, d, 1))
+    fresh = 10 + normal(50, d, 2)
+    assert Authenticity().of(copies, twice) == 0.0
+    assert Authenticity().of(fresh, twice) == 1.0
+    assert Authenticity().of(np.concatenate([copies, fresh]), twice) == 0.5
+
+
+def test_a_sample_as_near_as_a_training_image_is_no_authentic_one() -> None:
+    """The inequality of Alaa et al. is strict."""
+    train = np.array([[0.0], [2.0], [7.0]])
+    assert Authenticity().of(np.array([[-2.0], [9.5], [12.0], [12.5]]), train) == 0.25
+
+
 # ------------------------------------------------------------------------------------ infinite N
 
 

@@ -65,7 +65,7 @@ def test_bad_teachers_are_told_in_one_line(root: Path, teacher: RunDirectory) ->
             ["objective=scd", ("teacher", str(blind.path))],
             "'consistency', which learns no velocity",
         ),
-        (["objective=scd", flow, "data.test_images=100"], "was trained on other data: digits"),
+        (["objective=scd", flow, "data.test_images=100"], "learns from other data: digits"),
         (["objective=shortcut", flow], "'shortcut' learns from no teacher"),
         (["objective=scd", flow, "training.init=teacher"], "use training.init=random"),
         (["objective=reflow", flow, "backbone.width=32", "training.init=teacher"], "the backbone"),

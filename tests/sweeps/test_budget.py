@@ -83,8 +83,9 @@ def test_drawing_pairs_costs_the_teachers_passes(tmp_path: Path) -> None:
 
 def test_seconds_are_taken_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = {"equal": "seconds", "amount": 10}
-    with pytest.raises(UserError, match="the speed of 'flow_matching' on this backbone and data"):
+    with pytest.raises(UserError, match="the speed of 'flow_matching' on this backbone") as told:
         swept(tmp_path, budget, "flow_matching").members()
+    assert "(fewstep train objective=flow_matching ... training.steps=300" in str(told.value)
     run = swept(tmp_path, None, "flow_matching").with_overrides(["name=before"])
     directory = plan(run).runs[0].directory
     plan(run).write()

@@ -12,7 +12,7 @@ from helpers.commands import TINY, fewstep, succeed
 from fewstep.cli.launch import retry
 from fewstep.errors import UserError
 from fewstep.experiments.claim import Superseded
-from fewstep.experiments.run import run
+from fewstep.experiments.run import prepare, run
 from fewstep.experiments.worker import ProgressFile
 from fewstep.sweeps.definition import load
 from fewstep.sweeps.local import LocalLauncher, died
@@ -52,6 +52,41 @@ def test_teachers_may_be_to_come_but_not_missing(tmp_path: Path) -> None:
     assert plan(sweep).counts()["new"] == 6
     with pytest.raises(UserError, match="teacher: no run in"):
         plan(sweep.with_overrides(["objective=reflow"]))
+
+
+IMPOSSIBLE = """
+base: {evaluation.steps: [], tracking.enabled: false, training.steps: 1}
+axes:
+  objective: [consistency, flow_matching, {objective: scd, teacher: TEACHER, label: student}]
+"""
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    ("teacher", "setting", "says"),
+    [
+        ("consistency", "objective.tangent_warmup: 5", "'consistency', which learns no velocity"),
+        ("flow_matching", "data.test_samples: 100", "learns from other data: gaussians"),
+        ("flow_matching", "objective.teacher_guidance: 2", "training.label_dropout of"),
+        ("flow_matching", "training.init: teacher", "needs the backbone and the path of teacher"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused_before_anything_runs(
+    tmp_path: Path, finished: bool, teacher: str, setting: str, says: str
+) -> None:
+    """By the plan, whether it is to come or done: with the one line of ``fewstep train``."""
+    text = IMPOSSIBLE.replace("TEACHER", f"{teacher}, {setting}")
+    here = [*TINY, ("runs", str(tmp_path / "r"))]
+    sweep = load(write(tmp_path, text)).with_overrides(here)
+    if finished:  # as far as the plan looks: no weights are needed to tell
+        for done in plan(sweep.with_overrides([f"objective=[{teacher}]"])).runs:
+            prepare(done.member.config)
+            done.directory.write("result", {"provenance": {}})
+    with pytest.raises(UserError, match=says) as told:
+        plan(sweep)
+    student = next(m for m in sweep.members() if m.choices["objective"] == "student")
+    assert Path(student.config.values["teacher"]).name in str(told.value)
+    assert finished or not (tmp_path / "r").exists()
 
 
 def test_teachers_that_go_round_are_refused(tmp_path: Path) -> None:

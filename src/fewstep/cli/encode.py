@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -35,7 +34,6 @@ def encode(overrides: Sequence[str]) -> int:
     dataset = config.data.load()
     if not dataset.is_image:
         raise UserError(f"{dataset.name} is not made of images: nothing can be encoded")
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
     from fewstep.experiments.autoencoder import Autoencoder
 
     autoencoder = Autoencoder(given["autoencoder"], device, given.get("download", False))
