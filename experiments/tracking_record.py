@@ -173,9 +173,9 @@ def metric_called(metric: Json, names: dict[str, str]) -> str:
     """
     label, identity = str(metric.get("label", metric["name"])), str(metric.get("id", ""))
     short, long = (metric_name(s.lower())[:LABEL_LENGTH] for s in (str(metric["name"]), label))
-    owner = f"{label} ({identity})"
     for name in (short, long, f"{long}-{identity}"):
-        if names.setdefault(name, owner) == owner:
+        # by its id: a label may come to say more than it did
+        if names.setdefault(name, f"{label} ({identity})").endswith(f"({identity})"):
             break
     return name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,12 @@ from fewstep.experiments.tracking_store import StoreAway, is_server, one_transac
 RUNS_TOGETHER, POINTS_TOGETHER = 25, 25_000
 RUNS_LOOKED_AT = 50  # to see what there is to draw
 NOTE_LENGTH = 4000  # MLflow takes tags of 5,000 characters
+TORN = (
+    KeyError,
+    TypeError,
+    AttributeError,
+    ValueError,
+)  # what reading files of a wrong form raises
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -235,12 +242,8 @@ class SweepMirror:
         if not anew and "fewstep.description" in old:
             return
         done = [run for run in look.runs if look.statuses[run.key] == "done"]
-        looks = [
-            (dict(flatten(spec.get("config", {}))), cell_names(run, spec, names))
-            # by key, which is a hash: every n-th of the plan could be of one data set
-            for run in sorted(done, key=lambda run: run.key)[:RUNS_LOOKED_AT]
-            if (spec := run.spec()) is not None
-        ]
+        # by key, which is a hash: every n-th of the plan could be of one data set
+        looks = list(_looks(sorted(done, key=lambda run: run.key)[:RUNS_LOOKED_AT], names))
         links = (
             f"[Methods, averaged over seeds]({view.address(experiment)}), "
             f"[every run]({view.address(experiment, view.RUNS)})"
@@ -298,9 +301,19 @@ def _record(
 ) -> Record:
     try:
         return read_record(run, spec, choices, names, found.info.start_time if found else None)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except TORN as error:
         torn = str(error) if isinstance(error, UserError) else f"{run.path} is torn ({error!r})"
         raise UserError(torn) from error
+
+
+def _looks(
+    runs: Sequence[RunDirectory], names: dict[str, str]
+) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The settings of runs, and the names of what they are recorded as."""
+    for run in runs:
+        with contextlib.suppress(*TORN):  # which has been told
+            if (spec := run.spec()) is not None:
+                yield dict(flatten(spec.get("config", {}))), cell_names(run, spec, names)
 
 
 def _other_sources(found: Any, record: Record) -> bool:
