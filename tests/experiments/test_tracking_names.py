@@ -200,3 +200,16 @@ def test_the_views_show_each_identity(
     drawn = [chart.get("metricKey", "") for chart in layout["compareRunCharts"]]
     assert [k for k in drawn if "fd" in k] == ["fd_vs_nfe", "fd-gaussians-raw_100_vs_nfe"]
     assert layout["orderByKey"] == "metrics.`fd_nfe_1`"
+
+
+def test_a_torn_cell_takes_the_charts_from_no_other(
+    client: Any, root: Path, sweep: SweepDirectory
+) -> None:
+    for run in sweep.runs():
+        fake.evaluate(run, 1, 8.0, TWO_HUNDRED)
+        fake.finish(run)
+    (sweep.runs()[0].cell_file("torn")).write_text('{"cell": {}}')
+    (problem,) = sync([sweep], root).problems
+    assert KEYS[0] in problem
+    assert quality(client, sweep).keys() == set(KEYS[1:])
+    assert "fewstep.description" in tags(client, sweep)  # set with the charts
