@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fewstep.sweeps.resources import Resources
     from fewstep.sweeps.sweep import Sweep
 
+BAD_INPUT = 2
 INTERRUPTED = 130
 
 
@@ -91,11 +92,14 @@ def retry(name: str, root: Path, classes: Sequence[str], keys: Sequence[str]) ->
     for kind in classes:
         check_choice("--class", kind, tuple(CLASSES))
     directory = find_sweep(name, root)
-    runs = failed(directory, classes, keys)
+    runs, unreadable = failed(directory, classes, keys)
+    for error in unreadable:
+        err.print(f"not tried again: {error}", markup=False)
+    left = BAD_INPUT if unreadable else 0
     if not runs:
         asked = f" of class {', '.join(classes)}" if classes else ""
         out.print(f"no failed runs{asked} in sweep {name}", markup=False)
-        return 0
+        return left
     launcher, settings, resources = recall(directory)
     settings.pop("search", None)  # only what failed
     plan = directory.plan() or {"runs": []}
@@ -105,7 +109,7 @@ def retry(name: str, root: Path, classes: Sequence[str], keys: Sequence[str]) ->
     }
     tracking = ((runs[0].spec() or {})["config"])["tracking"]
     out.print(f"sweep {name}: {len(runs)} failed runs are tried again ({launcher})")
-    return launch(directory, runs, labels, launcher, settings, resources, tracking)
+    return launch(directory, runs, labels, launcher, settings, resources, tracking) or left
 
 
 def launch(
