@@ -52,7 +52,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     for leftover in folder.glob(".step-*"):  # of a process that was killed while writing
         if leftover.name.endswith(f".{os.getpid()}") or _is_old(leftover):
             shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    folder.mkdir(exist_ok=True)  # without its parents: somebody may have removed the run
+    temporary.mkdir()
     tensors = temporary / "tensors.safetensors"
     save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, tensors)
     state = {**checkpoint.state, "step": checkpoint.step, "sha256": _sha256(tensors.read_bytes())}

@@ -31,6 +31,7 @@ import difflib
 import glob
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,13 @@ from typing import Any, Literal
 
 from fewstep.errors import UserError
 from fewstep.files import replacing
+
+WORK = (
+    "request.json", "metrics.jsonl", "pairs", "checkpoints", "evaluations", "rungs", "samples",
+    "diagnostics", "progress.json", "log.txt", "cancel", "attempts.jsonl", "failure.json",
+    "stopped.json",
+)  # fmt: skip
+"""What a run that is not done has in its folder beside its spec."""
 
 CACHE = "_cache"  # below the root of runs: extractors, reference statistics, lists of packages
 
@@ -53,8 +61,13 @@ class Unreadable(UserError):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON to ``path`` atomically (temporary name, fsync, rename)."""
+    """Write ``value`` as JSON to ``path`` atomically, in a folder that is made where it is not."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    replace_json(path, value)
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON to ``path`` atomically (temporary name, fsync, rename)."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=True) + "\n"
     with replacing(path) as other, other.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -273,12 +286,33 @@ class RunDirectory:
 
     def write(self, name: str, value: Json) -> None:
         """Write ``<name>.json`` atomically; nothing where somebody has removed the directory."""
-        if self.path.is_dir():
-            write_json(self.path / f"{name}.json", value)
+        with contextlib.suppress(FileNotFoundError):
+            replace_json(self.path / f"{name}.json", value)
+
+    def write_within(self, file: Path, value: Json) -> None:
+        """Write a cell's or rung's ``file``; the folder it is in is made, but not the run's own.
+
+        Raises:
+            FileNotFoundError: somebody has removed the run.
+        """
+        file.parent.mkdir(exist_ok=True)
+        replace_json(file, value)
 
     def remove(self, name: str) -> None:
         """Remove ``<name>.json`` if it is there."""
         (self.path / f"{name}.json").unlink(missing_ok=True)
+
+    def leftovers(self) -> list[Path]:
+        """The files and folders of ``WORK`` that are there."""
+        return [path for name in WORK if os.path.lexists(path := self.path / name)]
+
+    def clear(self) -> None:
+        """Remove them: by name, for who else keeps something here keeps it."""
+        for path in self.leftovers():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 @dataclass(frozen=True)
