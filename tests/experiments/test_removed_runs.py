@@ -113,3 +113,12 @@ def test_a_run_that_is_done_and_lost_its_spec_keeps_what_it_found(tmp_path: Path
     assert prepare(tiny(tmp_path, *SETTINGS, "evaluation.steps=[1]")) == directory
     assert run(directory) == result
     assert len(directory.cells()) == 1
+
+
+def test_records_make_no_folder_of_a_removed_run(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "gone")
+    directory.write("result", {})
+    for file in (directory.cell_file("cell"), directory.rung_file(3)):
+        with pytest.raises(FileNotFoundError):
+            directory.write_within(file, {})
+    assert not directory.path.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +65,24 @@ def sweep(
         orphans = [r for r in begun if Path(r.member.config.values["teacher"] or "-").name in left]
         left |= {run.directory.key for run in orphans}
         begun = [run for run in begun if run not in orphans]
+    resources = {run.directory.key: run.resources for run in begun}
     if launcher == "local":
         for run in begun:
             choose_device(run.member.config.training.device)
+    elif launcher == "ray":
+        wanted = launcher_of(launcher, settings, resources, made.directory, made.sweep)
+        wanted.check([run.directory for run in begun])
+    else:
+        from fewstep.sweeps.slurm import queue
+
+        queue.array_limit()  # is there SLURM at all?
     tell_left([run.directory for run in waiting if run.directory.key in left], made.sweep.name)
     made.write()
-    resources = {run.directory.key: run.resources for run in begun}
-    remember(made.directory, launcher, settings, resources)
+    accepted = partial(remember, made.directory, launcher, settings, resources)
+    if launcher != "slurm":
+        accepted()
     labels = {run.directory.key: run.member.label for run in made.runs}
-    return launch(
+    code = launch(
         made.directory,
         [run.directory for run in begun],
         labels,
@@ -82,6 +92,9 @@ def sweep(
         made.runs[0].member.config.values["tracking"],
         made.sweep,
     )
+    if launcher == "slurm":  # it may have refused, and only it can know
+        accepted()
+    return code
 
 
 def retry(name: str, root: Path, classes: Sequence[str], keys: Sequence[str]) -> int:
