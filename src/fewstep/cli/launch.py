@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.console import err, out
+from fewstep.cli.console import duration, err, out
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
 from fewstep.sweeps.launching import failed, ready, recall, remember
@@ -54,7 +55,8 @@ def sweep(
     check_settings(launcher, settings, [run.resources for run in made.runs if run.to_do])
     out.print(headline(made))
     if plan_only:
-        show(made, scripts(made, settings) if launcher == "slurm" else ())
+        told = {"slurm": scripts, "ray": proposals}.get(launcher)
+        show(made, told(made, settings) if told else ())
         return 0
     if stopped and continue_stopped(made.directory.runs()):
         made = plan(made.sweep)
@@ -240,6 +242,24 @@ def tell_left(runs: Sequence[RunDirectory], name: str) -> None:
         f"fewstep retry {name} tries them again",
         markup=False,
     )
+
+
+def proposals(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
+    """What a search would add to the plan."""
+    from fewstep.sweeps.ray.settings import RaySettings
+
+    parsed, seeds, known = RaySettings.parse(settings), len(made.sweep.seeds), made.estimate.seconds
+    if parsed.search == "none":
+        return
+    more = parsed.trials * seeds
+    told = (
+        f"search {parsed.search}: up to {more} runs more ({parsed.trials} trials x {seeds} seeds)"
+    )
+    if known:
+        told += (
+            f", about {duration(more * mean(known.values()))} if they take as long as the others"
+        )
+    yield told
 
 
 def scripts(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
