@@ -52,13 +52,13 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     for leftover in folder.glob(".step-*"):  # of a process that was killed while writing
         if leftover.name.endswith(f".{os.getpid()}") or _is_old(leftover):
             shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    tensors = temporary / "tensors.safetensors"
-    save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, tensors)
-    state = {**checkpoint.state, "step": checkpoint.step, "sha256": _sha256(tensors.read_bytes())}
-    (temporary / "state.json").write_text(json.dumps(state, indent=1))
-    for path in (tensors, temporary / "state.json", temporary):
-        _sync(path)
+    folder.mkdir(exist_ok=True)  # without its parents: somebody may have removed the run
+    temporary.mkdir()
+    try:
+        _write(temporary, checkpoint)
+    except BaseException:  # a full disk needs the room, not least to record why the run failed
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if final.exists():  # damaged, else training would have gone on from it
         shutil.rmtree(final)
     temporary.rename(final)
@@ -67,6 +67,16 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     # this process was suspended, and another has gone on meanwhile
     for path in sorted(p for p in folder.glob("step-*") if p.name <= final.name)[:-KEPT]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    """Its files, on the disk when this returns."""
+    tensors = folder / "tensors.safetensors"
+    save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, tensors)
+    state = {**checkpoint.state, "step": checkpoint.step, "sha256": _sha256(tensors.read_bytes())}
+    (folder / "state.json").write_text(json.dumps(state, indent=1))
+    for path in (tensors, folder / "state.json", folder):
+        _sync(path)
 
 
 def _is_old(path: Path) -> bool:

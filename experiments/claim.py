@@ -25,11 +25,12 @@ from filelock import FileLock, Timeout
 
 from fewstep.experiments.provenance import JOB as JOB
 from fewstep.experiments.provenance import now
-from fewstep.experiments.rundir import RunDirectory, read_json, write_json
+from fewstep.experiments.rundir import RunDirectory, Unreadable, read_json, write_json
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 90.0  # of silence, after which an attempt on another machine is taken for dead
 LOOK_SECONDS = 1.0
+UNKNOWN = "unknown"  # token of an attempt whose claim nobody can read
 SUPERSEDES = "FEWSTEP_SUPERSEDES"  # token of an attempt that the launcher knows to be over
 
 
@@ -67,9 +68,16 @@ class Attempt:
 
 
 def holder(directory: RunDirectory) -> Attempt | None:
-    """The attempt that holds the run, alive or not."""
-    found = read_json(directory.claim)
-    return None if found is None else Attempt(**found)
+    """The attempt that holds the run, alive or not.
+
+    A claim that a disk has damaged is somebody's on another machine: whoever it is sees that it is
+    no longer its own, and leaves; to the others it is stale after the usual time.
+    """
+    try:
+        found = read_json(directory.claim)
+        return None if found is None else Attempt(**found)
+    except (Unreadable, TypeError):
+        return Attempt(UNKNOWN, "?", "another", 0, 0.0, "")
 
 
 def alive(attempt: Attempt, claim: Path) -> bool:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fewstep.backbones import BACKBONES
-from fewstep.errors import UserError, nearest
+from fewstep.errors import UserError, listed, nearest
 from fewstep.experiments.data import DATA
 from fewstep.objectives import OBJECTIVES
 from fewstep.registry import Registry
@@ -52,9 +52,9 @@ def assign(config: DictConfig, key: str, value: Any, known: Sequence[str]) -> No
     if key not in known:
         inside = [k for k in known if k.startswith(key.rsplit(".", 1)[0] + ".")]
         hint = nearest(key, [*known, *GROUPS])
-        raise UserError(f"unknown setting {key!r}{hint} (choices: {', '.join(inside or known)})")
-    listed = OmegaConf.is_list(OmegaConf.select(config, key)) and key not in ONE_OR_SEVERAL
-    if listed and not isinstance(value, list | tuple):
+        raise UserError(f"unknown setting {key!r}{hint}{listed(inside or known, hint)}")
+    is_list = OmegaConf.is_list(OmegaConf.select(config, key)) and key not in ONE_OR_SEVERAL
+    if is_list and not isinstance(value, list | tuple):
         raise UserError(f"{key} takes a list, written [a,b], got {value!r}")
     if key == "evaluation.times" and value and not any(isinstance(v, list | tuple) for v in value):
         value = [value]  # one schedule, written without the brackets of the list of them

@@ -38,6 +38,7 @@ from fewstep.objectives import OBJECTIVES, Objective, sampling_fields
 from fewstep.registry import Registry
 
 KEY_LENGTH = 12
+NAME_BYTES = 200  # of the 255 that a file name may have: others are made of it
 # where files are and who is told: nothing that could change a number
 NOT_IN_KEY = ("runs", "sweep", "tracking", "evaluation")
 
@@ -128,15 +129,19 @@ def sweep_name(value: Any) -> str:
     """``value`` as the name of a folder under the run root.
 
     Raises:
-        UserError: a name that could lead elsewhere, or hide.
+        UserError: a name that could lead elsewhere, or hide, or that is taken, or too long.
     """
     name = str(value)
-    if name == "mlartifacts":  # beside the sweeps, MLflow's own folder
-        raise UserError("a sweep cannot be called 'mlartifacts': MLflow keeps its files there")
+    if name == "mlartifacts" or name.startswith("mlflow.db"):  # beside the sweeps
+        raise UserError(f"a sweep cannot be called {name!r}: MLflow keeps its files there")
     if not name[:1].isalnum() or not all(c.isalnum() or c in "-_." for c in name):
         raise UserError(
             f"a sweep's name may hold letters, digits, '-', '_' and '.', and begins with "
             f"a letter or digit, got {name!r}"
+        )
+    if (length := len(name.encode())) > NAME_BYTES:
+        raise UserError(
+            f"a sweep's name may have {NAME_BYTES} bytes, got {length}: '{name[:20]}...'"
         )
     return name
 

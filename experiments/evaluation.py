@@ -27,7 +27,7 @@ from fewstep.experiments.measure import Measure, measures
 from fewstep.experiments.network import choose_device, load_network
 from fewstep.experiments.provenance import made_by
 from fewstep.experiments.reference import Array, Reference, short_hash
-from fewstep.experiments.rundir import Json, RunDirectory, write_json
+from fewstep.experiments.rundir import Json, RunDirectory
 from fewstep.experiments.settings import Evaluation
 from fewstep.files import replacing
 
@@ -204,7 +204,7 @@ def _record(
         }
         if found.error is not None:
             record["error"] = found.error
-        write_json(directory.cell_file(name), record)
+        directory.write_within(directory.cell_file(name), record)
     return untold
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import traceback
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from fewstep.experiments.provenance import now
 from fewstep.experiments.rundir import Json, RunDirectory
 
 LOG_TAIL_LINES = 20
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class FailureClass:
 CLASSES = {
     "nan": FailureClass(0, False),  # a loss, a gradient or a sample is not finite
     "oom": FailureClass(0, False),  # out of memory
+    "disk_full": FailureClass(0, False),  # no space left to write to, or a quota is used up
     "bad_data": FailureClass(0, True),  # settings or data that do not fit
     "bug": FailureClass(0, True),  # an exception
     "killed": FailureClass(1, True),  # the process was killed from outside
@@ -39,7 +42,7 @@ CLASSES = {
 
 
 def failure_class(error: BaseException) -> str:
-    """nan | oom | lost_node | bad_data | bug, of an exception."""
+    """nan | oom | disk_full | lost_node | bad_data | bug, of an exception."""
     import torch  # status and reports read failures without it
 
     from fewstep.errors import UserError
@@ -51,9 +54,18 @@ def failure_class(error: BaseException) -> str:
         return "oom"
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
         return "oom"  # what torch's CPU allocator says
+    if _is_full(error):
+        return "disk_full"
     if is_loss(error):
         return "lost_node"
     return "bad_data" if isinstance(error, UserError) else "bug"
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether the system had no room to write; safetensors tells its error number in words."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(f"(os error {number})" in str(error) for number in FULL)
 
 
 def of_error(run: RunDirectory, error: BaseException) -> Json:

@@ -53,7 +53,7 @@ def stored_pairs(
     """
     first, told = ranks().first, ranks().told
     if first:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # without its parents: somebody may have removed the run
     blocks = [min(BLOCK, count - begun) for begun in range(0, count, BLOCK)]
     there = told({i for i in range(len(blocks)) if _file(folder, i).exists()})
     for i, size in enumerate(blocks):

@@ -55,6 +55,8 @@ def directory_of(config: RunConfig) -> RunDirectory:
 def prepare(config: RunConfig) -> RunDirectory:
     """Make the run's directory: ``spec.json`` once, ``request.json`` when something else is asked.
 
+    What is left there of a run that somebody has removed is no beginning of this one.
+
     Raises:
         UserError: the run root cannot be written, or the directory is of another configuration.
     """
@@ -72,7 +74,7 @@ def prepare(config: RunConfig) -> RunDirectory:
     try:
         directory.path.mkdir(parents=True, exist_ok=True)
         if spec is None:
-            directory.remove("failure")  # what somebody left who removed the rest
+            _begin_anew(directory)
             directory.write(
                 "spec",
                 {
@@ -92,6 +94,19 @@ def prepare(config: RunConfig) -> RunDirectory:
             f"cannot write to run root {root!r} ({error.strerror}); choose another with runs=DIR"
         ) from None
     return directory
+
+
+def _begin_anew(directory: RunDirectory) -> None:
+    """Remove what a run without its spec has left; one that is done keeps what it found.
+
+    Under a claim: what somebody is at work on stays, and nobody begins meanwhile.
+    """
+    if directory.status() == "done":
+        directory.remove("failure")
+    elif directory.leftovers():
+        with contextlib.suppress(Busy), Claim(directory):
+            if directory.spec() is None:  # else somebody has begun it anew just now
+                directory.clear()
 
 
 def read_spec(directory: RunDirectory) -> RunConfig | None:

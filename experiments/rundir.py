@@ -26,10 +26,12 @@ This module imports no torch: ``status``, ``sync`` and the reports read thousand
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import glob
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,15 +40,34 @@ from typing import Any, Literal
 from fewstep.errors import UserError
 from fewstep.files import replacing
 
+WORK = (
+    "request.json", "metrics.jsonl", "pairs", "checkpoints", "evaluations", "rungs", "samples",
+    "diagnostics", "progress.json", "log.txt", "cancel", "attempts.jsonl", "failure.json",
+    "stopped.json",
+)  # fmt: skip
+"""What a run that is not done has in its folder beside its spec."""
+
 CACHE = "_cache"  # below the root of runs: extractors, reference statistics, lists of packages
 
 Json = dict[str, Any]
 Status = Literal["done", "failed", "stopped", "running", "new"]
 
 
+class Unreadable(UserError):
+    """A file of a run or a sweep that is not what was written: a disk's fault, or an editor's.
+
+    It was written atomically: no kill makes it so.
+    """
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON to ``path`` atomically (temporary name, fsync, rename)."""
+    """Write ``value`` as JSON to ``path`` atomically, in a folder that is made where it is not."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    replace_json(path, value)
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON to ``path`` atomically (temporary name, fsync, rename)."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=True) + "\n"
     with replacing(path) as other, other.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -58,20 +79,31 @@ def read_json(path: Path | str) -> Json | None:
     """The JSON object in ``path``; None where there is no such file.
 
     Raises:
-        UserError: the file is there but is not a JSON object.
+        Unreadable: the file is there but is not a JSON object.
     """
     try:
         with open(path, "rb", buffering=0) as file:  # half the time of read_text, 100,000 times
-            text = file.readall().decode("utf-8")
+            content = file.readall()
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
+        value = json.loads(content.decode("utf-8"))
+    except ValueError as error:  # no JSON, or no text at all
+        raise Unreadable(f"{path} is not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+        raise Unreadable(f"{path} holds a {type(value).__name__}, expected a JSON object")
     return value
+
+
+def read_record(path: Path | str) -> Json | None:
+    """As ``read_json``, of what a launch makes again: the error says how to go on."""
+    try:
+        return read_json(path)
+    except Unreadable as error:
+        anew = ", and the run anew unless it is done" if str(path).endswith("spec.json") else ""
+        raise Unreadable(
+            f"{error}; remove that file, and launching the sweep makes it again{anew}"
+        ) from None
 
 
 def read_lines(path: Path) -> list[Json]:
@@ -147,22 +179,25 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     def spec(self) -> Json | None:
-        return read_json(self.path / "spec.json")
+        return read_record(self.path / "spec.json")
 
     def request(self) -> Json | None:
-        return read_json(self.path / "request.json")
+        return read_record(self.path / "request.json")
 
     def result(self) -> Json | None:
-        return read_json(self.path / "result.json")
+        return read_record(self.path / "result.json")
 
     def failure(self) -> Json | None:
-        return read_json(self.path / "failure.json")
+        return read_record(self.path / "failure.json")
 
     def stopped(self) -> Json | None:
-        return read_json(self.path / "stopped.json")
+        return read_record(self.path / "stopped.json")
 
     def progress(self) -> Json | None:
-        return read_json(self.path / "progress.json")
+        """What the process told last; None where it has not, or nobody can read it."""
+        with contextlib.suppress(Unreadable):  # it is of the moment: the next is as good
+            return read_json(self.path / "progress.json")
+        return None
 
     def status(self) -> Status:
         """``done`` | ``failed`` | ``stopped`` | ``running`` (begun, perhaps interrupted) | ``new``.
@@ -190,7 +225,7 @@ class RunDirectory:
 
         Should two attempts have written for a moment, they wrote the same: one line a step is kept.
         """
-        rows = {row["step"]: row for row in read_lines(self.metrics_file)}
+        rows = {row["step"]: row for row in read_lines(self.metrics_file) if "step" in row}
         return [rows[step] for step in sorted(rows)]
 
     def note(self, token: str, **what: Any) -> None:
@@ -205,7 +240,8 @@ class RunDirectory:
         """What is known of each attempt, oldest first; one that lacks ``ended`` was killed."""
         found: dict[str, Json] = {}
         for line in read_lines(self.path / "attempts.jsonl"):
-            found.setdefault(line["token"], {}).update(line)
+            if "token" in line:  # else it is not one of ours
+                found.setdefault(line["token"], {}).update(line)
         return list(found.values())
 
     def last_step(self) -> int:
@@ -229,7 +265,7 @@ class RunDirectory:
             names = sorted(n for n in os.listdir(folder) if n.endswith(".json"))
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        found = ((name, read_json(os.path.join(folder, name))) for name in names)
+        found = ((name, read_record(os.path.join(folder, name))) for name in names)
         return {name[: -len(".json")]: cell for name, cell in found if cell is not None}
 
     def cell_file(self, name: str) -> Path:
@@ -250,12 +286,33 @@ class RunDirectory:
 
     def write(self, name: str, value: Json) -> None:
         """Write ``<name>.json`` atomically; nothing where somebody has removed the directory."""
-        if self.path.is_dir():
-            write_json(self.path / f"{name}.json", value)
+        with contextlib.suppress(FileNotFoundError):
+            replace_json(self.path / f"{name}.json", value)
+
+    def write_within(self, file: Path, value: Json) -> None:
+        """Write a cell's or rung's ``file``; the folder it is in is made, but not the run's own.
+
+        Raises:
+            FileNotFoundError: somebody has removed the run.
+        """
+        file.parent.mkdir(exist_ok=True)
+        replace_json(file, value)
 
     def remove(self, name: str) -> None:
         """Remove ``<name>.json`` if it is there."""
         (self.path / f"{name}.json").unlink(missing_ok=True)
+
+    def leftovers(self) -> list[Path]:
+        """The files and folders of ``WORK`` that are there."""
+        return [path for name in WORK if os.path.lexists(path := self.path / name)]
+
+    def clear(self) -> None:
+        """Remove them: by name, for who else keeps something here keeps it."""
+        for path in self.leftovers():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 @dataclass(frozen=True)
@@ -274,7 +331,7 @@ class SweepDirectory:
 
     def plan(self) -> Json | None:
         """``sweep.json``: ``{name, description, axes, runs: [{key, seed, choices}]}``."""
-        return read_json(self.path / "sweep.json")
+        return read_record(self.path / "sweep.json")
 
     def runs(self) -> list[RunDirectory]:
         """The members named in sweep.json, in its order; every run folder where there is none."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from fewstep.experiments.drawing import Cell, draw
 from fewstep.experiments.measure import Measure, main_measure
 from fewstep.experiments.provenance import now
-from fewstep.experiments.rundir import Json, RunDirectory, write_json
+from fewstep.experiments.rundir import Json, RunDirectory
 from fewstep.experiments.trainer import Trainer
 
 Decide = Callable[[int, float, Callable[[], bool]], bool]
@@ -58,7 +58,7 @@ class Rungs:
         begun = time.perf_counter()
         trainer._save()
         record = self._evaluate(trainer, cache)
-        write_json(directory.rung_file(done), record)
+        directory.write_within(directory.rung_file(done), record)
         self.ended = not self.decide(done, record["value"], stop)
         trainer.aside += time.perf_counter() - begun
 

@@ -7,6 +7,7 @@ training step of the two costs (``Objective.step_cost``). Otherwise it is not kn
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fewstep.errors import UserError
 from fewstep.experiments.config import RunConfig, build
 from fewstep.experiments.evaluation import cells_to_come
-from fewstep.experiments.rundir import Json, RunDirectory
+from fewstep.experiments.rundir import Json, RunDirectory, Unreadable
 from fewstep.objectives import OBJECTIVES
 from fewstep.sweeps.resources import Resources
 
@@ -119,11 +120,16 @@ class _Done:
 
     @cached_property
     def result(self) -> Json:
-        return self.directory.result() or {}
+        """Nothing where it is damaged, as ``cells``: an estimate does without."""
+        with contextlib.suppress(Unreadable):
+            return self.directory.result() or {}
+        return {}
 
     @cached_property
     def cells(self) -> list[Json]:
-        return list(self.directory.cells().values())
+        with contextlib.suppress(Unreadable):
+            return list(self.directory.cells().values())
+        return []
 
     @cached_property
     def cost(self) -> float | None:
@@ -146,7 +152,10 @@ class _Finished:
         self.speeds: dict[tuple[str, str, bool], _Speed | None] = {}
         results = [(p.stat().st_mtime_ns, str(p), p.parent) for p in root.glob("*/*/result.json")]
         for _, _, path in sorted(results, reverse=True):
-            config = (RunDirectory(path).spec() or {}).get("config", {})
+            try:
+                config = (RunDirectory(path).spec() or {}).get("config", {})
+            except Unreadable:
+                continue
             if config and (place := _place(config)) in self.at:
                 self.at[place].append(_Done(RunDirectory(path), config["objective"]))
 

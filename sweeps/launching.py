@@ -7,7 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 from fewstep.experiments.provenance import now
-from fewstep.experiments.rundir import RunDirectory, SweepDirectory, read_json, write_json
+from fewstep.experiments.rundir import (
+    RunDirectory,
+    SweepDirectory,
+    Unreadable,
+    read_record,
+    write_json,
+)
 from fewstep.sweeps.resources import Resources
 
 
@@ -28,7 +34,7 @@ def remember(
 
 def recall(sweep: SweepDirectory) -> tuple[str, dict[str, Any], dict[str, Resources]]:
     """(launcher, its settings, resources by key); local where nothing was noted."""
-    noted = read_json(sweep.path / "launch.json") or {}
+    noted = read_record(sweep.path / "launch.json") or {}
     resources = {key: Resources(**values) for key, values in noted.get("resources", {}).items()}
     return noted.get("launcher", "local"), noted.get("settings", {}), resources
 
@@ -41,16 +47,23 @@ def ready(runs: Iterable[RunDirectory]) -> None:
 
 def failed(
     sweep: SweepDirectory, classes: Sequence[str], keys: Sequence[str]
-) -> list[RunDirectory]:
+) -> tuple[list[RunDirectory], list[Unreadable]]:
     """Runs that failed: of these classes, or of any; with these beginnings of keys, or all.
+
+    Also what is wrong with those of which nobody can tell, for a file of them is damaged.
 
     Raises:
         UserError: no run has such a key.
     """
-    return [
-        run
-        for run in sweep.chosen(keys)
-        if run.status() == "failed"
-        and (failure := run.failure()) is not None
-        and (not classes or failure["class"] in classes)
-    ]
+    runs, unreadable = [], []
+    for run in sweep.chosen(keys):
+        if run.status() != "failed":
+            continue
+        try:
+            spec, failure = run.spec(), run.failure()
+        except Unreadable as error:
+            unreadable.append(error)
+            continue
+        if spec and failure and (not classes or failure["class"] in classes):
+            runs.append(run)
+    return runs, unreadable

@@ -96,6 +96,7 @@ class Plan:
         Raises:
             UserError: the run root cannot be written.
         """
+        before = self.directory.plan() or {"runs": []}  # refused before anything is written
         for run in self.runs:
             prepare(run.member.config)
         planned = {run.directory.key for run in self.runs}
@@ -107,7 +108,7 @@ class Plan:
                 if member.config.key in planned or directory_of(member.config).spec() is not None
             ]
         keys = {member.config.key for member in members}
-        before = self.directory.plan() or {"runs": []}  # what a search has added stays
+        # what a search has added stays
         kept = [run for run in before["runs"] if run.get("proposed") and run["key"] not in keys]
         write_json(
             self.directory.path / "sweep.json",

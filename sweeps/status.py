@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from fewstep.experiments.claim import Attempt, at_work
-from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory
+from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, Unreadable
 from fewstep.experiments.settings import Evaluation
 
-STATES = ("done", "running", "queued", "interrupted", "failed", "cancelled", "stopped", "new")
-"""Stopped: ended early by a search algorithm, which is no failure."""
+STATES = (
+    "done", "running", "queued", "interrupted", "failed", "cancelled", "stopped", "new",
+    "unreadable",
+)  # fmt: skip
+"""Stopped: ended early by a search algorithm, which is no failure. Unreadable: a file of it is
+damaged."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class RunStatus:
 
     ``state``: one of ``STATES``. ``node``: where it is, or was last, at work. ``restarts``: how
     many attempts there were, after the first, to bring it to its result. ``rate``: steps a second.
-    ``left``: seconds that its phase has left. ``note``: why it waits, else the reason of a failure.
-    ``values``: of ``metric`` (its label), by steps.
+    ``left``: seconds that its phase has left. ``note``: why it waits, else the reason of a failure,
+    else which file cannot be read. ``values``: of ``metric`` (its label), by steps.
     """
 
     key: str
@@ -136,7 +140,7 @@ def _node(attempt: Attempt | None, attempts: list[Json]) -> str:
     if attempt is not None:
         return str((attempt.job or {}).get("node", attempt.host))
     if attempts:
-        return str((attempts[-1].get("job") or {}).get("node", attempts[-1]["host"]))
+        return str((attempts[-1].get("job") or {}).get("node", attempts[-1].get("host", "")))
     return ""
 
 
@@ -144,7 +148,27 @@ def sweep_status(sweep: SweepDirectory, waiting: Waiting = lambda sweep: {}) -> 
     """All members of a sweep, in its order."""
     members = {m["key"]: m for m in (sweep.plan() or {"runs": []})["runs"]}
     waits = waiting(sweep)
-    return [run_status(run, members.get(run.key), waits.get(run.key)) for run in sweep.runs()]
+    return [_told(run, members.get(run.key), waits.get(run.key)) for run in sweep.runs()]
+
+
+def _told(run: RunDirectory, member: Json | None, waits: str | None) -> RunStatus:
+    """``run_status``; a damaged file is told, and hides no other run."""
+    try:
+        return run_status(run, member, waits)
+    except Unreadable as error:
+        about = {"title": "?", "seed": 0, "choices": {}, **(member or {})}
+        return RunStatus(
+            key=run.key,
+            title=about["title"],
+            seed=about["seed"],
+            choices=about["choices"],
+            state="unreadable",
+            step=0,
+            steps=0,
+            rate=None,
+            values={},
+            note=str(error),
+        )
 
 
 def counts(runs: list[RunStatus]) -> dict[str, int]:

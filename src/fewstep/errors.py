@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+MANY = 20  # choices: more than anybody reads
 
 
 class UserError(ValueError):
@@ -17,8 +19,18 @@ class UserError(ValueError):
 def unknown(kind: str, value: object, choices: Iterable[str]) -> UserError:
     """A ``UserError`` for a ``value`` that is not among ``choices``, with the nearest one named."""
     options = sorted(choices)
-    told = f"unknown {kind} {value!r}{nearest(value, options)}"
-    return UserError(f"{told} (choices: {', '.join(options) or 'none'})")
+    near = nearest(value, options)
+    return UserError(f"unknown {kind} {value!r}{near}{listed(options, near)}")
+
+
+def listed(options: Sequence[str], near: str) -> str:
+    """For the end of a message: " (choices: a, b)".
+
+    How many there are, where there is a ``near`` one that a long list would only hide.
+    """
+    if near and len(options) > MANY:
+        return f" ({len(options)} choices)"
+    return f" (choices: {', '.join(options) or 'none'})"
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:

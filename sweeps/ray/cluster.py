@@ -56,20 +56,37 @@ def connected(settings: RaySettings) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _joined(address: str) -> Iterator[None]:
-    try:
-        found = services.canonicalize_bootstrap_address(address) if address == "auto" else address
-        # Ray would wait for minutes, deaf to signals
-        if not answers(found):
-            raise ConnectionError(f"nobody answers at {found}")
-        _init(address=found)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"no Ray cluster at ray.address {address!r}: {reason}") from None
-    print(f"joined the Ray cluster at {found}", flush=True)
+    place = found(address)
+    with _refusing(address):
+        _init(address=place)
+    print(f"joined the Ray cluster at {place}", flush=True)
     try:
         yield
     finally:
         ray.shutdown()  # of the connection; the cluster is left running
+
+
+def found(address: str) -> str:
+    """The ``HOST:PORT`` of the cluster at ``address``, where somebody answers.
+
+    Raises:
+        UserError: nobody does: Ray would wait for minutes, deaf to signals.
+    """
+    with _refusing(address):
+        place = services.canonicalize_bootstrap_address(address) if address == "auto" else address
+        if not answers(place):
+            raise ConnectionError(f"nobody answers at {place}")
+        return str(place)
+
+
+@contextlib.contextmanager
+def _refusing(address: str) -> Iterator[None]:
+    """What Ray and the network say of an address, in our words."""
+    try:
+        yield
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"no Ray cluster at ray.address {address!r}: {reason}") from None
 
 
 def answers(address: str) -> bool:

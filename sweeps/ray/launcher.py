@@ -63,18 +63,13 @@ class RayLauncher:
             UserError: no cluster at the address, a run that asks for more than there is, or
                 rungs for one of several processes.
         """
+        self.check(runs)
         sweep = self.directory or SweepDirectory(runs[0].path.parent)
         proposals = self._proposals(sweep)
         if proposals is None and all(finished(run) for run in runs):
             feed = Feed(runs, [], None, lambda run: [], on_event)  # nothing to start Ray for
             assert feed.suggest("none") == feed.FINISHED
             return feed.outcome
-        if self.settings.rung_steps():
-            unfinished = [run for run in runs if not finished(run)]
-            refuse_rungs(unfinished, self.resources or {}, self.searched if proposals else None)
-        if self.settings.address is None and not ray.is_initialized():  # to tell before it starts
-            here = {"memory": math.inf, **cluster.share(self.settings)}
-            Wanted(self.resources or {}, proposals, [here]).check(runs)
         with cluster.connected(self.settings):
             wanted = Wanted(self.resources or {}, proposals, cluster.nodes())
             if self.settings.address is None:
@@ -95,6 +90,30 @@ class RayLauncher:
             ended.append(run.key)
             on_event(Event("done" if finished(run) else "interrupted", run), [])
         return feed.outcome
+
+    def check(self, runs: Sequence[RunDirectory]) -> None:
+        """Refuse what cannot be launched, as far as that is known before Ray starts.
+
+        ``runs`` need not be prepared; nothing is written.
+
+        Raises:
+            UserError: as for ``launch``.
+        """
+        search = self.settings.search != "none"
+        if search:
+            self._proposals(self.directory or SweepDirectory(runs[0].path.parent))
+        unfinished = [run for run in runs if not finished(run)]
+        if not unfinished and not search:
+            return
+        if self.settings.rung_steps():
+            refuse_rungs(unfinished, self.resources or {}, self.searched if search else None)
+        if ray.is_initialized():  # by whoever uses us as a library
+            return
+        if self.settings.address is not None:
+            cluster.found(self.settings.address)
+        else:
+            here = {"memory": math.inf, **cluster.share(self.settings)}
+            Wanted(self.resources or {}, None, [here]).check(runs)
 
     def _proposals(self, sweep: SweepDirectory) -> Proposals | None:
         if self.settings.search == "none":

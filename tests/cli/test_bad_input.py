@@ -10,6 +10,7 @@ import pytest
 from helpers.commands import TINY, fewstep, succeed, tree
 
 from fewstep.cli.main import main
+from fewstep.errors import MANY, unknown
 
 
 def refused(*arguments: object, cwd: Path, told: str | list[str]) -> None:
@@ -54,7 +55,7 @@ MORE = {
     "train backbone=dit_digit": "did you mean 'dit_digits'?",
     "train data=digit": "unknown data set 'digit'; did you mean 'digits'?",
     "train trainng.steps=5": "unknown setting 'trainng.steps'; did you mean 'training.steps'?",
-    "train objektive=scm": "did you mean 'objective'?",
+    "train objektive=scm": ["did you mean 'objective'? (", " choices)\n"],
     "train training.steps=0": "training.steps must be at least 1, got 0",
     "train training.steps=1.5": "training.steps: Value '1.5'",
     "train training.lr=0": "training.lr must be greater than 0, got 0",
@@ -230,3 +231,12 @@ def test_truncated_checkpoint_goes_back_to_the_one_before(images, tmp_path):
     assert whole.read_bytes() == content  # steps 9 to 12 again, to the same bits
     assert json.loads((run / "result.json").read_text())["steps"] == 12
     succeed("status", cwd=folder)
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_a_list_too_long_to_read_is_not_told_beside_the_nearest_match(near):
+    known = ["objective", *(f"training.setting{i}" for i in range(MANY))]
+    told = str(unknown("setting", "objectve" if near else "quux", known))
+    assert ("training.setting7" in told) is not near
+    assert told.endswith("did you mean 'objective'? (21 choices)") is near
+    assert "training.setting7" in str(unknown("setting", "objectve", known[:-1]))

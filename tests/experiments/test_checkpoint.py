@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from fewstep.experiments import checkpoint
 from fewstep.experiments.checkpoint import LEFT_SECONDS, Checkpoint, load_latest, save
 
 
@@ -66,6 +67,21 @@ def test_two_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 100, 1000):
         save(tmp_path, made(step))
     assert folders(tmp_path) == ["step-00000100", "step-00001000"]
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_none_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, made(5))
+
+    def full(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        file.write_bytes(b"as far as it went")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, made(10))
+    assert folders(tmp_path) == ["step-00000005"]
 
 
 def truncate(path: Path) -> None:

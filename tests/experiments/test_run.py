@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from helpers.tiny import checkpoint_steps, flat, registered, times_changed, tiny, trainer
+from safetensors import SafetensorError
 from torch import Generator
 
 from fewstep.errors import UserError
@@ -225,6 +227,10 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
         (FloatingPointError("NaN"), "nan"),
         (MemoryError(), "oom"),
         (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk_full"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "disk_full"),
+        (OSError(errno.EACCES, "Permission denied"), "bug"),
         (UserError("bad"), "bad_data"),
         (ValueError("what"), "bug"),
         (RuntimeError("shapes"), "bug"),

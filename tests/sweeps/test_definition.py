@@ -131,6 +131,10 @@ def test_bad_overrides(write, override, told):
         ("axes: {seed: [1, 2]}", "write seeds: N"),
         ("axes: {objective: [{objective: scm, sweep: other}]}", "write name: beside them"),
         ("name: mlartifacts", "MLflow keeps its files there"),
+        ("name: mlflow.db", "'mlflow.db': MLflow keeps its files there"),
+        ("name: mlflow.db.lock", "MLflow keeps its files there"),
+        (f"name: {'x' * 201}", f"a sweep's name may have 200 bytes, got 201: '{'x' * 20}...'"),
+        (f"name: {'é' * 101}", "got 202"),
         ("base: {backbone: dit_digit}", "did you mean 'dit_digits'"),
     ],
 )

@@ -20,6 +20,7 @@ from helpers.ray_driver import is_there, start_driver, start_node
 from helpers.tiny import last_tensors, times_changed, tiny
 from ray.exceptions import RayActorError
 
+from fewstep.cli.launch import sweep
 from fewstep.errors import UserError
 from fewstep.experiments.claim import at_work
 from fewstep.experiments.config import Override, compose
@@ -223,6 +224,29 @@ def test_what_this_machine_has_not_is_told_before_ray_starts(tmp_path, monkeypat
     monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was started"))
     with pytest.raises(UserError, match="asks for 8 CPU, and Ray has 2 here"):
         launch([made(tmp_path)], Resources(cpus=8), cpus=2, gpus=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["ray.address=auto"], "no Ray cluster at ray.address 'auto': nobody answers"),
+        (["resources.cpus=8", "ray.cpus=2"], "asks for 8 CPU, and Ray has 2 here"),
+        (["ray.search=optuna"], "ray.search optuna has nothing to propose from"),
+        (
+            ["ray.scheduler=asha", "ray.grace=1", "resources.nodes=2"],
+            "early stopping is for runs of one process",
+        ),
+    ],
+)
+def test_a_launch_that_is_refused_has_written_nothing(tmp_path, monkeypatch, settings, told):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was started"))
+    monkeypatch.setenv("RAY_ADDRESS", nobody())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text("base: {data: gaussians}\nseeds: 2\n")
+    with pytest.raises(UserError, match=told):
+        sweep("small.yaml", settings, False, "ray", None, False)
+    assert os.listdir(tmp_path) == ["small.yaml"]
 
 
 @pytest.mark.parametrize("error", [RayActorError(), Lost("temporarily unavailable")])

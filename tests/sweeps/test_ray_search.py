@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 from helpers.tiny import checkpoint_steps, last_tensors, tiny
 
-from fewstep.cli.launch import sweep
+from fewstep.cli.launch import proposals, sweep
 from fewstep.errors import UserError
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, write_json
 from fewstep.experiments.rungs import continue_stopped
 from fewstep.sweeps import definition
 from fewstep.sweeps.launcher import Event, Outcome
+from fewstep.sweeps.plan import plan
 from fewstep.sweeps.ray.launcher import RayLauncher
 from fewstep.sweeps.ray.proposals import Proposals, axes_of
 from fewstep.sweeps.ray.settings import RaySettings
@@ -100,6 +102,21 @@ def search(tmp_path: Path) -> Callable[..., list[str]]:
         return [member["key"] for member in (SweepDirectory(root / "mine").plan() or {})["runs"]]
 
     return searched
+
+
+def test_a_plan_says_how_many_runs_a_search_may_add(tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(SWEEP)
+    words = [("runs", str(tmp_path / "runs")), "ray.trials=4"]
+    told = "search optuna: up to 8 runs more (4 trials x 2 seeds)"
+    for launcher, there in (("ray", True), ("local", False)):
+        assert sweep(str(tmp_path / "mine.yaml"), words, True, launcher, None, False) == 0
+        assert (told in capsys.readouterr().out.splitlines()) is there
+    made = plan(definition.load(str(tmp_path / "mine.yaml")).with_overrides(words))
+    known = replace(made.estimate, seconds={"a": 60.0, "b": 30.0})
+    monkeypatch.setitem(made.__dict__, "estimate", known)
+    assert list(proposals(made, made.sweep.launchers["ray"])) == [
+        f"{told}, about 6:00 if they take as long as the others"
+    ]
 
 
 def test_a_search_is_the_same_whatever_runs_at_once_and_goes_on(tmp_path, ray_here, search):

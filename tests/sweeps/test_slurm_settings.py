@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from helpers.commands import TINY, finish, start
 from helpers.slurm_commands import Commands, sweep_of
 
 from fewstep.cli.launch import scripts as planned
+from fewstep.cli.launch import sweep
 from fewstep.errors import UserError
 from fewstep.experiments.rundir import SweepDirectory
 from fewstep.sweeps.definition import Sweep
+from fewstep.sweeps.launching import recall
 from fewstep.sweeps.plan import plan
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
@@ -238,6 +241,27 @@ def test_a_refusal_is_one_line(
     with pytest.raises(UserError, match=told):
         Slurm(sweep, SlurmSettings()).submit(sweep.runs(), {"a": Resources()})
     assert capfd.readouterr() == ("", "")
+
+
+def test_retry_goes_by_settings_that_slurm_took(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("base: {data: gaussians}")
+    launch = partial(sweep, "mine.yaml", plan_only=False, workers=None, stopped=False)
+    took = (commands.folder / "sbatch").read_text().split("\n", 2)[2]
+    commands.program("sbatch", "echo 'sbatch: error: Invalid partition name' >&2\nexit 1")
+    with pytest.raises(UserError, match="Invalid partition name"):
+        launch(overrides=["slurm.partition=no"], launcher="slurm")
+    assert not Path("runs/mine/launch.json").exists()
+    commands.program("sbatch", took)
+    assert launch(overrides=["slurm.partition=low"], launcher="slurm") == 0
+    name, settings, _ = recall(SweepDirectory(Path("runs/mine")))
+    assert (name, settings) == ("slurm", {"partition": "low"})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no SLURM on this machine"):
+        launch(overrides=["name=other"], launcher="slurm")
+    assert not Path("runs/other").exists()
 
 
 def test_nothing_but_the_sweep_says_what_slurm_is_asked(

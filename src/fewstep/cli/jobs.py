@@ -64,7 +64,7 @@ def _over(run: RunDirectory, seconds: float) -> bool:
 def cancel(name: str, root: Path, keys: Sequence[str]) -> int:
     """``fewstep cancel``: ask runs to save and stop, wherever they are; returns the exit code."""
     sweep = find_sweep(name, root)
-    chosen = [run for run in sweep.chosen(keys) if run.result() is None and run.path.is_dir()]
+    chosen = [run for run in sweep.chosen(keys) if run.status() != "done" and run.path.is_dir()]
     waits = _in_jobs(sweep, chosen)
     for run in chosen:
         run.cancel.touch()  # who is at work on it, or would begin, looks for this
@@ -88,7 +88,7 @@ def _in_jobs(sweep: SweepDirectory, chosen: Sequence[RunDirectory]) -> set[str]:
 
     slurm = Slurm(sweep, SlurmSettings())
     keys = {run.key for run in chosen}
-    finished = {run.key for run in sweep.runs() if run.result() is not None}
+    finished = {run.key for run in sweep.runs() if run.status() == "done"}
     found, over = set(), set()
     for key, (submission, index, job) in slurm.jobs().items():
         if key in keys and job is not None and job.live:

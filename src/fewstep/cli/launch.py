@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.console import err, out
+from fewstep.cli.console import duration, err, out
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
 from fewstep.sweeps.launching import failed, ready, recall, remember
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from fewstep.sweeps.resources import Resources
     from fewstep.sweeps.sweep import Sweep
 
+BAD_INPUT = 2
 INTERRUPTED = 130
 
 
@@ -52,7 +55,8 @@ def sweep(
     check_settings(launcher, settings, [run.resources for run in made.runs if run.to_do])
     out.print(headline(made))
     if plan_only:
-        show(made, scripts(made, settings) if launcher == "slurm" else ())
+        told = {"slurm": scripts, "ray": proposals}.get(launcher)
+        show(made, told(made, settings) if told else ())
         return 0
     if stopped and continue_stopped(made.directory.runs()):
         made = plan(made.sweep)
@@ -63,15 +67,24 @@ def sweep(
         orphans = [r for r in begun if Path(r.member.config.values["teacher"] or "-").name in left]
         left |= {run.directory.key for run in orphans}
         begun = [run for run in begun if run not in orphans]
+    resources = {run.directory.key: run.resources for run in begun}
     if launcher == "local":
         for run in begun:
             choose_device(run.member.config.training.device)
+    elif launcher == "ray":
+        wanted = launcher_of(launcher, settings, resources, made.directory, made.sweep)
+        wanted.check([run.directory for run in begun])
+    else:
+        from fewstep.sweeps.slurm import queue
+
+        queue.array_limit()  # is there SLURM at all?
     tell_left([run.directory for run in waiting if run.directory.key in left], made.sweep.name)
     made.write()
-    resources = {run.directory.key: run.resources for run in begun}
-    remember(made.directory, launcher, settings, resources)
+    accepted = partial(remember, made.directory, launcher, settings, resources)
+    if launcher != "slurm":
+        accepted()
     labels = {run.directory.key: run.member.label for run in made.runs}
-    return launch(
+    code = launch(
         made.directory,
         [run.directory for run in begun],
         labels,
@@ -81,6 +94,9 @@ def sweep(
         made.runs[0].member.config.values["tracking"],
         made.sweep,
     )
+    if launcher == "slurm":  # it may have refused, and only it can know
+        accepted()
+    return code
 
 
 def retry(name: str, root: Path, classes: Sequence[str], keys: Sequence[str]) -> int:
@@ -91,11 +107,14 @@ def retry(name: str, root: Path, classes: Sequence[str], keys: Sequence[str]) ->
     for kind in classes:
         check_choice("--class", kind, tuple(CLASSES))
     directory = find_sweep(name, root)
-    runs = failed(directory, classes, keys)
+    runs, unreadable = failed(directory, classes, keys)
+    for error in unreadable:
+        err.print(f"not tried again: {error}", markup=False)
+    left = BAD_INPUT if unreadable else 0
     if not runs:
         asked = f" of class {', '.join(classes)}" if classes else ""
         out.print(f"no failed runs{asked} in sweep {name}", markup=False)
-        return 0
+        return left
     launcher, settings, resources = recall(directory)
     settings.pop("search", None)  # only what failed
     plan = directory.plan() or {"runs": []}
@@ -105,7 +124,7 @@ def retry(name: str, root: Path, classes: Sequence[str], keys: Sequence[str]) ->
     }
     tracking = ((runs[0].spec() or {})["config"])["tracking"]
     out.print(f"sweep {name}: {len(runs)} failed runs are tried again ({launcher})")
-    return launch(directory, runs, labels, launcher, settings, resources, tracking)
+    return launch(directory, runs, labels, launcher, settings, resources, tracking) or left
 
 
 def launch(
@@ -223,6 +242,24 @@ def tell_left(runs: Sequence[RunDirectory], name: str) -> None:
         f"fewstep retry {name} tries them again",
         markup=False,
     )
+
+
+def proposals(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:
+    """What a search would add to the plan."""
+    from fewstep.sweeps.ray.settings import RaySettings
+
+    parsed, seeds, known = RaySettings.parse(settings), len(made.sweep.seeds), made.estimate.seconds
+    if parsed.search == "none":
+        return
+    more = parsed.trials * seeds
+    told = (
+        f"search {parsed.search}: up to {more} runs more ({parsed.trials} trials x {seeds} seeds)"
+    )
+    if known:
+        told += (
+            f", about {duration(more * mean(known.values()))} if they take as long as the others"
+        )
+    yield told
 
 
 def scripts(made: Plan, settings: Mapping[str, Any]) -> Iterator[str]:

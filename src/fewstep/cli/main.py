@@ -103,7 +103,7 @@ def sweep(
     """Run a sweep here, on Ray or on SLURM; record it in MLflow, write its report.
 
     Finished runs are not repeated; interrupted ones go on, wherever they were begun; failed ones
-    are tried again, but for those that ran out of memory or of numbers (fewstep retry).
+    are tried again, but for those that ran out of memory, disk or numbers (fewstep retry).
 
     Example: [bold]fewstep sweep digits training.steps=500 seeds=5 --plan[/]
     """

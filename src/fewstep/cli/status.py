@@ -26,8 +26,9 @@ COLOURS = {
     "interrupted": "yellow",
     "cancelled": "yellow",
     "stopped": "magenta",
+    "unreadable": "red",
 }
-ENDED = ("done", "failed", "cancelled", "stopped")
+ENDED = ("done", "failed", "cancelled", "stopped", "unreadable")
 REFRESH_SECONDS = 2.0
 
 
@@ -90,7 +91,12 @@ def _sweeps(root: Path) -> Table | str:
         return f"no runs under {root}/"
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("sweep")
-    found = [(sweep.name, counts(read(sweep))) for sweep in sweeps]
+    found = []
+    for sweep in sweeps:
+        try:
+            found.append((sweep.name, counts(read(sweep))))
+        except UserError as error:  # of its sweep.json: the others are shown all the same
+            err.print(str(error), markup=False)
     usual = ("done", "running", "interrupted", "failed", "new")
     states = [s for s in STATES if s in usual or any(s in c for _, c in found)]
     for column in ("runs", *states):

@@ -1,0 +1,143 @@
+"""A disk has damaged one file of one run: the others are shown, stopped and tried again as ever."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.commands import TINY
+
+from fewstep.cli import launch
+from fewstep.cli.main import main
+from fewstep.experiments import failures
+from fewstep.experiments.config import compose
+from fewstep.experiments.run import directory_of, prepare
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory, write_json
+from fewstep.sweeps.estimate import estimate
+from fewstep.sweeps.sweep import Member
+
+TORN = [b'{"a": ', b"", b"\xff\xfe{", b"[1]"]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunDirectory]:
+    """Three runs that failed, members of one sweep; we are where its root is."""
+    monkeypatch.chdir(tmp_path)
+    made = [prepare(compose([*TINY, f"seed={seed}"])) for seed in range(3)]
+    for run in made:
+        run.write("failure", failures.record(run, "nan", "not finite", step=7))
+    members = [
+        {"key": run.key, "seed": seed, "title": "", "choices": {"objective": "one"}}
+        for seed, run in enumerate(made)
+    ]
+    plan = {"name": "train", "description": "", "axes": [], "runs": members}
+    write_json(made[0].path.parent / "sweep.json", plan)
+    return made
+
+
+def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str):
+    """(exit code, stdout, stderr) of the command."""
+    monkeypatch.setattr("sys.argv", ["fewstep", *command.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    return ended.value.code or 0, said.out, said.err
+
+
+@pytest.mark.parametrize("name", ["spec", "failure", "request", "evaluations/cell"])
+@pytest.mark.parametrize("content", TORN)
+def test_status_shows_which_run_cannot_be_read_and_all_others(
+    runs, monkeypatch, capsys, name, content
+):
+    file = runs[1].path / f"{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    code, out, err = told(capsys, monkeypatch, "status train")
+    assert (code, err) == (0, "")
+    states = [line.split()[3] for line in out.splitlines()[1:4]]
+    assert states == ["failed", "unreadable", "failed"]
+    assert f"{runs[1].key} runs/train/{runs[1].key}/{name}.json " in out
+    assert "remove that file, and launching the sweep makes it again" in out
+    assert ("the run anew unless it is done" in out) == (name == "spec")
+    assert "3 runs: 2 failed, 1 unreadable" in out
+    code, out, err = told(capsys, monkeypatch, "status")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1].split() == ["train", "3", "0", "0", "0", "2", "0", "1"]
+
+
+@pytest.mark.parametrize("content", TORN)
+@pytest.mark.parametrize("name", ["progress", "claim"])
+def test_what_is_of_the_moment_is_as_good_as_not_there(runs, monkeypatch, capsys, name, content):
+    (runs[1].path / f"{name}.json").write_bytes(content)
+    if name == "claim":  # it may be somebody's: see test_claim.py
+        monkeypatch.setattr("fewstep.experiments.claim.STALE_SECONDS", -1.0)
+    code, out, err = told(capsys, monkeypatch, "status train")
+    assert (code, err) == (0, "")
+    assert "3 runs: 3 failed" in out
+
+
+def test_lines_that_are_not_ours_are_passed_over(runs, monkeypatch, capsys):
+    runs[0].note("mine", begun="then")
+    for name in ("attempts.jsonl", "metrics.jsonl"):
+        with (runs[0].path / name).open("ab") as file:
+            file.write(b'{"x": 1}\n[2]\n\xff\n')
+    assert [attempt["token"] for attempt in runs[0].attempts()] == ["mine"]
+    assert runs[0].metrics() == []
+    assert told(capsys, monkeypatch, "status train")[0] == 0
+
+
+def test_a_damaged_sweep_hides_no_other(runs, monkeypatch, capsys):
+    shutil.copytree("runs/train", "runs/other")
+    Path("runs/other/sweep.json").write_text('{"name": ')
+    code, out, err = told(capsys, monkeypatch, "status")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["sweep", "train"]
+    assert err.startswith("runs/other/sweep.json is not valid JSON")
+
+
+@pytest.mark.parametrize("name", ["spec", "failure", "result"])
+def test_cancel_stops_all_others(runs, monkeypatch, capsys, name):
+    (runs[1].path / f"{name}.json").write_bytes(TORN[0])
+    assert told(capsys, monkeypatch, "cancel train")[0] == 0
+    assert all(runs[i].cancel.exists() for i in (0, 2))
+
+
+@pytest.mark.parametrize("name", ["spec", "failure"])
+def test_retry_tries_all_others_and_tells(runs, monkeypatch, capsys, name):
+    launched = []
+    monkeypatch.setattr(launch, "launch", lambda sweep, runs, *rest: launched.extend(runs) or 0)
+    (runs[1].path / f"{name}.json").write_bytes(TORN[0])
+    code, out, err = told(capsys, monkeypatch, "retry train")
+    assert launched == [runs[0], runs[2]]
+    assert "2 failed runs are tried again" in out
+    assert f"not tried again: runs/train/{runs[1].key}/{name}.json is not valid JSON" in err
+    assert code == 2
+
+
+def test_a_report_refuses_and_says_how_to_go_on(runs, monkeypatch, capsys):
+    (runs[1].path / "failure.json").write_bytes(TORN[0])
+    code, out, err = told(capsys, monkeypatch, "report train")
+    assert (code, out) == (2, "")
+    assert f"{runs[1].key}/failure.json is not valid JSON" in err
+    assert "remove that file" in err
+
+
+def test_an_estimate_does_without_other_runs_that_cannot_be_read(runs):
+    for run in runs:
+        run.write("result", {})
+    (runs[0].path / "spec.json").write_bytes(TORN[0])
+    (runs[1].path / "result.json").write_bytes(TORN[1])
+    (runs[2].path / "result.json").write_bytes(TORN[2])
+    new = Member(compose([*TINY, "seed=9"]), {}, 9, "one")
+    assert estimate([(new, directory_of(new.config))], Path("runs")).seconds == {}
+
+
+def test_a_damaged_plan_is_refused_before_anything_is_written(runs, monkeypatch, capsys):
+    Path("s.yaml").write_text("name: train\nbase: {data: gaussians}\nseeds: 2")
+    (SweepDirectory(Path("runs/train")).path / "sweep.json").write_bytes(TORN[0])
+    before = sorted(Path("runs").rglob("*"))
+    code, _, err = told(capsys, monkeypatch, "sweep s.yaml tracking.enabled=false")
+    assert code == 2
+    assert "sweep.json is not valid JSON" in err
+    assert sorted(Path("runs").rglob("*")) == before
