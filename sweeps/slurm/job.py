@@ -37,6 +37,7 @@ from fewstep.sweeps.fork import ignore_usr2
 from fewstep.sweeps.launcher import Event
 from fewstep.sweeps.local import GRACE_SECONDS, POLL_SECONDS, LocalLauncher
 from fewstep.sweeps.slurm import queue
+from fewstep.sweeps.threads import cores, limits, threads
 
 FOR_EVER = 10**6  # time-outs that submitit lets a job have
 ASK_SECONDS = 10.0
@@ -66,6 +67,7 @@ class Pack:
             return self._rank(runs, told)
         self.launcher = LocalLauncher(
             workers=manifest["at_a_time"],
+            cpus=cpus_of_task() / manifest["at_a_time"],
             environment={JOB: json.dumps(told)},
             yields=True,
             over=Ghosts(told, manifest["name"]),
@@ -98,7 +100,8 @@ class Pack:
 
         Every task of the job comes here. SLURM sends its signals to the ranks, too.
         """
-        environment = {**os.environ, **rank_environment(), JOB: json.dumps(told)}
+        held = limits(threads(cpus_of_task()))
+        environment = {**os.environ, **held, **rank_environment(), JOB: json.dumps(told)}
         ghosts = Ghosts(told, str(read_manifest(Path(self.folder))["name"]))
         for run in runs:
             attempt = at_work(run)
@@ -153,6 +156,14 @@ def report(event: Event, working: Sequence[RunDirectory]) -> None:
         failure = event.run.failure() if event.kind in ("failed", "again") else None
         why = f": {failure['class']}: {failure['message']}" if failure else ""
         log.info("%s %s%s", event.kind, event.run.key, why)
+
+
+def cpus_of_task() -> int:
+    """The cores that the job has for each of its tasks: not those a process sees.
+
+    Where a cluster does not bind processes to cores, it sees all that the node has.
+    """
+    return int(os.environ.get("SLURM_CPUS_PER_TASK") or cores())
 
 
 def rank_environment() -> dict[str, str]:

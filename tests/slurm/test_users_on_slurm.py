@@ -143,12 +143,16 @@ def test_two_people_submit_the_same_sweep_at_once(tmp_path: Path, box: Box) -> N
     cases = "".join(f"  - {{label: c{i}, training.steps: {SHORT + i}}}\n" for i in range(3))
     sweep = Sweep(tmp_path, box, cases)
     words = ["sweep", "mine.yaml", *TINY, "--launcher", "slurm", "slurm.collect=false"]
+    words.append("resources.cpus=1")
+    sweep.environment.pop("OMP_NUM_THREADS")
     both = [finish(p) for p in [sweep.start(*words), sweep.start(*words)]]
     assert [done.returncode for done in both] == [0, 0], both
     assert sum("submitted job" in done.stdout for done in both) == 1
     sweep.wait()
     assert set(sweep.states.values()) == {"done"}, sweep.log()
     assert [len(run.attempts()) for run in sweep.runs.values()] == [1, 1, 1]
+    # of the cores that this cluster, as many, shows to each of its jobs, they take what is theirs
+    assert {run.result()["provenance"]["threads"] for run in sweep.runs.values()} == {1}
 
 
 def test_without_accounting(tmp_path: Path, undisturbed: RunDirectory) -> None:
