@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from fewstep.experiments.claim import Attempt, at_work
@@ -39,10 +39,6 @@ class RunStatus:
     left: float | None = None
     phase: str = ""
     metric: str = ""
-
-
-Waiting = Callable[[SweepDirectory], Mapping[str, str]]
-"""What a scheduler says of runs that wait for it: key -> a word (why they wait)."""
 
 
 def run_status(
@@ -118,7 +114,7 @@ def _state(run: RunDirectory, attempt: Attempt | None, failure: Json, waits: str
         return "running"
     if state == "done":
         return state
-    if waits is not None:
+    if waits is not None and not run.cancel.exists():  # a job that is shared passes over those
         return "queued"
     if state == "failed":
         return "cancelled" if failure.get("class") == "cancelled" else "failed"
@@ -133,11 +129,21 @@ def _node(attempt: Attempt | None, attempts: list[Json]) -> str:
     return ""
 
 
-def sweep_status(sweep: SweepDirectory, waiting: Waiting = lambda sweep: {}) -> list[RunStatus]:
-    """All members of a sweep, in its order."""
+def sweep_status(sweep: SweepDirectory, waits: Mapping[str, str] = {}) -> list[RunStatus]:
+    """All members of a sweep, in its order; ``waits``: why some wait in a queue, by key."""
     members = {m["key"]: m for m in (sweep.plan() or {"runs": []})["runs"]}
-    waits = waiting(sweep)
     return [run_status(run, members.get(run.key), waits.get(run.key)) for run in sweep.runs()]
+
+
+def left_over(sweep: SweepDirectory, waits: Collection[str] = ()) -> list[RunDirectory]:
+    """Runs that have left the sweep, but not the machines: at work, or waiting in a queue.
+
+    A value was removed from its file, say, or a setting changed, while they were there.
+    """
+    claimed = {file.parent.name for file in sweep.path.glob("*/claim.json")}
+    members = {run.key for run in sweep.runs()}
+    left = [RunDirectory(sweep.path / key) for key in sorted({*waits, *claimed} - members)]
+    return [run for run in left if run.key in waits or is_busy(run)]
 
 
 def counts(runs: list[RunStatus]) -> dict[str, int]:

@@ -72,7 +72,15 @@ class Pack:
             yields=True,
             over=Ghosts(told, manifest["name"]),
         )
-        outcome = self.launcher.launch(runs, report)
+        passed = passed_file(Path(self.folder), self.index, told["restart"])
+
+        def on_event(event: Event, working: Sequence[RunDirectory]) -> None:
+            report(event)
+            if event.run is not None and event.kind in ("done", "failed"):
+                with passed.open("a") as file:
+                    file.write(f"{event.run.key}\n")
+
+        outcome = self.launcher.launch(runs, on_event)
         if self.launcher.yielded:
             raise PackFailed("the job was started again elsewhere: this is its ghost")
         if outcome.interrupted:
@@ -150,7 +158,16 @@ WORDS = {
 }
 
 
-def report(event: Event, working: Sequence[RunDirectory]) -> None:
+def passed_file(folder: Path, index: int, restart: int) -> Path:
+    """Where a task writes which of its runs it has done with, since it was started that time.
+
+    It does not come back to these, though it goes on with others; but it does once it is queued
+    again. Whether a run is yet to be tried again does not show in the run's own files.
+    """
+    return folder / f"{index}_{restart}_passed.txt"
+
+
+def report(event: Event) -> None:
     """A line in the job's log."""
     if event.run is not None:
         failure = event.run.failure() if event.kind in ("failed", "again") else None

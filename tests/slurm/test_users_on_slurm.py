@@ -62,6 +62,26 @@ def test_packs_share_a_job(tmp_path: Path, box: Box) -> None:
     assert len({run.attempts()[0]["job"]["id"] for run in sweep.runs.values()}) == 1
 
 
+def test_what_fails_in_a_shared_job_need_not_wait_for_its_end(tmp_path: Path, box: Box) -> None:
+    third_party(tmp_path / "packages", "raising", FLAKY.format(fault='raise ValueError("why")'))
+    sweep = Sweep(tmp_path, box, f"  - {long('a')}\n  - {{label: b, objective: raising}}\n")
+    sweep.environment["PYTHONPATH"] += f":{tmp_path / 'packages'}"
+    words = ["slurm.runs_per_job=2", "slurm.at_a_time=2", "resources.cpus=1", "slurm.collect=false"]
+    with sweep.held():
+        sweep.submit(*words)
+        wait_for(lambda: sweep.states == {"a": "running", "b": "failed"}, "a run to fail")
+        told = sweep.command("status", "mine").stdout
+        assert "2 runs: 1 running, 1 failed" in told, told
+        assert "bug: why" in told
+        assert "1 tasks, 1 runs" in sweep.submit(*words)
+        wait_for(lambda: len(sweep.runs["b"].attempts()) == 2, "the run to be tried again")
+        assert sweep.states["a"] == "running"
+    sweep.wait()
+    jobs = [attempt["job"]["id"] for attempt in sweep.runs["b"].attempts()]
+    assert jobs[0] == sweep.runs["a"].attempts()[0]["job"]["id"] != jobs[1]
+    assert sweep.states == {"a": "done", "b": "failed"}, sweep.log()
+
+
 def test_cancelled_jobs_are_told_and_can_be_continued(
     tmp_path: Path, box: Box, undisturbed: RunDirectory
 ) -> None:

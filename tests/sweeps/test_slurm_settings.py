@@ -257,7 +257,7 @@ def test_nothing_but_the_sweep_says_what_slurm_is_asked(
     sweep = sweep_of(tmp_path, a=None)
     slurm = Slurm(sweep, SlurmSettings())
     slurm.submit(sweep.runs(), {"a": Resources()})
-    slurm.jobs()
+    slurm.tasks()
     queue.cancel(["100"])
     seen = {line.split("=")[0] for line in (commands.folder / "seen").read_text().splitlines()}
     for name in ("sbatch", "squeue", "scontrol", "scancel", "sacct"):

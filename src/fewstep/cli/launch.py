@@ -31,6 +31,7 @@ def sweep(
     stopped: bool,
 ) -> int:
     """``fewstep sweep``; returns the exit code. ``stopped``: go on with what was ended early."""
+    from fewstep.cli import status
     from fewstep.cli.plan import headline, show
     from fewstep.experiments.failures import resumed
     from fewstep.experiments.network import choose_device
@@ -68,6 +69,8 @@ def sweep(
             choose_device(run.member.config.training.device)
     tell_left([run.directory for run in waiting if run.directory.key in left], made.sweep.name)
     made.write()
+    if left := status.tell_left_over(made.directory, status.waiting(made.directory)):
+        out.print(left, markup=False)
     resources = {run.directory.key: run.resources for run in begun}
     remember(made.directory, launcher, settings, resources)
     labels = {run.directory.key: run.member.label for run in made.runs}

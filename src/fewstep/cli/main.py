@@ -136,6 +136,9 @@ def retry(
 def cancel(
     sweep: SweepName,
     run: OnlyRuns = None,
+    former: Annotated[
+        bool, typer.Option("--former", help="Only runs that are no longer in the sweep.")
+    ] = False,
     overrides: Overrides = None,
     runs: Runs = None,
 ) -> None:
@@ -145,7 +148,7 @@ def cancel(
     """
     from fewstep.cli import jobs
 
-    sys.exit(jobs.cancel(sweep, only_root(overrides, runs), run or []))
+    sys.exit(jobs.cancel(sweep, only_root(overrides, runs), run or [], former))
 
 
 @app.command()
