@@ -1,4 +1,4 @@
-"""Runs that are no longer in their sweep, but still in its jobs, or at work; no cluster is needed."""
+"""Runs that are no longer in their sweep, but still in jobs or at work; no cluster is needed."""
 
 from __future__ import annotations
 
