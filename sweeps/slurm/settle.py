@@ -58,8 +58,9 @@ def settle(sweep: SweepDirectory) -> dict[str, str]:
                 kind, message = "no_teacher", "the run's teacher failed or was lost"
         elif kind == "cancelled" and run.cancel.exists():
             message = "the job was cancelled (fewstep cancel)"
-        where = f" (job {job.id}, log: {submission.log(task.index)})"
-        run.write("failure", failures.record(run, kind, message + where))
+        log = submission.log(task.index)
+        where = f"job {job.id}, log: {log}" if log.exists() else f"job {job.id}"
+        run.write("failure", failures.record(run, kind, f"{message} ({where})"))
         made[key] = kind
     return made
 

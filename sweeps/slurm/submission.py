@@ -132,7 +132,7 @@ class Slurm:
         folder = self.sweep.path / FOLDER / uuid.uuid4().hex[:12]
         at_once = chunk.at_once(self.settings)
         limited = replace(self.settings, max_parallel=chunk.max_parallel)
-        ex = executor(folder, self.name, limited, chunk.resources, after, at_once)
+        ex = executor(folder, self.name, limited, chunk.resources, after, at_once, len(chunk.tasks))
         manifest = {
             "name": self.name,
             "kind": "runs",
@@ -273,7 +273,7 @@ def scripts(
         after = None if chunk.teacher is None else f"afterok:JOB_OF_{chunk.teacher}"
         at_once, name = chunk.at_once(settings), f"fewstep-{sweep.name}"
         limited = replace(settings, max_parallel=chunk.max_parallel)
-        ex = executor(folder, name, limited, chunk.resources, after, at_once)
+        ex = executor(folder, name, limited, chunk.resources, after, at_once, len(chunk.tasks))
         told.append((chunk, ex.script(len(chunk.tasks))))
     return told
 

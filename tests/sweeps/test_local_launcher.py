@@ -10,10 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers.commands import TINY, fewstep, finish, start, succeed, tree, wait_for
+from helpers.slurm_commands import began, sweep_of
 
+from fewstep.experiments import failures
 from fewstep.experiments.claim import Claim
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
 from fewstep.sweeps import threads
+from fewstep.sweeps.launcher import called_off
 from fewstep.sweeps.local import slots
 from fewstep.sweeps.threads import cores
 
@@ -210,6 +213,19 @@ def test_a_run_that_another_process_has_is_waited_for(long_sweep):
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(f"started case=c seed=0 ({done.key})\ndone case=c")
     assert done.status() == "done"
+
+
+def test_what_a_cancelled_run_says_itself_stands(tmp_path):
+    new, older, stopped = sweep_of(tmp_path, new=None, older=None, stopped=None).runs()
+    assert not called_off(stopped)
+    for run, kind in ((older, "bug"), (stopped, "cancelled")):
+        began(run, None)
+        run.write("failure", failures.record(run, kind, "its own word"))
+    for run in (new, older, stopped):
+        run.cancel.touch()
+        assert called_off(run)
+    told = [run.failure()["message"] for run in (new, older, stopped)]
+    assert told == ["cancelled before it began", "cancelled before it went on", "its own word"]
 
 
 def test_cores_are_divided_among_the_workers(monkeypatch):
