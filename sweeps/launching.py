@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fewstep.experiments.failures import CLASSES
 from fewstep.experiments.provenance import now
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, read_json, write_json
 from fewstep.sweeps.resources import Resources
@@ -42,7 +43,9 @@ def ready(runs: Iterable[RunDirectory]) -> None:
 def failed(
     sweep: SweepDirectory, classes: Sequence[str], keys: Sequence[str]
 ) -> list[RunDirectory]:
-    """Runs that failed: of these classes, or of any; with these beginnings of keys, or all.
+    """Runs that failed: of these classes, with these beginnings of keys.
+
+    Where neither is given, all but those that somebody cancelled.
 
     Raises:
         UserError: no run has such a key.
@@ -52,5 +55,5 @@ def failed(
         for run in sweep.chosen(keys)
         if run.status() == "failed"
         and (failure := run.failure()) is not None
-        and (not classes or failure["class"] in classes)
+        and (failure["class"] in classes if classes else keys or CLASSES[failure["class"]].retried)
     ]

@@ -117,8 +117,13 @@ def _state(run: RunDirectory, attempt: Attempt | None, failure: Json, waits: str
     if waits is not None and not run.cancel.exists():  # a job that is shared passes over those
         return "queued"
     if state == "failed":
-        return "cancelled" if failure.get("class") == "cancelled" else "failed"
+        return failed_or_cancelled(failure)
     return "interrupted" if state == "running" else state
+
+
+def failed_or_cancelled(failure: Json) -> str:
+    """The state of a run with such a failure.json."""
+    return "cancelled" if failure.get("class") == "cancelled" else "failed"
 
 
 def _node(attempt: Attempt | None, attempts: list[Json]) -> str:

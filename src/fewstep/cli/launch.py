@@ -97,7 +97,9 @@ def retry(name: str, root: Path, classes: Sequence[str], keys: Sequence[str]) ->
     runs = failed(directory, classes, keys)
     if not runs:
         asked = f" of class {', '.join(classes)}" if classes else ""
-        out.print(f"no failed runs{asked} in sweep {name}", markup=False)
+        cancelled = [] if classes else failed(directory, ["cancelled"], keys)
+        hint = f"; {len(cancelled)} cancelled ones go on with --class cancelled"
+        out.print(f"no failed runs{asked} in sweep {name}{hint if cancelled else ''}", markup=False)
         return 0
     launcher, settings, resources = recall(directory)
     settings.pop("search", None)  # only what failed

@@ -125,6 +125,8 @@ def retry(
 ) -> None:
     """Try failed runs again, with the launcher and settings of the last time.
 
+    Cancelled ones only with --class cancelled or --run.
+
     Example: [bold]fewstep retry digits --class oom[/]
     """
     from fewstep.cli import launch
