@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from helpers.slurm_commands import Commands, sweep_of
 from fewstep.cli import jobs, launch
 from fewstep.cli.status import status, waiting
 from fewstep.errors import UserError
-from fewstep.experiments.claim import Claim
+from fewstep.experiments.claim import Attempt, Claim
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, write_json
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm.settings import SlurmSettings
@@ -101,8 +102,7 @@ def test_one_that_is_at_work_here_is_asked_to_stop_and_of_others_nothing_is_know
     there, gone = (RunDirectory(sweep.path / key) for key in ("there", "gone"))
     for run in (there, gone):
         run.path.mkdir()
-    with Claim(gone):
-        pass
+    write_json(gone.claim, asdict(replace(Attempt.mine(), born=0.0)))  # it was killed
     with Claim(there):
         assert left(sweep) == ["there"]
         jobs.cancel("mine", tmp_path, ["there"])
