@@ -19,11 +19,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 @dataclass(frozen=True)
 class FailureClass:
     """``retries``: how often a launcher tries again by itself. ``resumed``: whether launching the
-    sweep another time does; else only ``fewstep retry``.
+    sweep another time does; else only ``fewstep retry``. ``retried``: whether that does where
+    neither class nor run is named.
     """
 
     retries: float
     resumed: bool
+    retried: bool = True
 
 
 CLASSES = {
@@ -36,7 +38,7 @@ CLASSES = {
     "lost_node": FailureClass(math.inf, True),  # the machine was lost
     "preempted": FailureClass(math.inf, True),  # another job took the machine
     "timeout": FailureClass(math.inf, True),  # the job's time ran out
-    "cancelled": FailureClass(0, True),  # somebody cancelled it
+    "cancelled": FailureClass(0, True, retried=False),  # somebody cancelled it
     "no_teacher": FailureClass(0, True),  # its teacher failed or was lost: it could not begin
 }
 

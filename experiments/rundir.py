@@ -342,13 +342,17 @@ class SweepDirectory:
             return []
         return [RunDirectory(p.parent) for p in sorted(self.path.glob("*/spec.json"))]
 
-    def chosen(self, keys: Sequence[str]) -> list[RunDirectory]:
+    def chosen(
+        self, keys: Sequence[str], among: Sequence[RunDirectory] | None = None
+    ) -> list[RunDirectory]:
         """The runs whose keys begin with one of ``keys``; all where none is given.
+
+        ``among``: these of its runs; by default its members.
 
         Raises:
             UserError: no run has such a key.
         """
-        runs = self.runs()
+        runs = self.runs() if among is None else among
         for key in keys:
             if not any(run.key.startswith(key) for run in runs):
                 near = {run.key[: len(key)]: run.key for run in runs}

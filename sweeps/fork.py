@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.sweeps.forkserver import Order
+from fewstep.sweeps.threads import limits
 
 GONE = -int(signal.SIGKILL)  # exit code where the fork server is not there to tell one
 OFTEN = ("sklearn.datasets", "scipy.linalg")  # imported by many runs: worth it before several
@@ -48,7 +49,7 @@ class Fork:
                 stdout=subprocess.PIPE,
                 stderr=said,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"}
-                | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+                | limits(threads)
                 | dict(environment or {}),
                 start_new_session=True,  # Ctrl-C is ours to pass on
                 preexec_fn=ignore_usr2,

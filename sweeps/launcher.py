@@ -59,7 +59,9 @@ def called_off(run: RunDirectory) -> bool:
         return True
     if not run.cancel.exists():
         return False
-    run.write("failure", failures.record(run, "cancelled", "cancelled before it began"))
+    if (run.failure() or {}).get("class") != "cancelled":  # it was at work elsewhere, and said so
+        before = "went on" if run.attempts() else "began"
+        run.write("failure", failures.record(run, "cancelled", f"cancelled before it {before}"))
     return True
 
 

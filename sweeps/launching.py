@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fewstep.experiments.failures import CLASSES
 from fewstep.experiments.provenance import now
 from fewstep.experiments.rundir import (
     RunDirectory,
@@ -48,7 +49,9 @@ def ready(runs: Iterable[RunDirectory]) -> None:
 def failed(
     sweep: SweepDirectory, classes: Sequence[str], keys: Sequence[str]
 ) -> tuple[list[RunDirectory], list[Unreadable]]:
-    """Runs that failed: of these classes, or of any; with these beginnings of keys, or all.
+    """Runs that failed: of these classes, with these beginnings of keys.
+
+    Where neither is given, all but those that somebody cancelled.
 
     Also what is wrong with those of which nobody can tell, for a file of them is damaged.
 
@@ -64,6 +67,12 @@ def failed(
         except Unreadable as error:
             unreadable.append(error)
             continue
-        if spec and failure and (not classes or failure["class"] in classes):
+        if spec and failure and _asked_for(failure["class"], classes, keys):
             runs.append(run)
     return runs, unreadable
+
+
+def _asked_for(kind: str, classes: Sequence[str], keys: Sequence[str]) -> bool:
+    if classes:
+        return kind in classes
+    return bool(keys) or CLASSES[kind].retried

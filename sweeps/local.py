@@ -19,6 +19,7 @@ from fewstep.experiments.claim import SUPERSEDES, Attempt, at_work
 from fewstep.experiments.rundir import Json, RunDirectory
 from fewstep.sweeps.fork import OFTEN, Fork
 from fewstep.sweeps.launcher import Event, OnEvent, Outcome, called_off, teacher_of
+from fewstep.sweeps.threads import cores, threads
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
@@ -34,11 +35,6 @@ class Slot:
     server: Fork | None = None  # from its first run on
 
 
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def gpus() -> list[str]:
     """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -49,15 +45,18 @@ def gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-def slots(runs: int, workers: int | None) -> list[Slot]:
-    """A slot per worker; by default a worker per GPU, else per core as memory and runs allow."""
+def slots(runs: int, workers: int | None, cpus: float | None = None) -> list[Slot]:
+    """A slot per worker; by default a worker per GPU, else per core as memory and runs allow.
+
+    Each has ``cpus`` cores; by default they divide all there are.
+    """
     devices = gpus()
     if workers is None:
         memory = psutil.virtual_memory().total
         workers = len(devices) or max(1, min(cores(), memory // MEMORY_PER_RUN))
     workers = max(1, min(workers, runs))
-    threads = max(1, cores() // workers)
-    return [Slot(threads, devices[i % len(devices)] if devices else None) for i in range(workers)]
+    each = threads(cores() / workers if cpus is None else cpus)
+    return [Slot(each, devices[i % len(devices)] if devices else None) for i in range(workers)]
 
 
 @dataclass
@@ -84,6 +83,7 @@ class LocalLauncher:
 
     Attributes:
         workers: processes at a time; None for as many as fit.
+        cpus: cores of each; None for an equal share of this machine's.
         environment: variables for the processes, beside our own.
         yields: leave altogether when a newer attempt takes a run away (a job that its scheduler
             has started again elsewhere).
@@ -92,6 +92,7 @@ class LocalLauncher:
     """
 
     workers: int | None = None
+    cpus: float | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     yields: bool = False
     over: Callable[[Attempt], bool] = lambda attempt: False
@@ -150,7 +151,7 @@ class Crew:
         self.waiting = list(runs)
         self.teacher = {run.key: teacher_of(run) for run in runs}
         self.working: list[Worker] = []
-        self.slots = slots(len(runs), launcher.workers)
+        self.slots = slots(len(runs), launcher.workers, launcher.cpus)
         self.free = list(self.slots)
         self.imports = OFTEN if len(runs) > len(self.slots) else ()
         self.outcome = Outcome()

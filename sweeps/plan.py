@@ -17,12 +17,22 @@ from fewstep.experiments.run import directory_of, prepare, read_spec
 from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, write_json
 from fewstep.sweeps.estimate import Estimate, estimate
 from fewstep.sweeps.resources import Resources
-from fewstep.sweeps.status import is_busy
+from fewstep.sweeps.status import failed_or_cancelled, is_busy
 from fewstep.sweeps.sweep import Member, Sweep
 
-STATES = ("new", "interrupted", "failed", "cells", "stale", "running", "stopped", "cached")
-"""Not begun; begun; failed; trained but lacking cells; done by other source; some process has it;
-ended early by a search algorithm; done."""
+STATES = (
+    "new",
+    "interrupted",
+    "failed",
+    "cancelled",
+    "cells",
+    "stale",
+    "running",
+    "stopped",
+    "cached",
+)
+"""Not begun; begun; failed; cancelled by somebody; trained but lacking cells; done by other source;
+some process has it; ended early by a search algorithm; done."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +195,8 @@ def _done(member: Member, directory: RunDirectory) -> str:
     result = directory.result()
     if result is None:
         status = directory.status()
+        if status == "failed":
+            return failed_or_cancelled(directory.failure() or {})
         return "interrupted" if status == "running" else status
     if cells_lacking(member.config, directory):
         return "cells"

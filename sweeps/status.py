@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -44,10 +44,6 @@ class RunStatus:
     left: float | None = None
     phase: str = ""
     metric: str = ""
-
-
-Waiting = Callable[[SweepDirectory], Mapping[str, str]]
-"""What a scheduler says of runs that wait for it: key -> a word (why they wait)."""
 
 
 def run_status(
@@ -123,10 +119,10 @@ def _state(run: RunDirectory, attempt: Attempt | None, failure: Json, waits: str
         return "running"
     if state == "done":
         return state
-    if waits is not None:
+    if waits is not None and not run.cancel.exists():  # a job that is shared passes over those
         return "queued"
     if state == "failed":
-        return "cancelled" if failure.get("class") == "cancelled" else "failed"
+        return failed_or_cancelled(failure)
     return "interrupted" if state == "running" else state
 
 
@@ -134,6 +130,11 @@ def _restarts(attempts: list[Json]) -> int:
     """Attempts after the first, up to the one that was done: later ones only added cells."""
     before = sum(1 for _ in takewhile(lambda attempt: attempt.get("ended") != "done", attempts))
     return max(0, min(before, len(attempts) - 1))
+
+
+def failed_or_cancelled(failure: Json) -> str:
+    """The state of a run with such a failure.json."""
+    return "cancelled" if failure.get("class") == "cancelled" else "failed"
 
 
 def _node(attempt: Attempt | None, attempts: list[Json]) -> str:
@@ -144,10 +145,9 @@ def _node(attempt: Attempt | None, attempts: list[Json]) -> str:
     return ""
 
 
-def sweep_status(sweep: SweepDirectory, waiting: Waiting = lambda sweep: {}) -> list[RunStatus]:
-    """All members of a sweep, in its order."""
+def sweep_status(sweep: SweepDirectory, waits: Mapping[str, str] = {}) -> list[RunStatus]:
+    """All members of a sweep, in its order; ``waits``: why some wait in a queue, by key."""
     members = {m["key"]: m for m in (sweep.plan() or {"runs": []})["runs"]}
-    waits = waiting(sweep)
     return [_told(run, members.get(run.key), waits.get(run.key)) for run in sweep.runs()]
 
 
@@ -169,6 +169,17 @@ def _told(run: RunDirectory, member: Json | None, waits: str | None) -> RunStatu
             values={},
             note=str(error),
         )
+
+
+def left_over(sweep: SweepDirectory, waits: Collection[str] = ()) -> list[RunDirectory]:
+    """Runs that have left the sweep, but not the machines: at work, or waiting in a queue.
+
+    A value was removed from its file, say, or a setting changed, while they were there.
+    """
+    claimed = {file.parent.name for file in sweep.path.glob("*/claim.json")}
+    members = {run.key for run in sweep.runs()}
+    left = [RunDirectory(sweep.path / key) for key in sorted({*waits, *claimed} - members)]
+    return [run for run in left if run.key in waits or is_busy(run)]
 
 
 def counts(runs: list[RunStatus]) -> dict[str, int]:

@@ -16,8 +16,9 @@ import ray
 from ray._private import services
 
 from fewstep.errors import UserError
-from fewstep.sweeps.local import cores, gpus
+from fewstep.sweeps.local import gpus
 from fewstep.sweeps.ray.settings import RaySettings
+from fewstep.sweeps.threads import cores
 
 ANSWER_SECONDS = 5.0
 

@@ -37,6 +37,7 @@ from fewstep.sweeps.fork import ignore_usr2
 from fewstep.sweeps.launcher import Event
 from fewstep.sweeps.local import GRACE_SECONDS, POLL_SECONDS, LocalLauncher
 from fewstep.sweeps.slurm import queue
+from fewstep.sweeps.threads import cores, limits, threads
 
 FOR_EVER = 10**6  # time-outs that submitit lets a job have
 ASK_SECONDS = 10.0
@@ -66,11 +67,20 @@ class Pack:
             return self._rank(runs, told)
         self.launcher = LocalLauncher(
             workers=manifest["at_a_time"],
+            cpus=cpus_of_task() / manifest["at_a_time"],
             environment={JOB: json.dumps(told)},
             yields=True,
             over=Ghosts(told, manifest["name"]),
         )
-        outcome = self.launcher.launch(runs, report)
+        passed = passed_file(Path(self.folder), self.index, told["restart"])
+
+        def on_event(event: Event, working: Sequence[RunDirectory]) -> None:
+            report(event)
+            if event.run is not None and event.kind in ("done", "failed"):
+                with passed.open("a") as file:
+                    file.write(f"{event.run.key}\n")
+
+        outcome = self.launcher.launch(runs, on_event)
         if self.launcher.yielded:
             raise PackFailed("the job was started again elsewhere: this is its ghost")
         if outcome.interrupted:
@@ -98,7 +108,8 @@ class Pack:
 
         Every task of the job comes here. SLURM sends its signals to the ranks, too.
         """
-        environment = {**os.environ, **rank_environment(), JOB: json.dumps(told)}
+        held = limits(threads(cpus_of_task()))
+        environment = {**os.environ, **held, **rank_environment(), JOB: json.dumps(told)}
         ghosts = Ghosts(told, str(read_manifest(Path(self.folder))["name"]))
         for run in runs:
             attempt = at_work(run)
@@ -147,12 +158,29 @@ WORDS = {
 }
 
 
-def report(event: Event, working: Sequence[RunDirectory]) -> None:
+def passed_file(folder: Path, index: int, restart: int) -> Path:
+    """Where a task writes which of its runs it has done with, since it was started that time.
+
+    It does not come back to these, though it goes on with others; but it does once it is queued
+    again. Whether a run is yet to be tried again does not show in the run's own files.
+    """
+    return folder / f"{index}_{restart}_passed.txt"
+
+
+def report(event: Event) -> None:
     """A line in the job's log."""
     if event.run is not None:
         failure = event.run.failure() if event.kind in ("failed", "again") else None
         why = f": {failure['class']}: {failure['message']}" if failure else ""
         log.info("%s %s%s", event.kind, event.run.key, why)
+
+
+def cpus_of_task() -> int:
+    """The cores that the job has for each of its tasks: not those a process sees.
+
+    Where a cluster does not bind processes to cores, it sees all that the node has.
+    """
+    return int(os.environ.get("SLURM_CPUS_PER_TASK") or cores())
 
 
 def rank_environment() -> dict[str, str]:

@@ -62,13 +62,14 @@ def executor(
     resources: Resources,
     dependency: str | None = None,
     at_once: int = 1,
+    tasks: int = 1,
 ) -> Executor:
-    """What submits a chunk from ``folder`` (which need not be there yet).
+    """What submits a chunk of ``tasks`` from ``folder`` (which need not be there yet).
 
     ``resources`` are a run's; a job asks for those of ``at_once`` runs.
 
     Raises:
-        UserError: no SLURM on this machine.
+        UserError: no SLURM on this machine, or no folder for it.
     """
     python = settings.python or shlex.quote(sys.executable)
     try:
@@ -81,6 +82,9 @@ def executor(
     options["requeue"] = True
     if resources.memory_gb is not None:  # SLURM counts in 2^20 bytes
         options.setdefault("mem", f"{math.ceil(at_once * resources.memory_gb * 1e9 / 2**20)}M")
+    logs = _logs(made.folder, tasks)
+    if logs is not None:
+        options["output"] = f"{logs}_0_log.out"
     if dependency is not None:
         options["kill-on-invalid-dep"] = "yes"
     cpus = max(1, math.ceil(at_once * resources.cpus / resources.processes_per_node))
@@ -106,6 +110,7 @@ def executor(
             f"--cpus-per-task={cpus}",  # since SLURM 22.05 srun does not take it from the job
             # several processes are one run: one that dies ends the others
             *(["--kill-on-bad-exit=1"] if resources.processes > 1 else []),
+            *([] if logs is None else [f"--output={logs}_%t_log.out"]),  # the last one counts
             *settings.srun,
         ],
         "dependency": dependency,
@@ -114,6 +119,23 @@ def executor(
         wanted["gpus_per_node"] = math.ceil(at_once * resources.gpus)
     made.parameters.update({k: v for k, v in wanted.items() if v is not None or k == "wckey"})
     return made
+
+
+def _logs(folder: Path, tasks: int) -> str | None:
+    """How a job's logs begin where submitit would have SLURM misread it: at a % in the path.
+
+    Raises:
+        UserError: it would itself.
+    """
+    path = str(folder)
+    if found := re.search("%[jtAa]", path):
+        raise UserError(
+            f"the run root has {found[0]} in its path, which SLURM would replace; "
+            f"choose another with runs=DIR"
+        )
+    if "%" not in path:
+        return None
+    return f"{path.replace('%', '%%')}/{'%A_%a' if tasks > 1 else '%j'}"
 
 
 def collector(folder: Path, name: str, settings: SlurmSettings, dependency: str) -> Executor:

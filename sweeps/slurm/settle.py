@@ -30,8 +30,8 @@ def settle(sweep: SweepDirectory) -> dict[str, str]:
     """
     made = {}
     runs = {run.key: run for run in sweep.runs()}
-    for key, (submission, index, job) in Slurm(sweep, SlurmSettings()).jobs().items():
-        run = runs.get(key)
+    for key, task in Slurm(sweep, SlurmSettings()).tasks().items():
+        run, submission, job = runs.get(key), task.submission, task.job
         if run is None or job is None or job.state not in ENDS:
             continue
         if run.status() in ("done", "stopped") or at_work(run) is not None:
@@ -58,8 +58,9 @@ def settle(sweep: SweepDirectory) -> dict[str, str]:
                 kind, message = "no_teacher", "the run's teacher failed or was lost"
         elif kind == "cancelled" and run.cancel.exists():
             message = "the job was cancelled (fewstep cancel)"
-        where = f" (job {job.id}, log: {submission.log(index)})"
-        run.write("failure", failures.record(run, kind, message + where))
+        log = submission.log(task.index)
+        where = f"job {job.id}, log: {log}" if log.exists() else f"job {job.id}"
+        run.write("failure", failures.record(run, kind, f"{message} ({where})"))
         made[key] = kind
     return made
 

@@ -4,6 +4,7 @@
 
     runs/<sweep>/_slurm/<token>/
         manifest.json       what each task of the array runs; written before sbatch is called
+        *_passed.txt        which of its runs a task has done with (``job.passed_file``)
         *.sh, *_log.out     submitit's script and the jobs' logs
 
 The token is the job's comment. A submitter that dies before it has noted the job's number is made
@@ -17,7 +18,7 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -32,7 +33,7 @@ from fewstep.sweeps.launcher import finished, teacher_of
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import queue
 from fewstep.sweeps.slurm.chunks import Chunk, Wanted, chunks
-from fewstep.sweeps.slurm.job import Pack
+from fewstep.sweeps.slurm.job import Pack, passed_file
 from fewstep.sweeps.slurm.script import check_hours, collector, executor, minutes
 from fewstep.sweeps.slurm.settings import SlurmSettings
 
@@ -63,6 +64,24 @@ class Submission:
         """Where a task's output is."""
         return self.folder / f"{self.task_of(index)}_0_log.out"
 
+    def passed(self, index: int, job: queue.Job) -> Collection[str]:
+        """The runs that a task at work has done with, however they ended."""
+        file = passed_file(self.folder, index, job.restarts)
+        return file.read_text().split() if not job.waiting and file.exists() else ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a run was submitted, and what SLURM says of that.
+
+    ``pending``: whether the job is live, and has not done with the run.
+    """
+
+    submission: Submission
+    index: int
+    job: queue.Job | None
+    pending: bool
+
 
 class Slurm:
     """Submits the runs of one sweep, and knows what was submitted."""
@@ -78,7 +97,7 @@ class Slurm:
     def submit(
         self, runs: Sequence[RunDirectory], resources: Mapping[str, Resources]
     ) -> list[Submission]:
-        """Submit those of ``runs`` that are in no job yet; returns at once.
+        """Submit those of ``runs`` that are pending in no job yet; returns at once.
 
         Two who submit the same sweep at the same time come here one after the other, and the second
         finds the first one's jobs.
@@ -113,7 +132,7 @@ class Slurm:
         folder = self.sweep.path / FOLDER / uuid.uuid4().hex[:12]
         at_once = chunk.at_once(self.settings)
         limited = replace(self.settings, max_parallel=chunk.max_parallel)
-        ex = executor(folder, self.name, limited, chunk.resources, after, at_once)
+        ex = executor(folder, self.name, limited, chunk.resources, after, at_once, len(chunk.tasks))
         manifest = {
             "name": self.name,
             "kind": "runs",
@@ -192,8 +211,8 @@ class Slurm:
             made.append(_read(file.parent))
         return sorted(made, key=lambda s: (s.created, int(s.job or 0)))  # seconds are long
 
-    def jobs(self) -> dict[str, tuple[Submission, int, queue.Job | None]]:
-        """The newest task of each run: its submission, its index, and what SLURM says of it.
+    def tasks(self) -> dict[str, Task]:
+        """The newest task of each run, but that in which it is pending, if there is one.
 
         Raises:
             UserError: SLURM does not answer.
@@ -202,15 +221,16 @@ class Slurm:
         found = queue.jobs(self.name, [s.job for s in submissions if s.job is not None])
         if found is None:
             raise UserError("SLURM does not answer (squeue)")
-        made: dict[str, tuple[Submission, int, queue.Job | None]] = {}
+        made: dict[str, Task] = {}
         for s in submissions:
             for i, keys in enumerate(s.tasks):
                 job = None if s.job is None else found.get(s.task_of(i))
+                live = job is not None and job.live
+                passed = s.passed(i, job) if job is not None and job.live else ()
                 for key in keys:
-                    before = made.get(key)
-                    older = None if before is None else before[2]
-                    if older is None or (job is not None and not older.live):
-                        made[key] = (s, i, job)
+                    older = made.get(key)
+                    if older is None or older.job is None or (job and not older.pending):
+                        made[key] = Task(s, i, job, live and key not in passed)
         return made
 
     def never_began(self, run: RunDirectory) -> int:
@@ -221,8 +241,8 @@ class Slurm:
         return len(list(takewhile(lambda job: job not in began, reversed(jobs))))
 
     def queued(self) -> dict[str, queue.Job]:
-        """The runs that are in a live job, with that job."""
-        return {key: job for key, (_, _, job) in self.jobs().items() if job and job.live}
+        """The runs that are pending in a live job, with that job."""
+        return {key: t.job for key, t in self.tasks().items() if t.job and t.pending}
 
 
 def _read(folder: Path) -> Submission:
@@ -253,7 +273,7 @@ def scripts(
         after = None if chunk.teacher is None else f"afterok:JOB_OF_{chunk.teacher}"
         at_once, name = chunk.at_once(settings), f"fewstep-{sweep.name}"
         limited = replace(settings, max_parallel=chunk.max_parallel)
-        ex = executor(folder, name, limited, chunk.resources, after, at_once)
+        ex = executor(folder, name, limited, chunk.resources, after, at_once, len(chunk.tasks))
         told.append((chunk, ex.script(len(chunk.tasks))))
     return told
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import TINY
+from helpers.slurm_commands import sweep_of
 
 from fewstep.cli import jobs
 from fewstep.cli.launch import retry, submit
@@ -18,6 +19,7 @@ from fewstep.experiments.config import compose
 from fewstep.experiments.run import prepare
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, write_json
 from fewstep.experiments.rungs import mark_stopped
+from fewstep.sweeps.launching import failed
 from fewstep.sweeps.slurm.submission import Slurm
 from fewstep.sweeps.status import run_status
 
@@ -97,6 +99,21 @@ def test_a_run_that_is_not_there_is_not_tried_again(begun):
         with pytest.raises(UserError, match=f"no run '{wrong}'; did you mean '{begun.key}'"):
             command("train", root, keys=[wrong])
     assert retry("train", root, (), [begun.key[:5]]) == 0  # there, and not failed
+
+
+def test_what_somebody_cancelled_is_tried_again_only_if_asked_for(tmp_path, capsys):
+    sweep = sweep_of(tmp_path, a=None, b=None, c=None)
+    bug, cancelled, _ = sweep.runs()
+    for run, kind in ((bug, "bug"), (cancelled, "cancelled")):
+        run.write("failure", failures.record(run, kind, "why"))
+    assert failed(sweep, [], []) == [bug]
+    assert failed(sweep, ["cancelled"], []) == failed(sweep, [], ["b"]) == [cancelled]
+    assert failed(sweep, ["bug"], ["b"]) == []
+    assert failures.resumed(cancelled)  # by launching the sweep
+    bug.remove("failure")
+    assert retry("mine", tmp_path, (), ()) == 0
+    hint = "1 cancelled ones go on with --class cancelled"
+    assert capsys.readouterr().out == f"no failed runs in sweep mine; {hint}\n"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from helpers.commands import TINY, finish, tree, wait_for
 from helpers.slurm import PORT, Box, lacking
 from helpers.slurm_sweep import FLAKY, SHORT, Sweep, long, same, third_party
 
-from fewstep.experiments.rundir import RunDirectory
+from fewstep.experiments.rundir import RunDirectory, SweepDirectory
+from fewstep.sweeps.slurm.settings import SlurmSettings
+from fewstep.sweeps.slurm.submission import Slurm
 
 pytestmark = pytest.mark.xdist_group("slurm")  # one cluster, in one process
 
@@ -51,15 +53,28 @@ def test_from_submission_to_table(tmp_path: Path, box: Box) -> None:
     assert shown.returncode == 0
 
 
-def test_packs_share_a_job(tmp_path: Path, box: Box) -> None:
-    cases = "".join(f"  - {{label: c{i}, training.steps: {SHORT + i}}}\n" for i in range(3))
-    sweep = Sweep(tmp_path, box, cases)
-    packed = ["slurm.runs_per_job=3", "slurm.at_a_time=2", "resources.cpus=1"]
-    told = sweep.submit(*packed, "slurm.collect=false")
-    assert "1 tasks, 3 runs" in told
+def test_packs_share_a_job_and_what_fails_there_need_not_wait_for_its_end(
+    tmp_path: Path, box: Box
+) -> None:
+    third_party(tmp_path / "packages", "raising", FLAKY.format(fault='raise ValueError("why")'))
+    cases = f"  - {long('a')}\n  - {{label: b, objective: raising}}\n"
+    sweep = Sweep(tmp_path, box, f"{cases}  - {{label: c, training.steps: {SHORT}}}\n")
+    sweep.environment["PYTHONPATH"] += f":{tmp_path / 'packages'}"
+    words = ["slurm.runs_per_job=3", "slurm.at_a_time=2", "resources.cpus=1", "slurm.collect=false"]
+    with sweep.held():
+        assert "1 tasks, 3 runs" in sweep.submit(*words)
+        ended = {"a": "running", "b": "failed", "c": "done"}
+        wait_for(lambda: sweep.states == ended, "one to fail, another to end")
+        assert len({run.attempts()[0]["job"]["id"] for run in sweep.runs.values()}) == 1
+        told = sweep.command("status", "mine").stdout
+        assert "3 runs: 1 done, 1 running, 1 failed" in told, told
+        assert "bug: why" in told
+        assert "1 tasks, 1 runs" in sweep.submit(*words)
+        wait_for(lambda: len(sweep.runs["b"].attempts()) == 2, "the run to be tried again")
+        first, second = (attempt["job"]["id"] for attempt in sweep.runs["b"].attempts())
+        assert first == sweep.job("a")["id"] != second
     sweep.wait()
-    assert set(sweep.states.values()) == {"done"}, sweep.log()
-    assert len({run.attempts()[0]["job"]["id"] for run in sweep.runs.values()}) == 1
+    assert sweep.states == {**ended, "a": "done"}, sweep.log()
 
 
 def test_cancelled_jobs_are_told_and_can_be_continued(
@@ -141,14 +156,22 @@ def test_a_submitter_that_dies_after_sbatch_leaves_no_orphan(tmp_path: Path, box
 
 def test_two_people_submit_the_same_sweep_at_once(tmp_path: Path, box: Box) -> None:
     cases = "".join(f"  - {{label: c{i}, training.steps: {SHORT + i}}}\n" for i in range(3))
-    sweep = Sweep(tmp_path, box, cases)
+    folder = tmp_path / "50% of it"  # where SLURM would read more than there is
+    folder.mkdir()
+    sweep = Sweep(folder, box, cases)
     words = ["sweep", "mine.yaml", *TINY, "--launcher", "slurm", "slurm.collect=false"]
+    words.append("resources.cpus=1")
+    sweep.environment.pop("OMP_NUM_THREADS")
     both = [finish(p) for p in [sweep.start(*words), sweep.start(*words)]]
     assert [done.returncode for done in both] == [0, 0], both
     assert sum("submitted job" in done.stdout for done in both) == 1
     sweep.wait()
     assert set(sweep.states.values()) == {"done"}, sweep.log()
     assert [len(run.attempts()) for run in sweep.runs.values()] == [1, 1, 1]
+    [made] = Slurm(SweepDirectory(folder / "runs/mine"), SlurmSettings()).submissions()
+    assert all("1 runs" in made.log(i).read_text() for i in range(3))
+    # of the cores that this cluster, as many, shows to each of its jobs, they take what is theirs
+    assert {run.result()["provenance"]["threads"] for run in sweep.runs.values()} == {1}
 
 
 def test_without_accounting(tmp_path: Path, undisturbed: RunDirectory) -> None:

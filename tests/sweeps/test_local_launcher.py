@@ -10,10 +10,15 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers.commands import TINY, fewstep, finish, start, succeed, tree, wait_for
+from helpers.slurm_commands import began, sweep_of
 
+from fewstep.experiments import failures
 from fewstep.experiments.claim import Claim
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory
-from fewstep.sweeps.local import cores, slots
+from fewstep.sweeps import threads
+from fewstep.sweeps.launcher import called_off
+from fewstep.sweeps.local import slots
+from fewstep.sweeps.threads import cores
 
 BASE = "base: {evaluation.steps: [], tracking.enabled: false, training.log_every: 100}\n"
 OVERRIDES = (*TINY, "--workers", 2)
@@ -210,8 +215,34 @@ def test_a_run_that_another_process_has_is_waited_for(long_sweep):
     assert done.status() == "done"
 
 
-def test_cores_are_divided_among_the_workers():
+def test_what_a_cancelled_run_says_itself_stands(tmp_path):
+    new, older, stopped = sweep_of(tmp_path, new=None, older=None, stopped=None).runs()
+    assert not called_off(stopped)
+    for run, kind in ((older, "bug"), (stopped, "cancelled")):
+        began(run, None)
+        run.write("failure", failures.record(run, kind, "its own word"))
+    for run in (new, older, stopped):
+        run.cancel.touch()
+        assert called_off(run)
+    told = [run.failure()["message"] for run in (new, older, stopped)]
+    assert told == ["cancelled before it began", "cancelled before it went on", "its own word"]
+
+
+def test_cores_are_divided_among_the_workers(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
     assert [slot.threads for slot in slots(8, 1)] == [cores()]
     assert [slot.threads for slot in slots(8, cores())] == [1] * cores()
     assert len(slots(1, 4)) == 1  # not more workers than runs
     assert all(slot.threads == 1 for slot in slots(64, 2 * cores()))
+
+
+def test_a_process_has_the_threads_of_its_share_and_no_more_than_it_may(monkeypatch):
+    monkeypatch.setattr(threads, "cores", lambda: 40)
+    for share, told, number in [
+        (8, None, 8), (2.5, None, 2), (0.5, None, 1), (64, None, 40),
+        (8, "3", 3), (8, "3,1", 3), (8, "32", 8), (8, "many", 8), (8, "0", 1),
+    ]:  # fmt: skip
+        monkeypatch.setenv("OMP_NUM_THREADS", told or "")
+        assert threads.threads(share) == number
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert [slot.threads for slot in slots(3, 2, cpus=5)] == [5, 5]  # not the machine's

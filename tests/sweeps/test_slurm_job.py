@@ -18,6 +18,9 @@ from helpers.slurm_commands import Commands, sweep_of
 
 from fewstep.experiments.claim import Attempt
 from fewstep.experiments.rundir import RunDirectory, write_json
+from fewstep.sweeps import threads
+from fewstep.sweeps.launcher import Outcome
+from fewstep.sweeps.local import LocalLauncher
 from fewstep.sweeps.resources import Resources
 from fewstep.sweeps.slurm import job as jobs
 from fewstep.sweeps.slurm.job import Ghosts, reason_of_end
@@ -146,12 +149,37 @@ def test_who_cancelled_it_is_told(
     )
 
 
+def test_runs_of_a_pack_have_the_cores_they_asked_for_whatever_the_node_has(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = sweep_of(tmp_path, a=None, b=None, c=None)
+    asked = {run.key: Resources(cpus=3) for run in sweep.runs()}
+    packed = SlurmSettings(runs_per_job=3, at_a_time=2, collect=False)
+    [made] = Slurm(sweep, packed).submit(sweep.runs(), asked)
+    assert "--cpus-per-task=6" in commands.script("100")
+    for name, value in {"JOB_ID": "100", "CPUS_PER_TASK": "6"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    seen = []
+
+    def launch(launcher: LocalLauncher, runs: Any, on_event: Any) -> Outcome:
+        seen.append((launcher.workers, launcher.cpus))
+        for run in runs:
+            run.write("result", {})
+        return Outcome()
+
+    monkeypatch.setattr(LocalLauncher, "launch", launch)
+    jobs.Pack(str(made.folder), 0)()
+    assert seen == [(2, 3)]
+
+
 # ------------------------------------------------------------------------- one rank of several
 
 # in the place of the interpreter: works until it is told to save, or is done at once
 WORKER = """#!/bin/sh
 trap 'echo saved >> "$4/said"; exit 75' TERM
 echo "begun $RANK of $WORLD_SIZE after $FEWSTEP_SUPERSEDES" >> "$4/said"
+echo "$OMP_NUM_THREADS" > "$4/threads"
 while ! [ -e "$4/done" ]; do sleep 0.02; done
 """
 
@@ -171,6 +199,9 @@ def rank(
     monkeypatch.setattr(sys, "executable", str(worker))
     monkeypatch.setattr(sys, "argv", ["job", str(made.folder)])
     told = {"JOB_ID": "100", "NTASKS": "2", "PROCID": "0", "JOB_NUM_NODES": "2"}
+    told |= {"CPUS_PER_TASK": "4"}
+    monkeypatch.setattr(threads, "cores", lambda: 40)
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
     for name, value in told.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
@@ -203,6 +234,7 @@ def test_told_to_save_a_rank_has_its_worker_save_and_the_job_queued_again(
         jobs.main()
     assert time.monotonic() - begun < 30  # it saw its worker leave, while it waited for it
     assert said(rank) == ["begun 0 of 2 after ", "saved"]
+    assert (rank.path / "threads").read_text() == "4\n"  # not all that the node has
     assert (commands.folder / "told").read_text() == "requeue 100\n"
     assert rank.failure() is None
 

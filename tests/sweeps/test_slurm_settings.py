@@ -175,6 +175,23 @@ def test_a_job_that_dies_of_what_should_have_it_save_is_queued_again(
     assert done.returncode == expected
 
 
+def test_logs_lie_where_they_are_said_to_whatever_the_run_root_is_called(
+    commands: Commands, tmp_path: Path
+) -> None:
+    def options(name: str, tasks: int) -> str:
+        folder = tmp_path / name / "token"
+        return executor(folder, "n", SlurmSettings(), Resources(), tasks=tasks).script(tasks)
+
+    there = f"{tmp_path}/50%% of it/token"  # as SLURM has a %
+    assert f"#SBATCH --output='{there}/%A_%a_0_log.out'" in options("50% of it", 3)
+    last = options("50% of it", 1).rpartition("--output=")[2]
+    assert last.startswith(f"{there}/%j_%t_log.out' ")
+    assert "%%" not in options("runs", 3)
+    for name, tag in {"100%train": "%t", "%A": "%A"}.items():
+        with pytest.raises(UserError, match=f"the run root has {tag} in its path"):
+            options(name, 1)
+
+
 @pytest.mark.parametrize(
     ("settings", "resources", "told"),
     [
@@ -281,7 +298,7 @@ def test_nothing_but_the_sweep_says_what_slurm_is_asked(
     sweep = sweep_of(tmp_path, a=None)
     slurm = Slurm(sweep, SlurmSettings())
     slurm.submit(sweep.runs(), {"a": Resources()})
-    slurm.jobs()
+    slurm.tasks()
     queue.cancel(["100"])
     seen = {line.split("=")[0] for line in (commands.folder / "seen").read_text().splitlines()}
     for name in ("sbatch", "squeue", "scontrol", "scancel", "sacct"):

@@ -96,7 +96,7 @@ def test_accounting_knows_what_squeue_has_forgotten(commands: Commands) -> None:
         ("OUT_OF_MEMORY", "oom", "more memory than it asked for"),
         ("NODE_FAIL", "lost_node", "the node was lost"),
         ("PREEMPTED", "preempted", "another job took the node"),
-        ("CANCELLED", "cancelled", "the job was cancelled (job 100"),
+        ("CANCELLED", "cancelled", "the job was cancelled (job 100)"),
         ("FAILED", "bug", "the job failed before the run could begin"),
     ],
 )
@@ -108,9 +108,17 @@ def test_the_end_of_a_job_is_the_end_of_a_run_that_says_nothing(
     commands.says("100", state)
     assert settle(sweep) == {"a": kind}
     assert told in failure_of(sweep)[1]
-    assert "100_0_log.out" in failure_of(sweep)[1]
+    assert failure_of(sweep)[1].endswith("(job 100)")  # which has no log
     long_ago(sweep)
     assert settle(sweep) == {}  # once is enough
+
+
+def test_the_jobs_log_is_named(sweep: SweepDirectory, commands: Commands) -> None:
+    [made] = Slurm(sweep, SlurmSettings()).submissions()
+    made.log(0).touch()
+    commands.says("100", "FAILED")
+    settle(sweep)
+    assert failure_of(sweep)[1].endswith(f"(job 100, log: {made.folder}/100_0_log.out)")
 
 
 def test_a_job_that_takes_too_much_memory_is_out_of_memory_though_its_run_says_killed(

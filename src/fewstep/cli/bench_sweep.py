@@ -92,8 +92,8 @@ def local(runs: Sequence[RunDirectory]) -> Launcher:
 
 
 def ray(runs: Sequence[RunDirectory]) -> Launcher:
-    from fewstep.sweeps.local import cores
     from fewstep.sweeps.ray import RayLauncher, RaySettings
+    from fewstep.sweeps.threads import cores
 
     whole = Resources(cpus=cores())  # of this machine: one run at a time
     return RayLauncher(RaySettings.parse({}), {run.key: whole for run in runs})

@@ -14,7 +14,7 @@ from fewstep.errors import UserError
 from fewstep.experiments import failures
 from fewstep.experiments.claim import at_work
 from fewstep.experiments.rundir import RunDirectory, SweepDirectory, find_run
-from fewstep.sweeps.status import run_status
+from fewstep.sweeps.status import left_over, run_status
 
 LINES = 200
 POLL_SECONDS = 0.5
@@ -61,11 +61,17 @@ def _over(run: RunDirectory, seconds: float) -> bool:
     return status == "done" or (ended and run.key not in waiting(SweepDirectory(run.path.parent)))
 
 
-def cancel(name: str, root: Path, keys: Sequence[str]) -> int:
-    """``fewstep cancel``: ask runs to save and stop, wherever they are; returns the exit code."""
+def cancel(name: str, root: Path, keys: Sequence[str], former: bool = False) -> int:
+    """``fewstep cancel``: ask runs to save and stop, wherever they are; returns the exit code.
+
+    Also those that have left the sweep, or with ``former`` only those.
+    """
     sweep = find_sweep(name, root)
-    chosen = [run for run in sweep.chosen(keys) if run.status() != "done" and run.path.is_dir()]
+    left = left_over(sweep, waiting(sweep))
+    among = left if former else [*sweep.runs(), *left]
+    chosen = [run for run in sweep.chosen(keys, among) if run.status() != "done"]
     waits = _in_jobs(sweep, chosen)
+    chosen = [run for run in chosen if run.path.is_dir()]
     for run in chosen:
         run.cancel.touch()  # who is at work on it, or would begin, looks for this
         if at_work(run) is None and (run.key in waits or run.status() == "running"):
@@ -88,13 +94,16 @@ def _in_jobs(sweep: SweepDirectory, chosen: Sequence[RunDirectory]) -> set[str]:
 
     slurm = Slurm(sweep, SlurmSettings())
     keys = {run.key for run in chosen}
-    finished = {run.key for run in sweep.runs() if run.status() == "done"}
     found, over = set(), set()
-    for key, (submission, index, job) in slurm.jobs().items():
-        if key in keys and job is not None and job.live:
+
+    def spared(key: str) -> bool:
+        return key not in keys and RunDirectory(sweep.path / key).status() != "done"
+
+    for key, task in slurm.tasks().items():
+        if key in keys and task.job is not None and task.pending:
             found.add(key)
-            if set(submission.tasks[index]) <= keys | finished:
-                over.add(job.id)
+            if not any(map(spared, task.submission.tasks[task.index])):
+                over.add(task.job.id)
     if over:
         queue.cancel(over)
     return found

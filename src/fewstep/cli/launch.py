@@ -34,6 +34,7 @@ def sweep(
     stopped: bool,
 ) -> int:
     """``fewstep sweep``; returns the exit code. ``stopped``: go on with what was ended early."""
+    from fewstep.cli import status
     from fewstep.cli.plan import headline, show
     from fewstep.experiments.failures import resumed
     from fewstep.experiments.network import choose_device
@@ -80,6 +81,8 @@ def sweep(
         queue.array_limit()  # is there SLURM at all?
     tell_left([run.directory for run in waiting if run.directory.key in left], made.sweep.name)
     made.write()
+    if left_over := status.tell_left_over(made.directory, status.waiting(made.directory)):
+        out.print(left_over, markup=False)
     accepted = partial(remember, made.directory, launcher, settings, resources)
     if launcher != "slurm":
         accepted()
@@ -113,7 +116,9 @@ def retry(name: str, root: Path, classes: Sequence[str], keys: Sequence[str]) ->
     left = BAD_INPUT if unreadable else 0
     if not runs:
         asked = f" of class {', '.join(classes)}" if classes else ""
-        out.print(f"no failed runs{asked} in sweep {name}", markup=False)
+        cancelled = [] if classes else failed(directory, ["cancelled"], keys)[0]
+        hint = f"; {len(cancelled)} cancelled ones go on with --class cancelled"
+        out.print(f"no failed runs{asked} in sweep {name}{hint if cancelled else ''}", markup=False)
         return left
     launcher, settings, resources = recall(directory)
     settings.pop("search", None)  # only what failed

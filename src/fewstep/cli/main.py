@@ -125,6 +125,8 @@ def retry(
 ) -> None:
     """Try failed runs again, with the launcher and settings of the last time.
 
+    Cancelled ones only with --class cancelled or --run.
+
     Example: [bold]fewstep retry digits --class oom[/]
     """
     from fewstep.cli import launch
@@ -136,6 +138,9 @@ def retry(
 def cancel(
     sweep: SweepName,
     run: OnlyRuns = None,
+    former: Annotated[
+        bool, typer.Option("--former", help="Only runs that are no longer in the sweep.")
+    ] = False,
     overrides: Overrides = None,
     runs: Runs = None,
 ) -> None:
@@ -145,7 +150,7 @@ def cancel(
     """
     from fewstep.cli import jobs
 
-    sys.exit(jobs.cancel(sweep, only_root(overrides, runs), run or []))
+    sys.exit(jobs.cancel(sweep, only_root(overrides, runs), run or [], former))
 
 
 @app.command()

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 def headline(made: Plan) -> str:
     """As in ``sweep digits: 12 runs (10 new, 0 interrupted, ..., 2 cached)``.
 
-    Scripts read this line: states that came later (running, stopped) are told where there are any.
+    Scripts read this line: states that came later are told where there are any.
     """
-    counts = {s: n for s, n in made.counts().items() if n or s not in ("running", "stopped")}
+    later = ("cancelled", "running", "stopped")
+    counts = {s: n for s, n in made.counts().items() if n or s not in later}
     told = ", ".join(f"{n} {state}" for state, n in counts.items())
     return f"sweep {made.sweep.name}: {len(made.runs)} runs ({told})"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group
@@ -16,7 +16,7 @@ from fewstep.cli.console import duration, err, out
 from fewstep.cli.report import find_sweep
 from fewstep.errors import UserError
 from fewstep.experiments.rundir import SweepDirectory, find_sweeps
-from fewstep.sweeps.status import STATES, RunStatus, counts, sweep_status
+from fewstep.sweeps.status import STATES, RunStatus, counts, left_over, sweep_status
 
 COLOURS = {
     "done": "green",
@@ -30,37 +30,51 @@ COLOURS = {
 }
 ENDED = ("done", "failed", "cancelled", "stopped", "unreadable")
 REFRESH_SECONDS = 2.0
+SHOWN = 3  # keys in a line
 
 
 def status(name: str | None, root: Path, watch: bool = False) -> None:
     """All sweeps, or the runs of one; ``watch`` until all have ended."""
     if not watch:
-        out.print(_runs(read(find_sweep(name, root))) if name else _sweeps(root))
+        out.print(_runs(*read(find_sweep(name, root))) if name else _sweeps(root))
         return
     if name is None:
         raise UserError("--watch needs a sweep's name")
     sweep = find_sweep(name, root)
-    runs = read(sweep)
+    runs, left = read(sweep)
     if not out.is_terminal:
         while True:
             out.print(_line(runs))
             if all(run.state in ENDED for run in runs):
                 return
             time.sleep(10 * REFRESH_SECONDS)
-            runs = read(sweep)
-    with Live(_runs(runs), console=out, auto_refresh=False, screen=False) as live:
+            runs, _ = read(sweep)
+    with Live(_runs(runs, left), console=out, auto_refresh=False, screen=False) as live:
         try:
             while not all(run.state in ENDED for run in runs):
                 time.sleep(REFRESH_SECONDS)
-                runs = read(sweep)
-                live.update(_runs(runs), refresh=True)
+                runs, left = read(sweep)
+                live.update(_runs(runs, left), refresh=True)
         except KeyboardInterrupt:
             pass
 
 
-def read(sweep: SweepDirectory) -> list[RunStatus]:
-    """The runs of a sweep, with what SLURM says of those that wait for it."""
-    return sweep_status(sweep, waiting)
+def read(sweep: SweepDirectory) -> tuple[list[RunStatus], str]:
+    """The runs of a sweep, with what SLURM says of those that wait; a line about former ones."""
+    waits = waiting(sweep)
+    return sweep_status(sweep, waits), tell_left_over(sweep, waits)
+
+
+def tell_left_over(sweep: SweepDirectory, waits: Collection[str]) -> str:
+    """A line about runs that are no longer in the sweep; empty where there are none."""
+    left = [run.key for run in left_over(sweep, waits)]
+    if not left:
+        return ""
+    some = ", ".join(left[:SHOWN]) + (", ..." if len(left) > SHOWN else "")
+    return (
+        f"{len(left)} runs that are no longer in the sweep are still in jobs or at work ({some}): "
+        f"fewstep cancel {sweep.name} --former stops them"
+    )
 
 
 def waiting(sweep: SweepDirectory) -> Mapping[str, str]:
@@ -94,7 +108,7 @@ def _sweeps(root: Path) -> Table | str:
     found = []
     for sweep in sweeps:
         try:
-            found.append((sweep.name, counts(read(sweep))))
+            found.append((sweep.name, counts(sweep_status(sweep, waiting(sweep)))))
         except UserError as error:  # of its sweep.json: the others are shown all the same
             err.print(str(error), markup=False)
     usual = ("done", "running", "interrupted", "failed", "new")
@@ -106,7 +120,8 @@ def _sweeps(root: Path) -> Table | str:
     return table
 
 
-def _runs(runs: Sequence[RunStatus]) -> Group:
+def _runs(runs: Sequence[RunStatus], left: str) -> Group:
+    """``left``: a line about runs that are none of these."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     right = ("seed", "step", "steps/s", "left", "restarts")
     metrics = {run.metric for run in runs if run.metric}
@@ -137,6 +152,7 @@ def _runs(runs: Sequence[RunStatus]) -> Group:
             *([str(run.restarts)] if restarted else []),
         )
     notes = [Text(f"{run.key} {run.note}") for run in runs if run.note]
+    notes += [Text(left)] if left else []
     return Group(table, *notes, Text(_line(runs), style="dim"))
 
 
