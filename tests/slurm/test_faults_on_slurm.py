@@ -81,12 +81,14 @@ def test_a_ghost_on_a_dropped_node_does_not_spoil_the_run(
     tmp_path: Path, box: Box, undisturbed: RunDirectory
 ) -> None:
     sweep = Sweep(tmp_path, box, f"  - {long('a')}\n")
-    sweep.submit("slurm.collect=false")
-    wait_for(sweep.training("a"), "a run at work")
-    node = sweep.job("a")["node"]
-    ghost = json.loads(sweep.runs["a"].claim.read_text())
-    box.node("drop", node, "now")  # its tasks go on
-    assert Path(f"/proc/{ghost['pid']}").exists()
+    with sweep.held():  # else it may be done before the new job takes the run
+        sweep.submit("slurm.collect=false")
+        wait_for(sweep.training("a"), "a run at work")
+        node = sweep.job("a")["node"]
+        ghost = json.loads(sweep.runs["a"].claim.read_text())
+        box.node("drop", node, "now")  # its tasks go on
+        assert Path(f"/proc/{ghost['pid']}").exists()
+        wait_for(lambda: len(sweep.runs["a"].attempts()) == 2, "the new job to take the run")
     sweep.wait()
     same(sweep.runs["a"], undisturbed)
     first, second = sweep.runs["a"].attempts()
