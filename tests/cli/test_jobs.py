@@ -106,9 +106,9 @@ def test_what_somebody_cancelled_is_tried_again_only_if_asked_for(tmp_path, caps
     bug, cancelled, _ = sweep.runs()
     for run, kind in ((bug, "bug"), (cancelled, "cancelled")):
         run.write("failure", failures.record(run, kind, "why"))
-    assert failed(sweep, [], []) == [bug]
-    assert failed(sweep, ["cancelled"], []) == failed(sweep, [], ["b"]) == [cancelled]
-    assert failed(sweep, ["bug"], ["b"]) == []
+    assert failed(sweep, [], []) == ([bug], [])
+    assert failed(sweep, ["cancelled"], []) == failed(sweep, [], ["b"]) == ([cancelled], [])
+    assert failed(sweep, ["bug"], ["b"]) == ([], [])
     assert failures.resumed(cancelled)  # by launching the sweep
     bug.remove("failure")
     assert retry("mine", tmp_path, (), ()) == 0
