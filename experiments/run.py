@@ -243,6 +243,7 @@ def _run(
         directory.remove("stopped")  # whoever launches it wants it continued
     dataset = config.data.load()
     if everyone.first:
+        directory.note(claim.attempt.token, held_out=len(dataset.test))  # for the time left
         keep_packages(directory.cache / "environments")
     result = everyone.told(directory.result())
     trainer, flops = None, None

@@ -14,7 +14,7 @@ from fewstep.experiments.settings import Evaluation
 from fewstep.sweeps.estimate import passes
 
 TRAINING_PASSES = 3
-SAMPLES = 10_000  # where as many are asked for as the held-out split has
+SAMPLES = 10_000  # where as many are asked for as the held-out split has, and no attempt said
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,11 @@ class Work:
         if spec is None or request is None:
             return cls(1, 0)
         training, asked = spec["config"]["training"], Evaluation(**request["evaluation"])
+        held_out = [a["held_out"] for a in run.attempts() if "held_out" in a]
+        samples = asked.samples or (held_out or [SAMPLES])[-1]
         return cls(
             TRAINING_PASSES * training["steps"] * training["batch_size"],
-            (asked.samples or SAMPLES) * sum(passes(c.steps, c.guidance) for c in cells(asked)),
+            samples * sum(passes(c.steps, c.guidance) for c in cells(asked)),
         )
 
     def share(self, progress: Json) -> float:

@@ -7,7 +7,7 @@ from helpers.tiny import tiny
 
 from fewstep.experiments.drawing import calls
 from fewstep.experiments.evaluation import cells
-from fewstep.experiments.run import prepare
+from fewstep.experiments.run import prepare, run
 from fewstep.experiments.rundir import RunDirectory
 from fewstep.sweeps.done import Work
 
@@ -18,13 +18,13 @@ def told(phase: str, done: int, total: int) -> dict:
 
 def test_phases_weigh_what_they_cost(tmp_path):
     more = ("evaluation.guidance=[1,3]", "training.label_dropout=0.1")
-    run = prepare(
+    directory = prepare(
         tiny(
             tmp_path, "training.steps=10", "training.batch_size=20", "evaluation.samples=100",
             "evaluation.steps=[1,2,8]", *more,
         )
     )  # fmt: skip
-    work = Work.of(run)
+    work = Work.of(directory)
     assert (work.training, work.evaluation) == (3 * 10 * 20, 100 * 11 * 3)
     assert work.share(told("pairs", 3, 4)) == 0
     assert work.share(told("train", 5, 10)) == pytest.approx(300 / 3900)
@@ -42,6 +42,12 @@ def test_evaluation_is_what_its_cells_take(tmp_path):
     assert Work.of(prepare(config)).evaluation == 7 * sum(
         calls(config, data, cell) for cell in cells(config.evaluation)
     )
+
+
+def test_as_many_samples_as_are_held_out(tmp_path):
+    directory = prepare(tiny(tmp_path, "evaluation.steps=[1,2]", "training.steps=2"))
+    run(directory)
+    assert Work.of(directory).evaluation == 597 * 3
 
 
 def test_a_run_that_is_not_prepared(tmp_path):

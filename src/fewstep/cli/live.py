@@ -30,7 +30,8 @@ class SweepView:
         self.whole: TaskID | None = None
         self.work: dict[str, Work] = {}
         self.before: dict[str, float] = {}  # how much of a run an earlier launch had done
-        self.begun = self.told = time.monotonic()
+        self.told = time.monotonic()
+        self.begun: tuple[float, float] | None = None  # when work was first seen, and how much
         self.started = time.time()
 
     def __call__(self, event: Event, working: Sequence[RunDirectory]) -> None:
@@ -112,12 +113,13 @@ class SweepView:
         return share, progress["rate"] if training else 0.0, PHASES[progress["phase"]]
 
     def _left(self, done: float) -> str:
-        elapsed = time.monotonic() - self.begun
-        todo = self.total - self.cached - done
-        here = done - sum(self.before.values())
-        if here < 0.02:
+        now, here = time.monotonic(), done - sum(self.before.values())
+        if self.begun is None and here > 0:  # the first run's process has to start, others have not
+            self.begun = now, here
+        since, before = self.begun or (now, here)
+        if here - before < 0.02:
             return "?"
-        return duration(elapsed / here * todo)
+        return duration((now - since) / (here - before) * (self.total - self.cached - done))
 
 
 @contextmanager
