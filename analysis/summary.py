@@ -181,7 +181,8 @@ def _ranked(
             if (cell := cells[method, step]).complete:
                 table[i, j, [seeds[s] for s in cell.values]] = list(cell.values.values())
     p_values = shown_worse(sign * table)
-    tested = any(cell.n > 1 for cell in cells.values())  # then what was not is shown to be nothing
+    # beside cells of several seeds, one that could not be tested is not shown to be worse
+    several = any(cell.n > 1 for cell in cells.values())
     ranked = dict(cells)
     for j, step in enumerate(steps):
         order = sorted(sign * cells[m, step].mean for m in methods if cells[m, step].complete)
@@ -191,7 +192,7 @@ def _ranked(
                 continue
             rank = bisect_left(order, sign * cell.mean)  # two bests leave no second
             p = math.nan if rank == 0 else float(p_values[i, j])
-            tie = tested and rank > 0 and not p <= ALPHA
+            tie = several and rank > 0 and not p <= ALPHA
             ranked[method, step] = replace(
                 cell, best=rank == 0, second=rank == 1, p_value=p, tie=tie,
                 underpowered=tie and underpowered(cell.n, ALPHA),

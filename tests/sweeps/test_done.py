@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from helpers.tiny import tiny
 
+from fewstep.cli import live
 from fewstep.experiments.drawing import calls
 from fewstep.experiments.evaluation import cells
 from fewstep.experiments.run import prepare, run
@@ -53,3 +56,15 @@ def test_as_many_samples_as_are_held_out(tmp_path):
 def test_a_run_that_is_not_prepared(tmp_path):
     work = Work.of(RunDirectory(tmp_path / "s" / "0123456789ab"))
     assert work.share(told("train", 1, 2)) == 0.5
+
+
+def test_the_time_left_goes_by_what_was_done_since_work_began(monkeypatch):
+    """Not by the 20 s in which the first process started."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr(live.time, "monotonic", lambda: clock["now"])
+    view = live.SweepView([RunDirectory(Path("s") / name) for name in "abcd"], {})
+    told = []
+    for now, done in ((0.0, 0.0), (20.0, 0.5), (30.0, 1.0), (40.0, 1.5)):
+        clock["now"] = now
+        told.append(view._left(done))
+    assert told == ["?", "?", "1:00", "0:50"]
