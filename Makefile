@@ -1,21 +1,24 @@
 # make setup  sets up, and runs nothing
 # make demo   sets up and runs the main job on real data, and shows the table
-# make test   sets up and passes the tests
+# make test   sets up, checks, builds the documentation and passes the tests
+# make docs   builds the documentation into site/; any warning is an error
 # Everything happens in .venv, which the targets build themselves. JOBS: processes of tests; those
 # with SLURM clusters mostly wait.
 
 PYTHON ?= python3
 BIN := .venv/bin
-JOBS ?= 3
+JOBS ?= 4
 
-.PHONY: setup demo test check format mutants clean
+.PHONY: setup demo test check docs format mutants clean
 
 setup: .venv/ready
 
 demo: .venv/ready
 	$(BIN)/fewstep sweep digits
 
-test: check
+# the processes that tests start, thousands, need not compile fewstep each
+test: export PYTHONDONTWRITEBYTECODE =
+test: check docs
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 check: .venv/ready
@@ -23,6 +26,9 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # puts faults into the objectives, one by one, and shows that the tests find each (long)
 mutants: .venv/ready
@@ -43,4 +49,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info src/*.egg-info
+	rm -rf .venv build dist site *.egg-info src/*.egg-info

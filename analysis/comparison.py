@@ -1,22 +1,20 @@
 """Two sweeps, or one's methods against a baseline: ratios paired by seed, Holm over the table."""
 
-from __future__ import annotations
-
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.analysis.records import ALPHA, Cell, Conditions, Summary
+from fewstep.analysis.significance import holm
 from fewstep.analysis.statistics import (
     PairedDifference,
     PairedRatio,
-    holm,
     paired_difference,
     paired_log_ratio,
     underpowered,
 )
+from fewstep.analysis.summary_types import ALPHA, Cell, Conditions, Summary
+from fewstep.deprecation import OldName
 from fewstep.errors import UserError, unknown
 
 
@@ -27,10 +25,12 @@ class Compared:
     paired: PairedRatio | PairedDifference  # a difference where a value is not positive
     seeds: tuple[int, ...]
     p_value: float  # Holm over the whole table; nan below two seeds
-    underpowered: bool  # not told apart, and so few seeds could hardly have told
+    underpowered: bool  # not significant, and so few seeds could hardly have been
+
+    distinguished = OldName("significant")
 
     @property
-    def distinguished(self) -> bool:
+    def significant(self) -> bool:
         return self.p_value <= ALPHA
 
 
@@ -46,7 +46,6 @@ class Comparison:
 
     @property
     def first(self) -> str:
-        """The name of its sweep."""
         return self.summaries[0].sweep
 
     @property
@@ -57,30 +56,28 @@ class Comparison:
     def one_sweep(self) -> bool:
         return self.first == self.second
 
-    def sides(self, place: tuple[str, str, int]) -> tuple[Cell, Cell]:
-        """The cells that are compared."""
-        (a, b, steps), (first, second) = place, self.summaries
+    def sides(self, cell: tuple[str, str, int]) -> tuple[Cell, Cell]:
+        (a, b, steps), (first, second) = cell, self.summaries
         return first.cells[a, steps], second.cells[b, steps]
 
-    def alone(self) -> dict[tuple[str, str], set[int]]:
+    alone = OldName("unpaired_seeds")
+
+    def unpaired_seeds(self) -> dict[tuple[str, str], set[int]]:
         """(sweep, method) -> seeds that have a value and no partner at some number of steps."""
-        found: dict[tuple[str, str], set[int]] = defaultdict(set)
+        seeds_of: dict[tuple[str, str], set[int]] = defaultdict(set)
         for a, b in self.pairs:
             for steps in self.steps:
                 one, other = (cell.values.keys() for cell in self.sides((a, b, steps)))
-                found[self.first, a] |= one - other
-                found[self.second, b] |= other - one
-        return {who: seeds for who, seeds in found.items() if seeds}
+                seeds_of[self.first, a] |= one - other
+                seeds_of[self.second, b] |= other - one
+        return {who: seeds for who, seeds in seeds_of.items() if seeds}
 
 
 SAME = ("metric_id", "weights", "guidance", "sample_sets")
 
 
 def compare(
-    first: Summary,
-    second: Summary,
-    method: str | None = None,
-    baseline: str | None = None,
+    first: Summary, second: Summary, method: str | None = None, baseline: str | None = None
 ) -> Comparison:
     """Each method of ``first`` against the same of ``second``, or against ``baseline`` there.
 
@@ -91,36 +88,29 @@ def compare(
     Args:
         method: only this one of ``first``; with its namesake in ``second``, or ``baseline``.
 
-    Raises:
-        UserError: they were not measured in the same way (the message names both), have no method,
-            step or seed in common, or a name is unknown.
+    Raises ``UserError``: they were not measured in the same way (the message names both), have no
+    method, step or seed in common, or a name is unknown.
     """
     _refuse_unlike(first, second)
     pairs = _pairs(first, second, method, baseline)
     steps = tuple(s for s in first.steps if s in second.steps)
     if not steps:
-        raise UserError(
-            f"no number of steps in common: {_told(first)} has {_list(first.steps)}, "
-            f"{_told(second)} has {_list(second.steps)}"
-        )
-    places = [(a, b, s) for a, b in pairs for s in steps]
-    both = {(a, b, s): _seeds(first.cells[a, s], second.cells[b, s]) for a, b, s in places}
-    if not any(both.values()):
-        raise UserError(
-            f"no seed in common: {_told(first)} has {_list(first.conditions.seeds)}, "
-            f"{_told(second)} has {_list(second.conditions.seeds)}"
-        )
-    paired = {
-        (a, b, s): _paired(first.cells[a, s], second.cells[b, s], seeds)
-        for (a, b, s), seeds in both.items()
-        if seeds
-    }
-    adjusted = holm([p.p_value for p in paired.values()])
+        raise _none_in_common("number of steps", first, first.steps, second, second.steps)
+    seeds, paired = {}, {}
+    for a, b, s in ((a, b, s) for a, b in pairs for s in steps):
+        x, y = first.cells[a, s].values, second.cells[b, s].values
+        if common := sorted(x.keys() & y.keys()):
+            seeds[a, b, s] = tuple(common)
+            xs, ys = [x[k] for k in common], [y[k] for k in common]
+            compare_pairs = paired_log_ratio if min(*xs, *ys) > 0 else paired_difference
+            paired[a, b, s] = compare_pairs(xs, ys)
+    if not paired:
+        ones, others = first.conditions.seeds, second.conditions.seeds
+        raise _none_in_common("seed", first, ones, second, others)
+    adjusted = holm([p.p_value for p in paired.values()]).tolist()
     cells = {
-        place: Compared(
-            p, tuple(both[place]), float(value), not value <= ALPHA and underpowered(p.n, ALPHA)
-        )
-        for (place, p), value in zip(paired.items(), adjusted, strict=True)
+        key: Compared(p, seeds[key], p_value, not p_value <= ALPHA and underpowered(p.n, ALPHA))
+        for (key, p), p_value in zip(paired.items(), adjusted, strict=True)
     }
     firsts, seconds = zip(*pairs, strict=True)
     if first.sweep == second.sweep:
@@ -132,13 +122,13 @@ def compare(
 def _refuse_unlike(first: Summary, second: Summary) -> None:
     for summary in (first, second):
         if summary.conditions.metric is None:
-            raise UserError(f"{_told(summary)} has no evaluated cells to compare")
+            raise UserError(f"{_describe(summary)} has no evaluated cells to compare")
     a, b = first.conditions, second.conditions
     for name in SAME:
         if getattr(a, name) != getattr(b, name):
             raise UserError(
-                f"numbers of two kinds can not be compared: {_told(first)} has "
-                f"{_kind(a, name)}, {_told(second)} has {_kind(b, name)}"
+                f"numbers of two kinds can not be compared: {_describe(first)} has "
+                f"{_kind(a, name)}, {_describe(second)} has {_kind(b, name)}"
             )
 
 
@@ -154,7 +144,7 @@ def _pairs(
 ) -> list[tuple[str, str]]:
     for name, summary in ((method, first), (baseline, second)):
         if name is not None and name not in summary.methods:
-            raise unknown(f"method of {_told(summary)}", name, summary.methods)
+            raise unknown(f"method of {_describe(summary)}", name, summary.methods)
     chosen = first.methods if method is None else (method,)
     if baseline is not None:
         same = first.sweep == second.sweep
@@ -169,25 +159,19 @@ def _pairs(
         )
     pairs = [(name, name) for name in chosen if name in second.methods]
     if not pairs:
-        raise UserError(
-            f"no method in common: {_told(first)} has {_list(chosen)}, {_told(second)} has "
-            f"{_list(second.methods)}; choose with --method and --baseline"
-        )
+        error = _none_in_common("method", first, chosen, second, second.methods)
+        raise UserError(f"{error}; choose with --method and --baseline")
     return pairs
 
 
-def _seeds(a: Cell, b: Cell) -> list[int]:
-    return sorted(a.values.keys() & b.values.keys())
+def _none_in_common(
+    what: str, one: Summary, ones: Sequence[Any], other: Summary, others: Sequence[Any]
+) -> UserError:
+    has = f"{_describe(one)} has {_list(ones)}, {_describe(other)} has {_list(others)}"
+    return UserError(f"no {what} in common: {has}")
 
 
-def _paired(a: Cell, b: Cell, seeds: Sequence[int]) -> PairedRatio | PairedDifference:
-    x, y = [a.values[s] for s in seeds], [b.values[s] for s in seeds]
-    if min([*x, *y], default=math.nan) > 0:
-        return paired_log_ratio(x, y)
-    return paired_difference(x, y)
-
-
-def _told(summary: Summary) -> str:
+def _describe(summary: Summary) -> str:
     return f"sweep {summary.sweep!r}"
 
 

@@ -1,23 +1,21 @@
 """What each method costs, its teacher's share included, and what it gains over a baseline."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 
-from fewstep.analysis.records import Summary
-from fewstep.analysis.selection import RUN, Filters, select
+from fewstep.analysis.filters import RUN, Filters, select
 from fewstep.analysis.statistics import PairedRatio
-from fewstep.errors import UserError, unknown
+from fewstep.analysis.summary_types import Summary
+from fewstep.errors import UserError, check_choice
 
 MEANS = ("parameters", "train_steps", "steps_per_second", "images_seen", "train_seconds",
          "device_hours", "peak_memory_bytes", "train_flops")  # fmt: skip
-TEACHERS = tuple(f"teacher_{name}" for name in
-                 ("images_seen", "train_seconds", "device_hours", "train_flops"))  # fmt: skip
+TAUGHT = ("images_seen", "train_seconds", "device_hours", "train_flops")
+"""What a teacher has cost, too."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Cost:
 
     Attributes:
         train_seconds: wall time of training; device_hours: that by the number of processes.
-        teacher_*: of the runs it learned from; 0 without any.
+        teacher_*: of the runs it learned from; 0 without any. total_*: of both together.
         flops: of training, the teacher's included.
         speedup: percent by which it does more steps a second than the baseline.
         sampling: images a second, by number of steps.
@@ -45,6 +43,9 @@ class Cost:
     teacher_images_seen: float
     teacher_train_seconds: float
     teacher_device_hours: float
+    total_images_seen: float
+    total_train_seconds: float
+    total_device_hours: float
     flops: float
     peak_memory_bytes: float
     speedup: float
@@ -55,18 +56,6 @@ class Cost:
     def seconds_per_step(self) -> float:
         return 1 / self.steps_per_second
 
-    @property
-    def total_images_seen(self) -> float:
-        return self.images_seen + self.teacher_images_seen
-
-    @property
-    def total_train_seconds(self) -> float:
-        return self.train_seconds + self.teacher_train_seconds
-
-    @property
-    def total_device_hours(self) -> float:
-        return self.device_hours + self.teacher_device_hours
-
 
 @dataclass(frozen=True)
 class Costs:
@@ -76,78 +65,54 @@ class Costs:
     rows: tuple[Cost, ...]
     devices: tuple[str, ...]  # on which they were trained: times of several are not compared
 
-    def of(self, method: str) -> Cost:
-        return next(row for row in self.rows if row.method == method)
-
 
 def costs(
-    summary: Summary, frame: pd.DataFrame, baseline: str | None = None, **filters: Any
+    summary: Summary, frame: pd.DataFrame, baseline: str | None = None, **filters: Unpack[Filters]
 ) -> Costs:
     """Costs of the runs behind ``summary``, which ``frame`` and ``filters`` have given.
 
     ``baseline``: a method; by default the first.
 
-    Raises:
-        UserError: there is no such method.
+    Raises ``UserError``: there is no such method.
     """
     baseline = summary.methods[0] if baseline is None else baseline
-    if baseline not in summary.methods:
-        raise unknown("baseline", baseline, summary.methods)
-    chosen: Filters = filters  # type: ignore[assignment]
-    cells = select(frame, chosen)
-    runs = cells.drop_duplicates(RUN)[["method", "device", "teacher", *MEANS, *TEACHERS]]
-    of = {str(method): rows for method, rows in runs.groupby("method", sort=False)}
-    means = cells.groupby(["method", "steps"])["sample_images_per_second"].mean().reset_index()
-    speeds = {
-        (str(method), int(steps)): float(mean)
-        for method, steps, mean in means.itertuples(index=False, name=None)
-    }
-    none = runs.iloc[:0]
-    base = _mean(of.get(baseline, none)["steps_per_second"])
-    rows = tuple(
-        _cost(summary, method, baseline, base, of.get(method, none), speeds)
-        for method in summary.methods
-    )
-    return Costs(baseline, rows, tuple(runs["device"].dropna().unique()))
-
-
-def _cost(
-    summary: Summary,
-    method: str,
-    baseline: str,
-    base_speed: float,
-    runs: pd.DataFrame,
-    speeds: Mapping[tuple[str, int], float],
-) -> Cost:
-    taught = runs[runs["teacher"].notna()]
-
-    def teachers(column: str) -> float:
-        return _mean(taught[f"teacher_{column}"]) if len(taught) else 0.0
-
-    means = {column: _mean(runs[column]) for column in MEANS}
-    flops, speed = means.pop("train_flops"), means["steps_per_second"]
-    return Cost(
-        method=method,
-        runs=len(runs),
-        **means,
-        teacher_images_seen=teachers("images_seen"),
-        teacher_train_seconds=teachers("train_seconds"),
-        teacher_device_hours=teachers("device_hours"),
-        flops=flops + teachers("train_flops"),
-        speedup=100 * (speed / base_speed - 1),
-        sampling={steps: speeds.get((method, steps), math.nan) for steps in summary.steps},
-        gain={steps: _gain(summary, method, baseline, steps) for steps in summary.steps},
-    )  # fmt: skip
+    check_choice("baseline", baseline, summary.methods)
+    cells = select(frame, filters)
+    teachers = [f"teacher_{name}" for name in TAUGHT]
+    runs = cells.drop_duplicates(RUN)[["method", "device", "teacher", *MEANS, *teachers]]
+    of = {str(method): own for method, own in runs.groupby("method", sort=False)}
+    speeds = cells.groupby(["method", "steps"])["sample_images_per_second"].mean().to_dict()
+    base_speed = _mean(of.get(baseline, runs[:0])["steps_per_second"])
+    rows = []
+    for method in summary.methods:
+        own = of.get(method, runs[:0])
+        taught = own[own["teacher"].notna()]
+        means = {column: _mean(own[column]) for column in MEANS}
+        for name in TAUGHT:
+            means[f"teacher_{name}"] = _mean(taught[f"teacher_{name}"]) if len(taught) else 0.0
+            means[f"total_{name}"] = means[name] + means[f"teacher_{name}"]
+        del means["train_flops"], means["teacher_train_flops"]
+        cost = Cost(
+            method=method,
+            runs=len(own),
+            flops=means.pop("total_train_flops"),
+            **means,
+            speedup=100 * (means["steps_per_second"] / base_speed - 1),
+            sampling={s: float(speeds.get((method, s), math.nan)) for s in summary.steps},
+            gain={s: _gain(summary, method, baseline, s) for s in summary.steps},
+        )
+        rows.append(cost)
+    return Costs(baseline, tuple(rows), tuple(runs["device"].dropna().unique()))
 
 
 def _gain(summary: Summary, method: str, baseline: str, steps: int) -> PairedRatio | None:
     if summary.conditions.better == "neither":
         return None
     try:
-        found = summary.compare(method, baseline, steps)
+        ratio = summary.compare(method, baseline, steps)
     except UserError:  # a value that has no logarithm
         return None
-    return found if found.n else None
+    return ratio if ratio.n else None
 
 
 def improvement(ratio: PairedRatio, better: str | None = "lower") -> tuple[float, float, float]:
@@ -157,6 +122,6 @@ def improvement(ratio: PairedRatio, better: str | None = "lower") -> tuple[float
     return 100 * (1 - ratio.ratio), 100 * (1 - ratio.high), 100 * (1 - ratio.low)
 
 
-def _mean(values: pd.Series[Any]) -> float:
+def _mean(values: "pd.Series[Any]") -> float:
     mean = values.astype("Float64").mean()
     return math.nan if pd.isna(mean) else float(mean)

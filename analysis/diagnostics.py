@@ -1,7 +1,5 @@
 """Diagnostics of finished runs -> curves by method, each point a mean over seeds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,18 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewstep.analysis.filters import RUN
 from fewstep.analysis.frame import load
-from fewstep.analysis.selection import RUN
-from fewstep.analysis.statistics import Estimate, estimate
+from fewstep.analysis.statistics import Curves, Estimate, estimate
 from fewstep.errors import UserError
-from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory
+from fewstep.experiments.store.json_files import Json
+from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 
 FEWEST = 16  # losses in a bin, for its mean to be shown
 BIN = 1.0  # width of a bin of log-SNR
 TANGENT = "tangent_norm"
-
-Curves = dict[str, dict[float, Estimate]]
-"""Method -> x -> the mean over its seeds; methods and x in order."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +34,9 @@ class Diagnosed:
 def diagnosed_run(run: RunDirectory) -> Diagnosed:
     """A run by itself; its method is its objective's title.
 
-    Raises:
-        UserError: it has not been diagnosed.
+    Raises ``UserError``: it has not been diagnosed.
     """
-    facts = run.diagnosed()
-    if facts is None:
+    if (facts := run.diagnosis()) is None:
         raise UserError(f"run {run.key} has no diagnostics: fewstep diagnose {run.path}")
     seed = (run.spec() or {}).get("config", {}).get("seed", 0)
     return Diagnosed(run.key, str(facts["title"]), int(seed), facts, run.metrics())
@@ -51,12 +45,14 @@ def diagnosed_run(run: RunDirectory) -> Diagnosed:
 def diagnosed_runs(*sweeps: SweepDirectory) -> list[Diagnosed]:
     """The diagnosed runs of sweeps, labelled as in their report, in the plans' order."""
     runs = {(sweep.name, run.key): run for sweep in sweeps for run in sweep.runs()}
-    found = []
+    diagnosed = []
     for row in load(*sweeps).drop_duplicates(RUN).to_dict("records"):
         run = runs[row["sweep"], row["key"]]
-        if row["status"] == "done" and (facts := run.diagnosed()) is not None:
-            found.append(Diagnosed(run.key, row["method"], int(row["seed"]), facts, run.metrics()))
-    return found
+        if row["status"] == "done" and (facts := run.diagnosis()) is not None:
+            diagnosed.append(
+                Diagnosed(run.key, row["method"], int(row["seed"]), facts, run.metrics())
+            )
+    return diagnosed
 
 
 def arrays(run: RunDirectory) -> dict[str, NDArray[Any]]:
@@ -70,11 +66,7 @@ def loss_curves(runs: Sequence[Diagnosed]) -> Curves:
 
     The interval of a method with one seed is that of its held-out examples, 2 standard errors.
     """
-
-    def points(run: Diagnosed) -> Iterator[tuple[float, float]]:
-        return ((x, row["mean"]) for x, row in _bins(run))
-
-    curves = _over_seeds(runs, points)
+    curves = _over_seeds(runs, lambda run: ((x, row["mean"]) for x, row in _bins(run)))
     errors = {(run.method, x): row["standard_error"] for run in runs for x, row in _bins(run)}
     return {
         method: {

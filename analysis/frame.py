@@ -1,88 +1,20 @@
 """Run directories -> one tidy frame: a row is a run x cell x metric, with its costs."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from fewstep.analysis.origin import (
-    CELL_ORIGIN,
-    COSTS,
-    ORIGIN,
-    PROTOCOL,
-    SETTINGS,
-    add_teachers,
-    cell_origin,
-    costs,
-    origin,
-    protocol,
-)
+from fewstep.analysis import columns
+from fewstep.analysis.columns import CELL_COLUMNS, COLUMNS
 from fewstep.errors import UserError, unknown
-from fewstep.experiments.rundir import Json, RunDirectory, SweepDirectory, find_sweeps
+from fewstep.experiments.store.json_files import Json
+from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory, find_sweeps
 
-# Nullable types throughout: a run that failed has no steps and no value, and must not turn
-# a column of integers into floats.
-COLUMNS: dict[str, str] = {
-    "sweep": "string",
-    "key": "string",
-    "seed": "Int64",
-    "status": "string",  # done | failed | stopped | running | new
-    "failure_class": "string",  # also "stopped" for a run that ended before its planned steps
-    "failure_message": "string",
-    "method": "string",  # display label: title and the choices that vary
-    "title": "string",
-    "objective": "string",
-    "backbone": "string",
-    "data": "string",
-    "cell": "string",  # stem of the evaluation's and the samples' file; missing: no cell
-    "steps": "Int64",  # sampling steps
-    "times": "string",  # "uniform" or the times given, space separated
-    "sampler": "string",  # "solver=heun, ..." or "default"
-    "weights": "string",  # ema | raw
-    "guidance": "float64",
-    "sample_set": "Int64",
-    "metric": "string",  # label, e.g. FD-digits-cnn@597
-    "metric_id": "string",
-    "metric_name": "string",
-    "extractor": "string",
-    "extractor_sha256": "string",
-    "better": "string",  # lower | higher | neither
-    "value": "float64",
-    "error": "float64",  # standard error over draws of the samples; few metrics know it
-    "floor": "float64",
-    "nfe": "Int64",
-    "samples": "Int64",
-    "reference": "string",
-    "reference_samples": "Int64",
-    "reference_sha256": "string",
-    "budget": "string",  # what all runs of the sweep spend, where they were made to spend the same
-    "planned_steps": "Int64",  # optimisation steps asked for
-    "planned_cells": "string",  # sampling step counts asked for, space separated
-    "train_steps": "Int64",
-    "images_seen": "Int64",
-    "train_seconds": "float64",
-    "steps_per_second": "float64",
-    "sample_images_per_second": "float64",
-    "peak_memory_bytes": "Int64",
-    "parameters": "Int64",
-    **PROTOCOL,
-    **SETTINGS,
-    **COSTS,
-    **ORIGIN,
-    **CELL_ORIGIN,
-}
-CELL_COLUMNS = (
-    "cell", "steps", "times", "sampler", "weights", "guidance", "sample_set", "metric", "metric_id",
-    "metric_name", "extractor", "extractor_sha256", "better", "value", "error", "floor", "nfe",
-    "samples", "reference", "reference_samples", "reference_sha256", "sample_images_per_second",
-    *CELL_ORIGIN,
-)  # fmt: skip
-"""What differs from cell to cell; all else is the run's."""
+MEASURED = ("images_seen", "train_seconds", "steps_per_second", "peak_memory_bytes", "parameters")
+REFERENCE = ("extractor", "extractor_sha256", "reference", "reference_samples", "reference_sha256")
 
 
 def load(*sweeps: SweepDirectory | Path | str, stopped: bool = False) -> pd.DataFrame:
@@ -94,86 +26,61 @@ def load(*sweeps: SweepDirectory | Path | str, stopped: bool = False) -> pd.Data
 
     Where methods of several sweeps share a label, the sweep's name is added to it.
 
-    Raises:
-        UserError: there is no such sweep, two have one name, or one of the files is not what it
-            should be.
+    Raises ``UserError``: there is no such sweep, two have one name, or one of the files is not what
+    it should be.
     """
-    read = [_read(directory, stopped) for directory in sweep_directories(sweeps)]
-    sweeps_of = Counter(label for table in read for label in set(table.labels))
-    return pd.concat(
-        [
-            table.frame([f"{label} · sweep={table.name}" if sweeps_of[label] > 1 else label
-                         for label in table.labels])
-            for table in read
-        ],
-        ignore_index=True,
-    )  # fmt: skip
+    frames = [_frame(directory, stopped) for directory in sweep_directories(sweeps)]
+    sweeps_of = Counter(label for frame in frames for label in frame["method"].unique())
+    for frame in frames:
+        shared = frame["method"].map(sweeps_of) > 1
+        named = frame["method"] + " · sweep=" + frame["sweep"]
+        frame["method"] = frame["method"].mask(shared, named)
+    return pd.concat(frames, ignore_index=True)
 
 
 def sweep_directories(sweeps: Sequence[SweepDirectory | Path | str]) -> list[SweepDirectory]:
     """The directories, each name once.
 
-    Raises:
-        UserError: there is none, or two have one name.
+    Raises ``UserError``: there is none, or two have one name.
     """
-    found = [s if isinstance(s, SweepDirectory) else SweepDirectory(Path(s)) for s in sweeps]
-    if not found:
+    directories = [s if isinstance(s, SweepDirectory) else SweepDirectory(Path(s)) for s in sweeps]
+    if not directories:
         raise UserError("no sweep was named")
-    twice = [name for name, count in Counter(sweep.name for sweep in found).items() if count > 1]
+    twice = [name for name, count in Counter(d.name for d in directories).items() if count > 1]
     if twice:
         raise UserError(f"two sweeps have the name {twice[0]!r}; no label could tell them apart")
-    return found
+    return directories
 
 
-@dataclass(frozen=True)
-class _Table:
-    """One sweep as read: facts of each run, the cells by column, and each cell's run."""
-
-    name: str
-    labels: list[str]
-    facts: list[Json]
-    cells: dict[str, list[Any]]
-    runs: list[int]
-
-    def frame(self, labels: list[str]) -> pd.DataFrame:
-        """What is the same for all cells of a run is held once until it is typed."""
-        names = [name for name in COLUMNS if name not in CELL_COLUMNS]
-        facts = pd.DataFrame(self.facts, columns=names, dtype=object)
-        facts["method"] = labels
-        cells = pd.DataFrame(self.cells, columns=list(CELL_COLUMNS), dtype=object)
-        try:
-            runs = facts.astype({name: COLUMNS[name] for name in names}).take(self.runs)
-            typed = cells.astype({name: COLUMNS[name] for name in CELL_COLUMNS})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"sweep {self.name!r} holds a field of a wrong type: {error}") from None
-        return pd.concat([runs.reset_index(drop=True), typed], axis=1)[list(COLUMNS)]
-
-
-def _read(directory: SweepDirectory, stopped: bool) -> _Table:
-    plan = directory.plan()
-    runs = directory.runs()
-    if plan is None and not runs:
+def _frame(directory: SweepDirectory, stopped: bool) -> pd.DataFrame:
+    """The rows of one sweep; what is common to the cells of a run is held once until typed."""
+    plan, runs = directory.plan() or {}, directory.runs()
+    if not plan and not runs:
         names = [other.name for other in find_sweeps(directory.path.parent)]
         raise unknown("sweep", directory.name, names)
-    planned: dict[str, Json] = {run["key"]: run for run in (plan or {}).get("runs", [])}
-    budget = ((plan or {}).get("budget") or {}).get("description")
-    facts = [_run_facts(directory.name, run, planned.get(run.key, {})) for run in runs]
-    for fact in facts:
-        fact["budget"] = budget
-    add_teachers(facts, directory.path.parent)
-    labels = method_labels(
-        [(str(fact["title"]), planned.get(run.key, {}).get("choices", {}))
-         for run, fact in zip(runs, facts, strict=True)],
-        (plan or {}).get("axes", ()),
-    )  # fmt: skip
-    columns: dict[str, list[Any]] = {name: [] for name in CELL_COLUMNS}
-    runs_of: list[int] = []
-    for index, (run, fact) in enumerate(zip(runs, facts, strict=True)):
+    members: dict[str, Json] = {member["key"]: member for member in plan.get("runs", [])}
+    facts = [_run_facts(directory.name, run, members.get(run.key, {})) for run in runs]
+    columns.add_teachers(facts, directory.path.parent)
+    titles = [(str(fact["title"]), members.get(fact["key"], {}).get("choices", {}))
+              for fact in facts]  # fmt: skip
+    cells, run_of = [], []
+    for i, (run, fact) in enumerate(zip(runs, facts, strict=True)):
         for cell in _cells(run, fact["status"], stopped):
-            runs_of.append(index)
-            for name, column in columns.items():
-                column.append(cell.get(name))
-    return _Table(directory.name, labels, facts, columns, runs_of)
+            cells.append([cell.get(name) for name in CELL_COLUMNS])
+            run_of.append(i)
+    names = [name for name in COLUMNS if name not in CELL_COLUMNS]
+    by_run = pd.DataFrame(facts, columns=names, dtype=object)
+    by_run["method"] = method_labels(titles, plan.get("axes", ()))
+    by_run["budget"] = (plan.get("budget") or {}).get("description")
+    by_cell = pd.DataFrame(cells, columns=CELL_COLUMNS, dtype=object)
+    try:
+        by_run = by_run.astype({name: COLUMNS[name] for name in names}).take(run_of)
+        by_cell = by_cell.astype({name: COLUMNS[name] for name in CELL_COLUMNS})
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"sweep {directory.name!r} holds a field of a wrong type: {error}"
+        ) from None
+    return pd.concat([by_run.reset_index(drop=True), by_cell], axis=1)[list(COLUMNS)]
 
 
 def method_labels(
@@ -220,32 +127,27 @@ def _run_facts(sweep: str, run: RunDirectory, member: Json) -> Json:
             "train_seconds": last.get("seconds"),
         }
     choices = member.get("choices", {})
-    objective = _name(config, "objective") or choices.get("objective")
+    groups = {group: _name(config, group) or choices.get(group)
+              for group in ("objective", "backbone", "data")}  # fmt: skip
     planned_steps = config.get("training", {}).get("steps")
     # A scheduler (ASHA) may end a run early: on a smaller budget it must not enter a comparison.
     stopped = status == "done" and (result.get("steps") or 0) < (planned_steps or 0)
     return {
+        **{name: result.get(name) for name in MEASURED},
         "sweep": sweep,
         "key": run.key,
         "seed": member.get("seed", config.get("seed", 0)),
         "status": status,
         "failure_class": "stopped" if stopped else failure.get("class"),
         "failure_message": failure.get("message"),
-        "title": member.get("title") or spec.get("title") or objective or run.key,
-        "objective": objective,
-        "backbone": _name(config, "backbone") or choices.get("backbone"),
-        "data": _name(config, "data") or choices.get("data"),
+        "title": member.get("title") or spec.get("title") or groups["objective"] or run.key,
+        **groups,
         "planned_steps": planned_steps,
         "planned_cells": " ".join(map(str, config.get("evaluation", {}).get("steps", []))) or None,
         "train_steps": result.get("steps"),
-        "images_seen": result.get("images_seen"),
-        "train_seconds": result.get("train_seconds"),
-        "steps_per_second": result.get("steps_per_second"),
-        "peak_memory_bytes": result.get("peak_memory_bytes"),
-        "parameters": result.get("parameters"),
-        **protocol(config),
-        **costs(result),
-        **origin(result, spec),
+        **columns.protocol(config),
+        **columns.costs(result),
+        **columns.origin(result, spec),
     }
 
 
@@ -269,30 +171,21 @@ def _cells(run: RunDirectory, status: str, stopped: bool) -> Iterator[Json]:
     for name, record in cells.items():
         try:
             cell, metric = record["cell"], record["metric"]
+            times, sampler = cell.get("times"), sorted((cell.get("sampler") or {}).items())
             yield {
-                "cell": name,
-                "steps": cell["steps"],
-                "times": _times(cell.get("times")),
-                "sampler": _sampler(cell.get("sampler")),
-                "weights": cell["weights"],
-                "guidance": cell["guidance"],
-                "sample_set": cell["sample_set"],
+                **{name: metric.get(name) for name in REFERENCE},
+                **{name: record.get(name) for name in ("error", "floor", "nfe")},
+                **{name: cell[name] for name in ("steps", "weights", "guidance", "sample_set")},
+                **{f"metric_{name}": metric[name] for name in ("id", "name")},
                 "metric": metric["label"],
-                "metric_id": metric["id"],
-                "metric_name": metric["name"],
-                "extractor": metric.get("extractor"),
-                "extractor_sha256": metric.get("extractor_sha256"),
+                "samples": metric["samples"],
+                "cell": name,
+                "times": "uniform" if times is None else " ".join(f"{t:.6g}" for t in times),
+                "sampler": ", ".join(f"{k}={v}" for k, v in sampler) or "default",
                 "better": record.get("better", "lower"),
                 "value": record["value"],
-                "error": record.get("error"),
-                "floor": record.get("floor"),
-                "nfe": record.get("nfe"),
-                "samples": metric["samples"],
-                "reference": metric.get("reference"),
-                "reference_samples": metric.get("reference_samples"),
-                "reference_sha256": metric.get("reference_sha256"),
                 "sample_images_per_second": record.get("images_per_second"),
-                **cell_origin(record),
+                **columns.cell_origin(record),
             }
         except (KeyError, TypeError) as error:
             raise UserError(f"{run.cell_file(name)} is not an evaluation: {error!r}") from None
@@ -301,11 +194,3 @@ def _cells(run: RunDirectory, status: str, stopped: bool) -> Iterator[Json]:
 def _name(config: Json, group: str) -> str | None:
     entry = config.get(group)
     return entry.get("name") if isinstance(entry, dict) else None
-
-
-def _times(times: Sequence[float] | None) -> str:
-    return "uniform" if times is None else " ".join(f"{t:.6g}" for t in times)
-
-
-def _sampler(sampler: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{k}={v}" for k, v in sorted((sampler or {}).items())) or "default"

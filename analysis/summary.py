@@ -1,166 +1,149 @@
 """One frame -> one table's worth of numbers: mean, t-interval, ranks, ties, failures."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from fewstep.analysis.ranking import shown_worse
-from fewstep.analysis.records import ALPHA, Cell, Conditions, Failure
-from fewstep.analysis.records import Summary as Summary
-from fewstep.analysis.selection import RUN, Filters, select
-from fewstep.analysis.statistics import half_width, spread, underpowered
+from fewstep.analysis.filters import RUN, Filters, select
+from fewstep.analysis.significance import shown_worse
+from fewstep.analysis.statistics import Spread, half_width, spread, underpowered
+from fewstep.analysis.summary_types import ALPHA, Cell, Conditions, Failure
+from fewstep.analysis.summary_types import Summary as Summary
 from fewstep.errors import UserError
 
 Place = tuple[str, int]  # method, steps
+BySeed = dict[int, dict[int, float]]  # seed -> sample set -> value
 
 
 def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
-    """Summarise the cells that ``filters`` choose (see ``selection.Filters``).
+    """Summarise the cells that ``filters`` choose (see ``filters.Filters``).
 
     Only networks trained on their whole budget count towards a mean; the runs without a value are
     counted as failed or missing in every column. Only cells with all their seeds are ranked. Of
     several sample sets, a run needs every one that the table has; else its cell is missing.
 
-    Raises:
-        UserError: the frame is empty, or its cells can not stand in one table.
+    Raises ``UserError``: the frame is empty, or its cells can not stand in one table.
     """
     if frame.empty:
         raise UserError("there are no runs to summarise")
     rows = select(frame, filters)
     runs = frame.drop_duplicates(RUN)
     methods = tuple(runs["method"].unique())
-    steps = tuple(sorted(int(s) for s in rows["steps"].unique())) or _planned_steps(runs)
+    planned = (s for plan in runs["planned_cells"].dropna() for s in plan.split())
+    measured = rows["steps"].unique()
+    steps = tuple(sorted({int(s) for s in (measured if len(measured) else planned)}))
     floors = rows["floor"].dropna().unique()
-    lost = _lost(runs)
-    cells = _cells(rows, runs, lost, methods, steps)
+    ends = _ends(runs)
+    facts = runs[["key", "method", "seed", "failure_class", "failure_message"]]
+    failed = facts[np.isin(ends, ("failed", "stopped"))]
+    failed = failed.fillna({"failure_class": "", "failure_message": ""})
+    cells = _cells(rows, runs, ends, methods, steps)
     return Summary(
         sweep=" + ".join(runs["sweep"].unique()),
         methods=methods,
         steps=steps,
-        cells=_ranked(cells, methods, steps, _better(rows)),
-        # one metric has one floor; should runs have measured it apart, their mean
+        cells=_ranked(cells, methods, steps, next(iter(rows["better"].dropna()), "lower")),
+        # one metric has one floor; the mean where runs measured it separately
         floor=float(np.mean(floors)) if len(floors) else None,
         conditions=_conditions(rows, runs),
         failures=tuple(
-            Failure(
-                key=run["key"],
-                method=run["method"],
-                seed=int(run["seed"]),
-                kind=_text(run["failure_class"]),
-                message=_text(run["failure_message"]),
-            )
-            for run in runs[lost != ""].to_dict("records")
+            Failure(key, method, int(seed), kind, message)
+            for key, method, seed, kind, message in failed.itertuples(index=False)
         ),
         two_phase=frozenset(runs.loc[runs["teacher"].notna(), "method"]),
     )
 
 
-def _better(rows: pd.DataFrame) -> str:
-    return str(next(iter(rows["better"].dropna()), "lower"))
-
-
-def _text(value: Any) -> str:
-    return "" if pd.isna(value) else str(value)
-
-
-def _lost(runs: pd.DataFrame) -> pd.Series[str]:
-    """How a run ended without a result: "failed", "stopped" (early, by a search), or ""."""
-    stopped = (runs["failure_class"] == "stopped").fillna(False).astype(bool)
-    failed = ((runs["status"] == "failed") | runs["failure_class"].notna()) & ~stopped
-    ends = pd.Series("", index=runs.index)
-    return ends.mask(failed.fillna(False).astype(bool), "failed").mask(stopped, "stopped")
-
-
-@dataclass
-class _Found:
-    """What was found of a place, by seed."""
-
-    sets: dict[int, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
-    keys: dict[int, str] = field(default_factory=dict)
-    nfe: set[int] = field(default_factory=set)
+def _ends(runs: pd.DataFrame) -> NDArray[Any]:
+    """How each run ended: "stopped" (early, by a search), "failed", "done", or "": not yet."""
+    stopped = (runs["failure_class"] == "stopped").fillna(False)
+    failed = (runs["status"] == "failed") | runs["failure_class"].notna()
+    ends = {"stopped": stopped, "failed": failed, "done": runs["status"] == "done"}
+    return np.select([end.to_numpy(bool) for end in ends.values()], list(ends), "")
 
 
 def _cells(
     rows: pd.DataFrame,
     runs: pd.DataFrame,
-    lost: pd.Series[str],
+    ends: NDArray[Any],
     methods: Sequence[str],
     steps: Sequence[int],
 ) -> dict[Place, Cell]:
     """Account for every run of a method: a value, failed, stopped or missing."""
-    found: dict[Place, _Found] = defaultdict(_Found)
-    wanted = ("method", "steps", "seed", "sample_set", "value", "key")
-    for method, step, seed, sample_set, value, key in zip(
-        *(rows[name].tolist() for name in wanted), strict=True
-    ):
-        place = found[method, step]
-        place.sets[seed][sample_set] = value
-        place.keys[seed] = key
+    values: dict[Place, BySeed] = defaultdict(lambda: defaultdict(dict))
+    columns = (rows[name].tolist() for name in ("method", "steps", "seed", "sample_set", "value"))
+    for method, step, seed, sample_set, value in zip(*columns, strict=True):
+        values[method, step][seed][sample_set] = value
+    nfes: dict[Place, set[int]] = defaultdict(set)
     evaluations = rows[["method", "steps", "nfe"]].drop_duplicates().dropna()
     for method, step, nfe in evaluations.itertuples(index=False):
-        found[method, step].nfe.add(int(nfe))
-    seeds: dict[str, dict[int, str]] = defaultdict(dict)  # of all runs, and how it ended
-    ends = lost.mask((lost == "") & (runs["status"] == "done"), "done")
-    for method, seed, end in zip(runs["method"], runs["seed"], ends, strict=True):
-        seeds[method][int(seed)] = end
+        nfes[method, step].add(int(nfe))
+    runs_of: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
+    for method, seed, key, end in zip(runs["method"], runs["seed"], runs["key"], ends, strict=True):
+        runs_of[method][int(seed)] = key, end
     sets = sorted(int(s) for s in rows["sample_set"].unique())
     return _with_means({
-        (method, step): _cell(found.get((method, step), _Found()), seeds[method], sets)
+        (method, step): _cell(values[method, step], nfes[method, step], runs_of[method], sets)
         for method in methods
         for step in steps
     })  # fmt: skip
 
 
-def _cell(found: _Found, runs: Mapping[int, str], sets: Sequence[int]) -> Cell:
-    """All but the means: those are taken of many cells at once."""
-    # a distance that is nan is a failure, not a value
-    broken = {s for s, values in found.sets.items() if not all(map(math.isfinite, values.values()))}
+def _cell(
+    by_seed: BySeed, nfes: Collection[int], runs: Mapping[int, tuple[str, str]], sets: Sequence[int]
+) -> Cell:
+    """All but the means, which are taken of many cells at once; ``runs``: key and end by seed."""
+    finite = {seed: all(map(math.isfinite, by_set.values())) for seed, by_set in by_seed.items()}
     whole = {
-        seed: [values[s] for s in sets]
-        for seed, values in found.sets.items()
-        if seed not in broken and len(values) == len(sets)
+        seed: [by_set[s] for s in sets]
+        for seed, by_set in by_seed.items()
+        if finite[seed] and len(by_set) == len(sets)
     }
     values = {seed: v[0] if len(v) == 1 else float(np.mean(v)) for seed, v in whole.items()}
-    without = runs.keys() - values.keys()
-    failed = {seed for seed in without if runs[seed] == "failed" or seed in broken}
-    stopped = {seed for seed in without - failed if runs[seed] == "stopped"}
-    spreads = spread(list(whole.values())) if len(sets) > 1 and whole else None
+    # a distance that is nan is a failure, not a value
+    lost = {seed: end if finite.get(seed, True) else "failed"
+            for seed, (_, end) in sorted(runs.items()) if seed not in values}  # fmt: skip
+
+    def seeds(*ends: str) -> tuple[int, ...]:
+        return tuple(seed for seed, end in lost.items() if end in ends)
+
+    several = len(sets) > 1 and whole
+    spreads = spread(list(whole.values())) if several else Spread(math.nan, math.nan)
     return Cell(
         values=values,
-        failed_seeds=tuple(sorted(failed)),
-        stopped_seeds=tuple(sorted(stopped)),
-        missing_seeds=tuple(sorted(without - failed - stopped)),
-        unevaluated_seeds=tuple(sorted(s for s in without - failed - stopped if runs[s] == "done")),
+        failed_seeds=seeds("failed"),
+        stopped_seeds=seeds("stopped"),
+        missing_seeds=seeds("", "done"),
+        unevaluated_seeds=seeds("done"),
         mean=math.nan,
         half_width=math.nan,
-        keys=tuple(found.keys[seed] for seed in values),
-        nfe=next(iter(found.nfe)) if len(found.nfe) == 1 else None,
-        seed_sd=spreads.seed_sd if spreads else math.nan,
-        sampling_sd=spreads.sampling_sd if spreads else math.nan,
+        keys=tuple(runs[seed][0] for seed in values),
+        nfe=next(iter(nfes)) if len(nfes) == 1 else None,
+        seed_sd=spreads.seed_sd,
+        sampling_sd=spreads.sampling_sd,
     )
 
 
 def _with_means(cells: dict[Place, Cell]) -> dict[Place, Cell]:
     """Mean and half-width of every cell with values, those of one n together."""
     by_n: dict[int, list[Place]] = defaultdict(list)
-    for place, cell in cells.items():
-        by_n[cell.n].append(place)
+    for key, cell in cells.items():
+        by_n[cell.n].append(key)
     for n, places in by_n.items():
         if n:
-            values = np.array([list(cells[place].values.values()) for place in places])
+            values = np.array([list(cells[key].values.values()) for key in places])
             summary = zip(
                 places, values.mean(-1).tolist(), half_width(values).tolist(), strict=True
             )
-            for place, mean, half in summary:
-                cells[place] = replace(cells[place], mean=mean, half_width=half)
+            for key, mean, half in summary:
+                cells[key] = replace(cells[key], mean=mean, half_width=half)
     return cells
 
 
@@ -200,11 +183,6 @@ def _ranked(
     return ranked
 
 
-def _planned_steps(runs: pd.DataFrame) -> tuple[int, ...]:
-    """The columns of a table in which nothing has been measured yet."""
-    return tuple(sorted({int(s) for plan in runs["planned_cells"].dropna() for s in plan.split()}))
-
-
 def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
     def distinct(table: pd.DataFrame, column: str) -> tuple[Any, ...]:
         return tuple(table[column].dropna().unique().tolist())
@@ -212,7 +190,7 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
     def only(column: str) -> Any:
         return next(iter(distinct(rows, column)), None)
 
-    places = rows.drop_duplicates(["method", "steps"])
+    cells = rows.drop_duplicates(["method", "steps"])
     single = ("metric", "metric_id", "metric_name", "better", "extractor", "extractor_sha256",
               "samples", "reference", "reference_samples", "weights", "guidance")  # fmt: skip
     return Conditions(
@@ -226,10 +204,10 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
         budgets=distinct(runs, "budget"),
         train_steps=tuple(sorted(distinct(rows, "train_steps"))),
         images_seen=tuple(sorted(distinct(rows, "images_seen"))),
-        samplers=dict(zip(places["method"], places["sampler"], strict=True)),
+        samplers=dict(zip(cells["method"], cells["sampler"], strict=True)),
         given_times=tuple(
-            (place["method"], int(place["steps"]), place["times"])
-            for place in places.to_dict("records")
-            if place["times"] != "uniform"
+            (cell["method"], int(cell["steps"]), cell["times"])
+            for cell in cells.to_dict("records")
+            if cell["times"] != "uniform"
         ),
     )

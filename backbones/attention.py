@@ -1,12 +1,12 @@
 """Self-attention, and the choice of the kernel that computes it."""
 
-from __future__ import annotations
+from dataclasses import dataclass
 
 import torch.nn.functional as nnf
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.backbones.base import Conditioned
+from fewstep.backbones.base import ConditioningSettings
 from fewstep.errors import UserError, check_choice
 
 KERNELS = {
@@ -17,22 +17,22 @@ KERNELS = {
 }
 
 
-class Attentive(Conditioned):
-    """The settings that networks with attention have beside those of ``Conditioned``.
+@dataclass(frozen=True, kw_only=True)
+class AttentionSettings(ConditioningSettings):
+    """The settings that networks with attention have beside those of ``ConditioningSettings``.
 
     Attributes:
         qk_norm: normalise queries and keys (RMS).
         attention_scale: per_sqrt_dim | per_dim, what the products of queries and keys are divided
             by: the square root of a head's width, or that width (the shortcut models' code).
         attention: auto | math | flash | efficient | cudnn, the kernel. auto leaves the choice to
-            torch, and to whoever takes a tangent, for which only math will do: the fused kernels
-            have no forward-mode derivative. A named one is forced; the result is the same up to
-            rounding.
+            torch; a tangent takes math, because the fused kernels have no forward-mode derivative.
+            A named one is forced; the result is the same up to rounding.
     """
 
-    qk_norm: bool
-    attention_scale: str
-    attention: str
+    qk_norm: bool = False
+    attention_scale: str = "per_sqrt_dim"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,11 +41,10 @@ class Attentive(Conditioned):
         check_choice("backbone.attention", self.attention, ("auto", *KERNELS))
 
 
-def attend(qkv: Tensor, heads: int, settings: Attentive) -> Tensor:
+def multi_head_attention(qkv: Tensor, heads: int, settings: AttentionSettings) -> Tensor:
     """(B, N, 3 W), queries, keys and values side by side, to (B, N, W), in ``heads`` heads.
 
-    Raises:
-        UserError: the kernel that was asked for does not fit.
+    Raises ``UserError``: the named kernel does not fit.
     """
     B, N, W = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     q, k, v = qkv.view(B, N, 3, heads, W // heads).permute(2, 0, 3, 1, 4)
@@ -55,11 +54,11 @@ def attend(qkv: Tensor, heads: int, settings: Attentive) -> Tensor:
     if settings.attention == "auto":
         mixed = nnf.scaled_dot_product_attention(q, k, v, scale=scale)
     else:
-        mixed = _forced(q, k, v, scale, settings.attention)
+        mixed = _with_kernel(q, k, v, scale, settings.attention)
     return mixed.transpose(1, 2).reshape(B, N, W)
 
 
-def _forced(q: Tensor, k: Tensor, v: Tensor, scale: float | None, kernel: str) -> Tensor:
+def _with_kernel(q: Tensor, k: Tensor, v: Tensor, scale: float | None, kernel: str) -> Tensor:
     try:
         with sdpa_kernel(KERNELS[kernel]):
             return nnf.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -1,11 +1,12 @@
 """What a backbone is: settings that build a network F(x, t, d, y)."""
 
-from __future__ import annotations
-
-from typing import Protocol
+from dataclasses import dataclass
+from inspect import signature
+from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
+from fewstep.deprecation import renamed
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.registry import Registry
 
@@ -13,14 +14,16 @@ from fewstep.registry import Registry
 class Backbone(Protocol):
     """A frozen dataclass of settings."""
 
-    def build(self, shape: tuple[int, ...], num_classes: int, jump: bool) -> nn.Module:
+    def build(
+        self, shape: tuple[int, ...], num_classes: int, jump: bool, condition_dim: int = 0
+    ) -> nn.Module:
         """A network on data of ``shape`` (without the batch), its output shaped like its input.
 
         ``num_classes`` is 0 for data without labels; class ``num_classes`` stands for "no label".
-        ``jump`` says whether it is asked with a jump length d.
+        ``condition_dim`` is the k of condition vectors (B, k), 0 for none; a row of NaN stands for
+        "no condition". ``jump`` says whether it is called with a jump length d.
 
-        Raises:
-            UserError: data of this shape does not fit.
+        Raises ``UserError``: data of this shape does not fit.
         """
         ...
 
@@ -28,10 +31,27 @@ class Backbone(Protocol):
 BACKBONES: Registry[Backbone] = Registry("backbone", "fewstep.backbones")
 
 
-class Conditioned:
-    """How a network takes its condition, and dropout: the settings that all backbones have.
+def build_backbone(
+    backbone: Backbone, shape: tuple[int, ...], num_classes: int, jump: bool, condition_dim: int
+) -> nn.Module:
+    """``backbone.build``, also of one that knows no ``condition_dim``, as those of version 0.1.
 
-    Each lists them after its own, since a dataclass would put those it inherits first.
+    Raises ``UserError``: it knows none and the data has condition vectors, or the data does not
+    fit.
+    """
+    if not condition_dim:
+        return backbone.build(shape, num_classes, jump)
+    if "condition_dim" not in signature(backbone.build).parameters:
+        raise UserError(
+            f"backbone {type(backbone).__name__} takes no condition vectors, the data has some of "
+            f"{condition_dim} numbers: its build() needs an argument condition_dim"
+        )
+    return backbone.build(shape, num_classes, jump, condition_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditioningSettings:
+    """How a network takes its condition, and dropout: the settings that all backbones have.
 
     Attributes:
         time_frequency: scale of the time embedding; 1 leaves time unscaled. The highest frequency
@@ -49,12 +69,12 @@ class Conditioned:
         dropout: share of the hidden features of each block that is zeroed in training.
     """
 
-    time_frequency: float
-    time_embedding: str
-    time_features: int
-    jump_embedding: str
-    modulation: str
-    dropout: float
+    time_frequency: float = 1.0
+    time_embedding: str = "positional"
+    time_features: int = 128
+    jump_embedding: str = "log2"
+    modulation: str = "adaln"
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check_range("backbone.time_frequency", self.time_frequency, 0, open_low=True)
@@ -72,3 +92,7 @@ def parameters_by_part(network: nn.Module) -> dict[str, int]:
     return {
         name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()
     }
+
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, {"Conditioned": "ConditioningSettings"})

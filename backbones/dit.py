@@ -4,24 +4,22 @@ Legend: B batch, N tokens, W width. Every block starts as the identity, because 
 0, and the output as 0.
 """
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from fewstep.backbones.attention import Attentive, attend
+from fewstep.backbones.attention import AttentionSettings, multi_head_attention
 from fewstep.backbones.base import BACKBONES
-from fewstep.backbones.embeddings import Condition
-from fewstep.backbones.layers import NORMS, Checkpointed, Modulation, normalise
-from fewstep.errors import UserError, check_choice, check_range
+from fewstep.backbones.embeddings import ConditionEmbedding, Conditions
+from fewstep.backbones.layers import NORMS, CheckpointedNetwork, Modulation, normalise, zero_init
+from fewstep.errors import UserError, check_choice, check_fields, check_range
 
 
 @dataclass(frozen=True)
-class DiT(Attentive):
+class DiT(AttentionSettings):
     """Settings of a diffusion transformer.
 
     Attributes:
@@ -30,7 +28,7 @@ class DiT(Attentive):
         mlp_ratio: hidden width of the feed-forward layers over W.
         norm: layer | rms, how tokens are normalised.
 
-    The others are those of ``Conditioned`` and ``Attentive``.
+    The others are those of ``ConditioningSettings`` and ``AttentionSettings``.
     """
 
     width: int = 384
@@ -38,21 +36,11 @@ class DiT(Attentive):
     heads: int = 6
     patch: int = 2
     mlp_ratio: float = 4.0
-    time_frequency: float = 1.0
-    qk_norm: bool = False
-    time_embedding: str = "positional"
-    time_features: int = 128
-    jump_embedding: str = "log2"
-    modulation: str = "adaln"
     norm: str = "layer"
-    attention_scale: str = "per_sqrt_dim"
-    attention: str = "auto"
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("width", "depth", "heads", "patch"):
-            check_range(f"backbone.{name}", getattr(self, name), 1)
+        check_fields("backbone", self, "width depth heads patch", 1)
         check_range("backbone.mlp_ratio", self.mlp_ratio, 0, open_low=True)
         check_choice("backbone.norm", self.norm, NORMS)
         if self.width % self.heads or self.width % 4:
@@ -61,47 +49,54 @@ class DiT(Attentive):
                 f"got width {self.width}, heads {self.heads}"
             )
 
-    def build(self, shape: tuple[int, ...], num_classes: int, jump: bool) -> nn.Module:
+    def build(
+        self, shape: tuple[int, ...], num_classes: int, jump: bool, condition_dim: int = 0
+    ) -> nn.Module:
         if len(shape) != 3 or shape[1] != shape[2]:
             raise UserError(f"a DiT needs square images (C, S, S), got data of shape {shape}")
         if shape[1] % self.patch:
             raise UserError(
                 f"backbone.patch must divide the image's side {shape[1]}, got {self.patch}"
             )
-        return DiTNetwork(self, shape, num_classes, jump)
+        return DiTNetwork(self, shape, (num_classes, jump, condition_dim))
 
 
 # Peebles & Xie 2023, table 1; "dit_s_2" is DiT-S/2
-SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
-for _size, (_width, _depth, _heads) in SIZES.items():
+SIZES = {
+    "s": DiT(width=384, depth=12, heads=6),
+    "b": DiT(width=768, depth=12, heads=12),
+    "l": DiT(width=1024, depth=24, heads=16),
+    "xl": DiT(width=1152, depth=28, heads=16),
+}
+for _size, _settings in SIZES.items():
     for _patch in (2, 4, 8):
-        BACKBONES.add(f"dit_{_size}_{_patch}", DiT(_width, _depth, _heads, _patch))
+        BACKBONES.add(f"dit_{_size}_{_patch}", replace(_settings, patch=_patch))
 BACKBONES.add("dit_digits", DiT(width=64, depth=3, heads=4, patch=2))  # 8x8 images
 BACKBONES.add("dit_mnist", DiT(width=192, depth=6, heads=6, patch=4))  # 28x28 images
 # as in the shortcut models' code (github.com/kvfrans/shortcut-models), up to initialisation
 for _size in ("b", "xl"):
-    _settings = DiT(*SIZES[_size], patch=2, time_features=256, attention_scale="per_dim")
+    _settings = replace(SIZES[_size], time_features=256, attention_scale="per_dim")
     BACKBONES.add(f"dit_{_size}_2_kvfrans", _settings)
 
 
-class DiTNetwork(Checkpointed):
+class DiTNetwork(CheckpointedNetwork):
     """F(x, t, d, y) on x: (B, C, S, S)."""
 
     positions: Tensor
 
-    def __init__(self, settings: DiT, shape: tuple[int, ...], num_classes: int, jump: bool) -> None:
+    def __init__(self, settings: DiT, shape: tuple[int, ...], conditions: Conditions) -> None:
         super().__init__()
         channels, side, _ = shape
         self.patch, self.norm = settings.patch, settings.norm
         width, pixels = settings.width, channels * settings.patch**2
-        self.condition = Condition(settings, width, num_classes, jump)
+        self.condition = ConditionEmbedding(settings, width, conditions)
         self.embed = nn.Linear(pixels, width)
-        self.register_buffer("positions", grid(side // self.patch, width), persistent=False)
+        self.register_buffer(
+            "positions", position_embedding(side // self.patch, width), persistent=False
+        )
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.depth))
         self.modulation = Modulation(width, width, ("shift", "scale"), settings.modulation)
-        self.unembed = nn.Linear(width, pixels)
-        nn.init.zeros_(self.unembed.weight)
-        nn.init.zeros_(self.unembed.bias)
+        self.unembed = zero_init(nn.Linear(width, pixels))
         nn.init.xavier_uniform_(self.embed.weight)
         nn.init.zeros_(self.embed.bias)
 
@@ -142,7 +137,9 @@ class Block(nn.Module):
             part[:, None] for part in self.modulation(c)
         )
         a = torch.addcmul(a_shift, normalise(h_BNW, settings.norm), a_factor)
-        h_BNW = h_BNW + a_gate * self.out(attend(self.qkv(a), settings.heads, settings))
+        h_BNW = h_BNW + a_gate * self.out(
+            multi_head_attention(self.qkv(a), settings.heads, settings)
+        )
         f = torch.addcmul(f_shift, normalise(h_BNW, settings.norm), f_factor)
         f = self.dropout(nnf.gelu(self.up(f), approximate="tanh"))
         return h_BNW + f_gate * self.down(f)
@@ -162,7 +159,7 @@ def unpatchify(tokens: Tensor, patch: int, shape: torch.Size) -> Tensor:
     return tokens.view(B, n, n, C, patch, patch).permute(0, 3, 1, 4, 2, 5).reshape(shape)
 
 
-def grid(side: int, width: int) -> Tensor:
+def position_embedding(side: int, width: int) -> Tensor:
     """(side^2, width): fixed sines and cosines of a token's row and column."""
     # the same bits everywhere; and on the meta device torch's arange imports its compiler
     with torch.device("cpu"):

@@ -5,20 +5,18 @@ the derivative with respect to t through this embedding, and a factor of 1000 be
 was measured to put a bf16 tangent 126% off (0.7% without).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.backbones.base import Conditioned
+from fewstep.backbones.base import ConditioningSettings
 
 SMALLEST_JUMP = 2.0**-10
 FOURIER_SEED = 75  # of all networks: a run's seed does not choose its embedding
 
 
-class Sinusoid(nn.Module):
+class SinusoidalEmbedding(nn.Module):
     """(B,) -> (B, features): cosines and sines, frequencies from ``highest`` down by 10^4."""
 
     frequencies: Tensor
@@ -37,7 +35,7 @@ class Sinusoid(nn.Module):
         return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
-class Fourier(nn.Module):
+class FourierEmbedding(nn.Module):
     """(B,) -> (B, features): sqrt(2) cos(2 pi (f t + p)) (Karras et al. 2024, eq. 75).
 
     f ~ N(0, scale^2) and p ~ U(0, 1) are drawn once, on the CPU, by a generator of their own, and
@@ -61,26 +59,38 @@ class Fourier(nn.Module):
         return math.sqrt(2) * phase.cos()
 
 
-class Condition(nn.Module):
-    """The sum of the embeddings of t, d and y: (B,), (B,) or None, (B,) or None -> (B, width).
+Conditions = tuple[int, bool, int]
+"""What a network is conditioned on beside t: number of classes, whether d, size of vectors."""
 
+
+class ConditionEmbedding(nn.Module):
+    """The sum of the embeddings of t, d and y: (B,), (B,) or None, condition -> (B, width).
+
+    y is (B,) classes, (B, k) vectors, of which NaN stands for "none", or None for that in all rows.
+    Vectors are projected linearly; instead of one that is missing a learned vector is added.
     d is embedded by log2(1/d), as in the shortcut models' code, from 0 (the whole path) to 10
     (2^-10 and below, 0 included), or as t is (``jump_embedding=linear``).
     """
 
-    def __init__(self, settings: Conditioned, width: int, num_classes: int, jump: bool) -> None:
+    def __init__(self, settings: ConditioningSettings, width: int, conditions: Conditions) -> None:
         super().__init__()
+        num_classes, jump, condition_dim = conditions
         features = settings.time_features
         self.log2 = settings.jump_embedding == "log2"
         self.time = nn.Sequential(_embedding(settings), *_mlp(features, width))
         self.jump: nn.Module | None = None
         if jump:
-            first = Sinusoid(features, 1.0) if self.log2 else _embedding(settings)
+            first = SinusoidalEmbedding(features, 1.0) if self.log2 else _embedding(settings)
             self.jump = nn.Sequential(first, *_mlp(features, width))
         # one class more than the data has: the label that stands for none
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
         if self.label is not None:
             nn.init.normal_(self.label.weight)
+        self.vector = nn.Linear(condition_dim, width) if condition_dim else None
+        if self.vector is not None:
+            nn.init.normal_(self.vector.weight, std=condition_dim**-0.5)
+            nn.init.zeros_(self.vector.bias)
+            self.no_vector = nn.Parameter(torch.zeros(width))
 
     def forward(self, t: Tensor, d: Tensor | None, y: Tensor | None) -> Tensor:
         with torch.autocast(t.device.type, enabled=False):
@@ -94,11 +104,17 @@ class Condition(nn.Module):
             if self.label is not None:
                 none = torch.full_like(t, self.label.num_embeddings - 1, dtype=torch.int64)
                 c = c + self.label(none if y is None else y)
+            if self.vector is not None:
+                if y is None:
+                    return c + self.no_vector
+                missing = y.isnan().any(1, keepdim=True)
+                projected = self.vector(y.masked_fill(missing, 0).to(t.dtype))
+                c = c + torch.where(missing, self.no_vector, projected)
         return c
 
 
-def _embedding(settings: Conditioned) -> nn.Module:
-    kind = Fourier if settings.time_embedding == "fourier" else Sinusoid
+def _embedding(settings: ConditioningSettings) -> nn.Module:
+    kind = FourierEmbedding if settings.time_embedding == "fourier" else SinusoidalEmbedding
     return kind(settings.time_features, settings.time_frequency)
 
 

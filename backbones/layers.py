@@ -1,7 +1,5 @@
 """What the networks have in common: normalisation, modulation, checkpointing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +19,13 @@ def normalise(h: Tensor, norm: str, eps: float = 1e-6) -> Tensor:
     if norm == "rms":
         return nnf.rms_norm(h, h.shape[-1:], eps=eps)
     return nnf.layer_norm(h, h.shape[-1:], eps=eps)
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """``layer`` with its parameters at 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 class Modulation(nn.Linear):
@@ -44,8 +49,7 @@ class Modulation(nn.Linear):
         super().__init__(width, len(parts) * features)
         self.parts = tuple(parts)
         self.kind = kind
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        zero_init(self)
         if self.kind == "double":
             with torch.no_grad():
                 for part, bias in zip(self.parts, self.bias.chunk(len(self.parts)), strict=True):
@@ -56,9 +60,9 @@ class Modulation(nn.Linear):
 
     def forward(self, c: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         chunks = super().forward(c).chunk(len(self.parts), dim=-1)
-        return tuple(self._made(*pair) for pair in zip(self.parts, chunks, strict=True))
+        return tuple(self._activate(*pair) for pair in zip(self.parts, chunks, strict=True))
 
-    def _made(self, part: str, v: Tensor) -> Tensor:
+    def _activate(self, part: str, v: Tensor) -> Tensor:
         if part == "gate":
             return v
         if self.kind == "double":
@@ -66,7 +70,7 @@ class Modulation(nn.Linear):
         return 1 + v if part == "scale" else v
 
 
-class Checkpointed(nn.Module):
+class CheckpointedNetwork(nn.Module):
     """A network whose blocks can be recomputed in the backward pass instead of remembered.
 
     With ``checkpointing`` only the inputs of the blocks are kept, for the price of a second forward

@@ -1,67 +1,58 @@
 """A residual MLP with adaLN-zero conditioning, for vectors."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from fewstep.backbones.base import BACKBONES, Conditioned
-from fewstep.backbones.embeddings import Condition
-from fewstep.backbones.layers import NORMS, Checkpointed, Modulation, normalise
-from fewstep.errors import UserError, check_choice, check_range
+from fewstep.backbones.base import BACKBONES, ConditioningSettings
+from fewstep.backbones.embeddings import ConditionEmbedding, Conditions
+from fewstep.backbones.layers import NORMS, CheckpointedNetwork, Modulation, normalise, zero_init
+from fewstep.errors import UserError, check_choice, check_fields
 
 
 @BACKBONES.register("mlp")
 @dataclass(frozen=True)
-class MLP(Conditioned):
+class MLP(ConditioningSettings):
     """Settings of a residual MLP.
 
     Attributes:
         width: features of a hidden layer. depth: number of residual blocks.
         norm: layer | rms, how hidden features are normalised.
 
-    The others are those of ``Conditioned``.
+    The others are those of ``ConditioningSettings``.
     """
 
     width: int = 256
     depth: int = 4
-    time_frequency: float = 1.0
-    time_embedding: str = "positional"
-    time_features: int = 128
-    jump_embedding: str = "log2"
-    modulation: str = "adaln"
     norm: str = "layer"
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("backbone.width", self.width, 1)
-        check_range("backbone.depth", self.depth, 1)
+        check_fields("backbone", self, "width depth", 1)
         check_choice("backbone.norm", self.norm, NORMS)
 
-    def build(self, shape: tuple[int, ...], num_classes: int, jump: bool) -> nn.Module:
+    def build(
+        self, shape: tuple[int, ...], num_classes: int, jump: bool, condition_dim: int = 0
+    ) -> nn.Module:
         if len(shape) != 1:
             raise UserError(
                 f"backbone mlp needs vectors (D,), got data of shape {shape}; "
                 f"images need one of the dit_* or unet_* backbones"
             )
-        return MLPNetwork(self, shape[0], num_classes, jump)
+        return MLPNetwork(self, shape[0], (num_classes, jump, condition_dim))
 
 
-class MLPNetwork(Checkpointed):
+class MLPNetwork(CheckpointedNetwork):
     """F(x, t, d, y) on x: (B, D)."""
 
-    def __init__(self, settings: MLP, dimension: int, num_classes: int, jump: bool) -> None:
+    def __init__(self, settings: MLP, dimension: int, conditions: Conditions) -> None:
         super().__init__()
         width = settings.width
-        self.condition = Condition(settings, width, num_classes, jump)
+        self.condition = ConditionEmbedding(settings, width, conditions)
         self.embed = nn.Linear(dimension, width)
         self.blocks = nn.ModuleList(MLPBlock(settings) for _ in range(settings.depth))
-        self.unembed = nn.Linear(width, dimension)
-        nn.init.zeros_(self.unembed.weight)
-        nn.init.zeros_(self.unembed.bias)
+        self.unembed = zero_init(nn.Linear(width, dimension))
 
     def forward(
         self, x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None

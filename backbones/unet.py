@@ -6,8 +6,6 @@ levels end in self-attention. The last convolution of a block, the last layer of
 the output start at 0: a block starts as its shortcut, the network as 0.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -15,15 +13,15 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from fewstep.backbones.attention import Attentive, attend
+from fewstep.backbones.attention import AttentionSettings, multi_head_attention
 from fewstep.backbones.base import BACKBONES
-from fewstep.backbones.embeddings import Condition
-from fewstep.backbones.layers import Checkpointed, Modulation
-from fewstep.errors import UserError, check_range
+from fewstep.backbones.embeddings import ConditionEmbedding, Conditions
+from fewstep.backbones.layers import CheckpointedNetwork, Modulation, zero_init
+from fewstep.errors import UserError, check_fields, check_range
 
 
 @dataclass(frozen=True)
-class UNet(Attentive):
+class UNet(AttentionSettings):
     """Settings of a U-Net.
 
     Attributes:
@@ -33,7 +31,7 @@ class UNet(Attentive):
         heads: attention heads.
         attention_levels: number of levels with attention, the lowest ones; 0 for none at all.
 
-    The others are those of ``Conditioned`` and ``Attentive``.
+    The others are those of ``ConditioningSettings`` and ``AttentionSettings``.
     """
 
     width: int = 96
@@ -41,20 +39,10 @@ class UNet(Attentive):
     depth: int = 2
     heads: int = 4
     attention_levels: int = 1
-    time_frequency: float = 1.0
-    qk_norm: bool = False
-    time_embedding: str = "positional"
-    time_features: int = 128
-    jump_embedding: str = "log2"
-    modulation: str = "adaln"
-    attention_scale: str = "per_sqrt_dim"
-    attention: str = "auto"
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("width", "depth", "heads"):
-            check_range(f"backbone.{name}", getattr(self, name), 1)
+        check_fields("backbone", self, "width depth heads", 1)
         levels = len(self.multipliers)
         if not levels:
             raise UserError("backbone.multipliers must name at least one level, got []")
@@ -67,7 +55,9 @@ class UNet(Attentive):
                 f"got width {self.width}, heads {self.heads}"
             )
 
-    def build(self, shape: tuple[int, ...], num_classes: int, jump: bool) -> nn.Module:
+    def build(
+        self, shape: tuple[int, ...], num_classes: int, jump: bool, condition_dim: int = 0
+    ) -> nn.Module:
         if len(shape) != 3:
             raise UserError(f"a U-Net needs images (C, H, W), got data of shape {shape}")
         coarsest = 2 ** (len(self.multipliers) - 1)
@@ -76,7 +66,7 @@ class UNet(Attentive):
                 f"a U-Net of {len(self.multipliers)} levels (backbone.multipliers) needs images "
                 f"with sides divisible by {coarsest}, got data of shape {shape}"
             )
-        return UNetNetwork(self, shape[0], num_classes, jump)
+        return UNetNetwork(self, shape[0], (num_classes, jump, condition_dim))
 
 
 BACKBONES.add("unet_digits", UNet(width=32, multipliers=(1, 2), depth=1))  # 8x8 images
@@ -84,15 +74,15 @@ BACKBONES.add("unet_mnist", UNet(width=32, multipliers=(1, 2, 2), depth=1))  # 2
 BACKBONES.add("unet_32", UNet())  # 32x32 images
 
 
-class UNetNetwork(Checkpointed):
+class UNetNetwork(CheckpointedNetwork):
     """F(x, t, d, y) on x: (B, C, H, W)."""
 
-    def __init__(self, settings: UNet, channels: int, num_classes: int, jump: bool) -> None:
+    def __init__(self, settings: UNet, channels: int, conditions: Conditions) -> None:
         super().__init__()
         width, emb = settings.width, 4 * settings.width
         levels = [width * multiplier for multiplier in settings.multipliers]
         lowest = len(levels) - settings.attention_levels  # the first level with attention
-        self.condition = Condition(settings, emb, num_classes, jump)
+        self.condition = ConditionEmbedding(settings, emb, conditions)
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
 
         h, kept = width, [width]  # channels now, and of what the way up will take in
@@ -103,7 +93,7 @@ class UNetNetwork(Checkpointed):
                 h = out
                 kept.append(h)
             if i < len(levels) - 1:
-                self.down.append(Halve(h))
+                self.down.append(Downsample(h))
                 kept.append(h)
         attentive = settings.attention_levels > 0
         self.middle = nn.ModuleList(
@@ -114,9 +104,9 @@ class UNetNetwork(Checkpointed):
                 self.up.append(ResBlock(h + kept.pop(), out, emb, settings, i >= lowest))
                 h = out
             if i > 0:
-                self.up.append(Double(h))
+                self.up.append(Upsample(h))
         self.norm = group_norm(h)
-        self.unembed = zero(nn.Conv2d(h, channels, 3, padding=1))
+        self.unembed = zero_init(nn.Conv2d(h, channels, 3, padding=1))
 
     def forward(
         self, x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
@@ -146,7 +136,7 @@ class ResBlock(nn.Module):
         self.modulation = Modulation(emb, out, ("shift", "scale"), settings.modulation)
         self.modulated_norm = group_norm(out, affine=False)
         self.dropout = nn.Dropout(settings.dropout)
-        self.second = zero(nn.Conv2d(out, out, 3, padding=1))
+        self.second = zero_init(nn.Conv2d(out, out, 3, padding=1))
         self.shortcut = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
         self.attention = Attention(out, settings) if attention else nn.Identity()
 
@@ -165,15 +155,15 @@ class Attention(nn.Module):
         self.settings = settings
         self.norm = group_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = zero(nn.Linear(channels, channels))
+        self.out = zero_init(nn.Linear(channels, channels))
 
     def forward(self, h: Tensor) -> Tensor:
         tokens = self.norm(h).flatten(2).transpose(1, 2)
-        mixed = self.out(attend(self.qkv(tokens), self.settings.heads, self.settings))
+        mixed = self.out(multi_head_attention(self.qkv(tokens), self.settings.heads, self.settings))
         return h + mixed.transpose(1, 2).reshape(h.shape)
 
 
-class Halve(nn.Module):
+class Downsample(nn.Module):
     """Half the side, by a convolution with stride 2."""
 
     def __init__(self, channels: int) -> None:
@@ -184,7 +174,7 @@ class Halve(nn.Module):
         return self.conv(h)
 
 
-class Double(nn.Module):
+class Upsample(nn.Module):
     """Twice the side: every pixel four times, then a convolution."""
 
     def __init__(self, channels: int) -> None:
@@ -198,10 +188,3 @@ class Double(nn.Module):
 def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
     """At most 32 groups, of at least 4 channels each (Karras et al. 2022)."""
     return nn.GroupNorm(math.gcd(32, channels // 4), channels, eps=1e-6, affine=affine)
-
-
-def zero(layer: nn.Module) -> nn.Module:
-    """``layer`` with its parameters at 0."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer

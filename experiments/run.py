@@ -1,7 +1,5 @@
 """One run, from its directory: train, evaluate, record. The same code under every launcher."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import resource
@@ -13,26 +11,32 @@ from pathlib import Path
 
 import torch
 
+from fewstep._version import __version__
 from fewstep.errors import UserError
-from fewstep.experiments import failures
-from fewstep.experiments.claim import Busy, Claim, Superseded
-from fewstep.experiments.config import RunConfig
-from fewstep.experiments.distributed import ranks
-from fewstep.experiments.evaluation import cells_lacking, evaluate
-from fewstep.experiments.flops import train_flops
-from fewstep.experiments.network import device_name
-from fewstep.experiments.provenance import environment, keep_packages, now, source_hash
-from fewstep.experiments.reproduce import command
-from fewstep.experiments.rundir import Json, RunDirectory
-from fewstep.experiments.rungs import Rungs
-from fewstep.experiments.teacher import teacher_directory
-from fewstep.experiments.trainer import Interrupted, Trainer
+from fewstep.experiments.config.reproduce import command
+from fewstep.experiments.config.run_config import RunConfig
+from fewstep.experiments.config.settings import Training
+from fewstep.experiments.cost.flops import train_flops
+from fewstep.experiments.distributed.process_group import ranks
+from fewstep.experiments.early_stopping import Rungs
+from fewstep.experiments.evaluation.evaluate import cells_lacking, evaluate
+from fewstep.experiments.store import failures
+from fewstep.experiments.store.json_files import Json
+from fewstep.experiments.store.lease import LeaseLost as LeaseLost
+from fewstep.experiments.store.lease import RunLease
+from fewstep.experiments.store.lease import RunLocked as RunLocked
+from fewstep.experiments.store.provenance import environment, now, save_packages, source_hash
+from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.experiments.training.network import device_name
+from fewstep.experiments.training.teacher import teacher_directory
+from fewstep.experiments.training.trainer import Interrupted as Interrupted
+from fewstep.experiments.training.trainer import Trainer
 from fewstep.objectives import sampling_fields
 
 log = logging.getLogger(__name__)
 
-# told to stop, a run finishes a cell that takes no longer: of half a one nothing is kept, and who
-# stops it (a scheduler, before it kills) leaves time to save
+# asked to stop, a run finishes a cell that needs no longer than this: half a cell is lost, and
+# schedulers leave some time before they kill
 PATIENCE_SECONDS = 10.0
 
 OnProgress = Callable[[str, int, int, float], None]
@@ -53,39 +57,32 @@ def directory_of(config: RunConfig) -> RunDirectory:
 
 
 def prepare(config: RunConfig) -> RunDirectory:
-    """Make the run's directory: ``spec.json`` once, ``request.json`` when something else is asked.
+    """Make the run's directory: ``spec.json`` once, ``request.json`` when the request changes.
 
-    What is left there of a run that somebody has removed is no beginning of this one.
-
-    Raises:
-        UserError: the run root cannot be written, or the directory is of another configuration.
+    Files that a removed run left there are deleted. ``UserError`` where the run root cannot be
+    written, or the directory is of another configuration.
     """
     directory = directory_of(config)
-    spec = read_spec(directory) if directory.path.is_dir() else None
+    known = directory.path.is_dir() and read_spec(directory) is not None
+    bookkeeping = [f.name for f in fields(Training) if f.metadata.get("bookkeeping")]
     request = {
         "evaluation": config.values["evaluation"],
         "sampler": sampling_fields(config.objective),
-        "bookkeeping": {
-            f.name: getattr(config.training, f.name)
-            for f in fields(config.training)
-            if f.metadata.get("bookkeeping")
-        },
+        "bookkeeping": {name: getattr(config.training, name) for name in bookkeeping},
+    }
+    spec = {
+        "version": 1,
+        "fewstep": __version__,
+        "key": config.key,
+        "title": config.objective.title,
+        "config": config.values,
+        "created": now(),
     }
     try:
         directory.path.mkdir(parents=True, exist_ok=True)
-        if spec is None:
+        if not known:
             _begin_anew(directory)
-            directory.write(
-                "spec",
-                {
-                    "version": 1,
-                    "key": config.key,
-                    "title": config.objective.title,
-                    "config": config.values,
-                    "command": command(config),
-                    "created": now(),
-                },
-            )
+            directory.write("spec", {**spec, "command": command(config)})
         if directory.request() != request:
             directory.write("request", request)
     except OSError as error:
@@ -97,34 +94,27 @@ def prepare(config: RunConfig) -> RunDirectory:
 
 
 def _begin_anew(directory: RunDirectory) -> None:
-    """Remove what a run without its spec has left; one that is done keeps what it found.
-
-    Under a claim: what somebody is at work on stays, and nobody begins meanwhile.
-    """
+    # of a run that lost its spec.json: a finished one keeps its results, and the lease lets a live
+    # attempt keep its files
     if directory.status() == "done":
         directory.remove("failure")
     elif directory.leftovers():
-        with contextlib.suppress(Busy), Claim(directory):
-            if directory.spec() is None:  # else somebody has begun it anew just now
+        with contextlib.suppress(RunLocked), RunLease(directory):
+            if directory.spec() is None:  # else another process has just started it
                 directory.clear()
 
 
 def read_spec(directory: RunDirectory) -> RunConfig | None:
-    """The configuration in ``spec.json``, checked to be this directory's; None without one.
-
-    Raises:
-        UserError: the spec is of another configuration than the directory's name says.
-    """
+    """The configuration in ``spec.json``, or None; ``UserError`` if it is another run's."""
     spec = directory.spec()
     if spec is None:
         return None
+    file = directory.path / "spec.json"
     try:
         config = RunConfig(spec["config"])
         key = config.key
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{directory.path / 'spec.json'} is not the spec of a run ({error})"
-        ) from None
+        raise UserError(f"{file} is not the spec of a run ({error})") from None
     if {key, spec["key"]} != {directory.key}:
         raise UserError(
             f"{directory.path} is from another configuration: its spec.json has key {key}, "
@@ -134,11 +124,7 @@ def read_spec(directory: RunDirectory) -> RunConfig | None:
 
 
 def load_config(directory: RunDirectory) -> RunConfig:
-    """The run's configuration as it was made.
-
-    Raises:
-        UserError: no run there, or a directory from another configuration.
-    """
+    """The run's configuration as it was made; ``UserError`` where there is no run, or another."""
     config = read_spec(directory)
     if config is None:
         raise UserError(f"no run in {directory.path}: it has no spec.json")
@@ -152,8 +138,8 @@ def requested(directory: RunDirectory) -> RunConfig:
         return config
     objective = {**config.values["objective"], **request["sampler"]}
     training = {**config.values["training"], **request.get("bookkeeping", {})}
-    asked = {"objective": objective, "evaluation": request["evaluation"], "training": training}
-    return RunConfig({**config.values, **asked})
+    changes = {"objective": objective, "evaluation": request["evaluation"], "training": training}
+    return RunConfig({**config.values, **changes})
 
 
 def run(
@@ -162,60 +148,59 @@ def run(
     on_progress: OnProgress = lambda phase, done, total, rate: None,
     rungs: Rungs | None = None,
 ) -> Json:
-    """Bring the run to its end, from wherever it is, and return its result.
+    """Run to the end, from the last checkpoint if there is one, and return the result.
 
-    A finished run is only evaluated at the cells it lacks. At ``rungs`` it may be ended early.
+    A finished run is only evaluated at missing cells. At ``rungs`` it may be stopped early.
 
     Raises:
-        RunFailed: it ended as a failure, recorded in failure.json.
-        Interrupted: ``stop()`` became true, or it was ended at a rung; it can be continued.
-        Busy: another process has it.
-        Superseded: a newer attempt took it away; what this one did is no loss.
+        RunFailed: the run failed; failure.json has the record.
+        Interrupted: ``stop()`` became true, or it was stopped at a rung; it can be resumed.
+        RunLocked: another process runs it.
+        LeaseLost: a newer attempt has the run; checkpoints of this one are kept.
         UserError: the directory holds no run, or one of another configuration.
     """
-    everyone = ranks()  # of several processes, the first reads, has the claim, and writes
-    config = RunConfig(everyone.told(requested(directory).values))
-    finished = everyone.told(directory.result())
-    if finished is not None and not everyone.told(cells_lacking(config, directory)):
-        if everyone.first:
+    everyone = ranks()  # rank 0 reads, holds the lease, and writes
+    config = RunConfig(everyone.broadcast(requested(directory).values))
+    finished = everyone.broadcast(directory.result())
+    if finished is not None and not everyone.broadcast(cells_lacking(config, directory)):
+        if everyone.is_main:
             directory.remove("failure")  # of cells asked for earlier
         return finished
-    claim, free = Claim(directory), True
+    lease, free = RunLease(directory), False
     with contextlib.ExitStack() as held:
-        try:
-            if everyone.first:
-                held.enter_context(claim)
-        except Busy:
-            free = False
-        if not everyone.told(free):
-            raise Busy(f"another process is at work on {directory.path}")
+        with contextlib.suppress(RunLocked):
+            if everyone.is_main:
+                held.enter_context(lease)
+            free = True
+        if not everyone.broadcast(free):
+            raise RunLocked(f"another process runs {directory.path}")
 
         def leave() -> bool:
-            if everyone.first:
-                claim.check()
-            return stop() or claim.cancelled or (rungs is not None and rungs.ended)
+            if everyone.is_main:
+                lease.check()
+            return stop() or lease.cancelled or (rungs is not None and rungs.ended)
 
         def note(how: str) -> None:
-            if everyone.first:
-                directory.note(claim.attempt.token, ended=how)
+            if everyone.is_main:
+                directory.record_attempt(lease.attempt.token, ended=how)
 
         try:
-            stopping = everyone.agreed(leave)
-            result = _run(config, directory, claim, stopping, on_progress, rungs)
-        except Superseded as reason:
+            stopping = everyone.any_rank(leave)
+            result = _run(config, directory, lease, stopping, on_progress, rungs)
+        except LeaseLost as reason:
             note(str(reason))
             raise
         except Interrupted as reason:
-            note("cancelled" if claim.cancelled else "interrupted")
-            if not claim.cancelled:
+            note("cancelled" if lease.cancelled else "interrupted")
+            if not lease.cancelled:
                 raise
             record = failures.record(directory, "cancelled", f"cancelled: {reason}")
             directory.write("failure", record)
             raise RunFailed(record) from None
         except Exception as error:
-            record = everyone.failure(failures.of_error(directory, error), error)
-            if everyone.first:
-                claim.check(at_once=True)  # the failure of an attempt that is over is nobody's
+            record = everyone.failure(failures.error_record(directory, error), error)
+            if everyone.is_main:
+                lease.check(at_once=True)  # a superseded attempt records no failure
                 directory.write("failure", record)
             note(record["class"])
             log.info("run %s failed\n%s", directory.key, record["traceback"])
@@ -227,53 +212,52 @@ def run(
 def _run(
     config: RunConfig,
     directory: RunDirectory,
-    claim: Claim,
+    lease: RunLease,
     stop: Callable[[], bool],
     on_progress: OnProgress,
     rungs: Rungs | None,
 ) -> Json:
     started, begun = now(), time.perf_counter()
-    everyone = ranks()
-    made: Json = {}
-    if everyone.first:
-        made = environment()  # now: the source may be edited while it trains
-        job = claim.attempt.job
-        directory.note(claim.attempt.token, begun=started, job=job, **directory.kept())
+    everyone, attempt = ranks(), lease.attempt
+    provenance: Json = {}
+    if everyone.is_main:
+        provenance = environment()  # now: the source may be edited while it trains
+        work = directory.saved_work()
+        directory.record_attempt(attempt.token, begun=started, job=attempt.job, **work)
         directory.remove("failure")  # of an earlier attempt
         directory.remove("stopped")  # whoever launches it wants it continued
     dataset = config.data.load()
-    if everyone.first:
-        directory.note(claim.attempt.token, held_out=len(dataset.test))  # for the time left
-        keep_packages(directory.cache / "environments")
-    result = everyone.told(directory.result())
-    trainer, flops = None, None
-    if result is None:
-        trainer = Trainer(config, dataset, directory)
-        trainer.prepare(stop, lambda done, total, rate: on_progress("pairs", done, total, rate))
-        learner = trainer
-        flops = train_flops(config, dataset, _teacher(config))  # now: nothing may fail at the end
-
-        def on_step(done: int, total: int, rate: float) -> None:
-            on_progress("train", done, total, rate)
-            if rungs is not None:
-                rungs.look(learner, directory.cache, stop)
-
-        if everyone.first:
-            claim.check(at_once=True)  # it has not taken hold of the run's files yet
-        trainer.train(stop, on_step)
-    evaluation_begun = time.perf_counter()
+    if everyone.is_main:
+        directory.record_attempt(attempt.token, held_out=len(dataset.test))  # for the time left
+        save_packages(directory.cache / "environments")
 
     def on_images(done: int, total: int, rate: float, left: float) -> None:
         on_progress("evaluate", done, total, rate)
         if stop() and done < total and not 0 < left < PATIENCE_SECONDS:
             raise Interrupted(f"stopped after {done} of {total} network evaluations")
 
-    added = evaluate(config, dataset, directory, directory.cache, on_images)
-    if trainer is None:
-        assert result is not None
-        if added:
+    finished = everyone.broadcast(directory.result())
+    if finished is not None:
+        if added := evaluate(config, dataset, directory, on_images):
             log.info("added %d cells to run %s", len(added), directory.key)
-        return result
+        return finished
+    trainer = Trainer(config, dataset, directory)
+    trainer.prepare(stop, lambda done, total, rate: on_progress("pairs", done, total, rate))
+    taught_by = teacher_directory(config) if config.objective.needs_pairs else None
+    teacher = None if taught_by is None else read_spec(taught_by)
+    whole = trainer.ema if trainer.parallel.replicated else None
+    flops = train_flops(config, dataset, teacher, whole)  # now: nothing may fail at the end
+
+    def on_step(done: int, total: int, rate: float) -> None:
+        on_progress("train", done, total, rate)
+        if rungs is not None:
+            rungs.evaluate_if_due(trainer, stop)
+
+    if everyone.is_main:
+        lease.check(at_once=True)  # it has not taken hold of the run's files yet
+    trainer.train(stop, on_step)
+    evaluation_begun = time.perf_counter()
+    evaluate(config, dataset, directory, on_images)
     images = trainer.step * config.training.batch_size
     result = {
         "key": directory.key,
@@ -289,7 +273,7 @@ def _run(
         "parameters": sum(p.numel() for p in trainer.net.parameters()),
         **{name: trainer.last.get(name) for name in ("loss", "validation_loss")},
         "provenance": {
-            **made,
+            **provenance,
             "objective_source": source_hash(config.objective),
             "backbone_source": source_hash(config.backbone),
             "device": str(trainer.device),
@@ -300,15 +284,10 @@ def _run(
             "finished": now(),
         },
     }
-    if everyone.first:
-        claim.check(at_once=True)
+    if everyone.is_main:
+        lease.check(at_once=True)
         directory.write("result", result)
     return result
-
-
-def _teacher(config: RunConfig) -> RunConfig | None:
-    directory = teacher_directory(config) if config.objective.needs_pairs else None
-    return None if directory is None else read_spec(directory)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -317,16 +296,3 @@ def peak_memory(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-__all__ = [
-    "Busy",
-    "Interrupted",
-    "RunFailed",
-    "Superseded",
-    "directory_of",
-    "load_config",
-    "prepare",
-    "requested",
-    "run",
-]

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.errors import UserError
-from fewstep.experiments.rundir import RunDirectory
+from fewstep.experiments.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from fewstep.experiments.rungs import Rungs
+    from fewstep.experiments.early_stopping import Rungs
 
 LOOK_SECONDS = 0.5
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -56,14 +56,14 @@ def leaving_at_once(stop: StopFlag) -> Iterator[None]:
 
     While it waits for the others, in torch's C++, no signal's handler would run.
     """
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told)
+    waiting, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
     over = threading.Event()
 
     def watch() -> None:
         while not over.is_set():
-            ready, _, _ = select.select([heard], [], [], LOOK_SECONDS)
+            ready, _, _ = select.select([waiting], [], [], LOOK_SECONDS)
             if not over.is_set() and (ready or stop()):
                 os._exit(INTERRUPTED)
 
@@ -74,10 +74,10 @@ def leaving_at_once(stop: StopFlag) -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(-1)
         over.set()
-        os.write(told, b"\0")
+        os.write(wake, b"\0")
         watcher.join()
-        os.close(heard)
-        os.close(told)
+        os.close(waiting)
+        os.close(wake)
 
 
 class ProgressFile:
@@ -93,9 +93,8 @@ class ProgressFile:
             return
         self.written = now
         record = {"phase": phase, "done": done, "total": total, "rate": rate, "time": now}
-        self.directory.write(
-            "progress", {**record, "pid": os.getpid(), "host": os.uname().nodename}
-        )
+        record |= {"pid": os.getpid(), "host": os.uname().nodename}
+        self.directory.write("progress", record)
 
 
 def main(arguments: list[str] | None = None, rungs: Rungs | None = None) -> int:
@@ -109,36 +108,37 @@ def main(arguments: list[str] | None = None, rungs: Rungs | None = None) -> int:
     options = parser.parse_args(arguments)
     stop = StopFlag(options.parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    from fewstep.experiments import distributed  # takes seconds: after the signals
-    from fewstep.experiments.run import Busy, Interrupted, RunFailed, Superseded, run
+    # these take seconds: after the signals
+    from fewstep.experiments.distributed import process_group as distributed
+    from fewstep.experiments.run import Interrupted, LeaseLost, RunFailed, RunLocked, run
 
     directory = RunDirectory(options.directory)
     try:
-        several = distributed.place(os.environ) is not None
+        several = distributed.rendezvous_variables(os.environ) is not None
         with leaving_at_once(stop) if several else contextlib.nullcontext():
-            ranks = distributed.join()  # under torchrun, srun or Ray; alone otherwise
-        progress = ProgressFile(directory) if ranks.first else lambda *told: None
+            ranks = distributed.init_process_group()  # under torchrun, srun or Ray; alone otherwise
+        progress = ProgressFile(directory) if ranks.is_main else lambda *args: None
         run(directory, stop, progress, rungs)
-    except RunFailed:
-        distributed.abandon(FAILED)
-        return FAILED
     except Interrupted as reason:
         logging.info("interrupted: %s", reason)
         status = INTERRUPTED
-    except Busy as reason:
+    except RunLocked as reason:
         logging.info("%s", reason)
         status = BUSY
-    except Superseded as reason:
+    except RunFailed:
+        distributed.abort(FAILED)
+        return FAILED
+    except LeaseLost as reason:
         logging.info("%s", reason)
-        distributed.abandon(SUPERSEDED)
+        distributed.abort(SUPERSEDED)
         return SUPERSEDED
     except UserError as error:
         logging.error("%s", error)
-        distributed.abandon(BAD_INPUT)
+        distributed.abort(BAD_INPUT)
         return BAD_INPUT
     else:
         status = DONE
-    distributed.leave()
+    distributed.destroy_process_group()
     return status
 
 

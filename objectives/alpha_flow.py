@@ -17,8 +17,6 @@ rows with d = 0 draw t once instead of the larger of two; and rows whose label w
 guided mixture.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,10 +24,10 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import UserError, check_choice, check_range
-from fewstep.objectives.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress, randn
+from fewstep.errors import UserError, check_choice, check_fields, check_range
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress
+from fewstep.objectives.core.batch_math import expand, randn
 from fewstep.objectives.mean_flow import MeanFlow
-from fewstep.objectives.paths import expand
 
 
 @OBJECTIVES.register("alpha_flow")
@@ -57,10 +55,7 @@ class AlphaFlow(MeanFlow):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha is not None:
-            check_range("objective.alpha", self.alpha, 0, 1)
-        check_range("objective.start", self.start, 0, 1)
-        check_range("objective.end", self.end, 0, 1)
+        check_fields("objective", self, "alpha start end", 0, 1)
         if self.start >= self.end:
             raise UserError(f"objective.start {self.start} must be below objective.end {self.end}")
         check_range("objective.gamma", self.gamma, 0, open_low=True)
@@ -101,14 +96,7 @@ class AlphaFlow(MeanFlow):
 
     @torch.no_grad()
     def two_parts(
-        self,
-        F: Net,
-        x_t: Tensor,
-        t: Tensor,
-        d: Tensor,
-        v: Tensor,
-        alpha: float,
-        y: Tensor | None,
+        self, F: Net, x_t: Tensor, t: Tensor, d: Tensor, v: Tensor, alpha: float, y: Tensor | None
     ) -> Tensor:
         """alpha v~ + (1 - alpha) F(x_s, s, (1 - alpha) d)."""
         first = alpha * d

@@ -8,8 +8,6 @@ t is uniform on the grid {1/n, 2/n, ..., 1}; n doubles from 1 to 2^(stages - 1) 
 the training. Source: Frans et al. 2024, appendix, and their code; their t is our 1 - t.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,25 +15,45 @@ import torch
 from torch import Generator, Tensor
 
 from fewstep.errors import check_choice, check_range
-from fewstep.objectives.base import (
-    OBJECTIVES,
-    Batch,
-    Loss,
-    Net,
-    Nets,
-    Objective,
-    Progress,
-    mean_square,
-    randint,
-    randn,
-)
-from fewstep.objectives.gaussian import GaussianFlow
-from fewstep.objectives.paths import Linear, expand
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Objective, Progress
+from fewstep.objectives.core.batch_math import expand, mean_square, randint, randn
+from fewstep.objectives.core.gaussian import GaussianFlow
+from fewstep.objectives.core.paths import LinearPath
+
+
+class ConsistencyFunction(Objective):
+    """What consistency training and distillation share: f on the linear path, and its loss."""
+
+    target: str
+
+    jump_range: ClassVar = "to_data"
+    path: ClassVar[LinearPath] = LinearPath()
+
+    def grid_times(self, x: Tensor, n: int, g: Generator) -> tuple[Tensor, Tensor]:
+        """t, uniform on the grid {1/n, ..., 1}, and s = t - 1/n, both (B,)."""
+        i = randint(1, torch.full((len(x),), n + 1, device=x.device), g)
+        return (i / n).to(x.dtype), ((i - 1) / n).to(x.dtype)
+
+    def regress(
+        self, nets: Nets, x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor, y: Tensor | None
+    ) -> Loss:
+        """|F(x_t, t) - (x_t - f^-(x_s, s)) / t|^2."""
+        with torch.no_grad():
+            f_s = self.denoise(nets.target_net(self.target), x_s, s, y)
+            target = (x_t - f_s) / expand(t, x_t)
+        return Loss(mean_square(nets.online(x_t, t, y=y) - target), t)
+
+    def denoise(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        """f(x_t, t), the jump to data."""
+        return x_t - expand(t, x_t) * net(x_t, t, y=y)
+
+    def gaussian_optimum(self, flow: GaussianFlow, progress: Progress) -> Net:
+        return lambda x, t, d=None, y=None: flow.average_velocity(x, t, t)
 
 
 @OBJECTIVES.register("consistency")
 @dataclass(frozen=True)
-class Consistency(Objective):
+class Consistency(ConsistencyFunction):
     """Discrete-time consistency training on the linear path.
 
     Attributes:
@@ -48,8 +66,6 @@ class Consistency(Objective):
 
     title: ClassVar[str] = "Consistency"
     shares_noise: ClassVar[bool] = True
-    reach: ClassVar = "data"
-    path: ClassVar[Linear] = Linear()
 
     def __post_init__(self) -> None:
         check_range("objective.stages", self.stages, 1, 20)
@@ -63,21 +79,9 @@ class Consistency(Objective):
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y = batch.x, batch.y
         n = self.intervals(progress)
-        i = randint(1, torch.full((len(x),), n + 1, device=x.device), g)
-        t, s = (i / n).to(x.dtype), ((i - 1) / n).to(x.dtype)
+        t, s = self.grid_times(x, n, g)
         eps = randn(x, g)
-        x_t, x_s = self.path.mix(x, eps, t), self.path.mix(x, eps, s)
-        with torch.no_grad():
-            f_s = self.denoise(nets.behind(self.target), x_s, s, y)
-            target = (x_t - f_s) / expand(t, x)
-        return Loss(mean_square(nets.online(x_t, t, y=y) - target), t)
-
-    def denoise(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        """f(x_t, t), the jump to data."""
-        return x_t - expand(t, x_t) * net(x_t, t, y=y)
-
-    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
-        return lambda x, t, d=None, y=None: flow.average_velocity(x, t, t)
+        return self.regress(nets, self.path.mix(x, eps, t), t, self.path.mix(x, eps, s), s, y)
 
     def step_cost(self) -> float:
         return 4 / 3

@@ -9,35 +9,22 @@ levels and LPIPS; the shortcut paper's baseline (``solver=euler``, n = 128, ``cl
 guidance) takes the squared error, as here. Their t is our 1 - t.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import check_choice, check_range
-from fewstep.objectives.base import (
-    OBJECTIVES,
-    Batch,
-    Loss,
-    Net,
-    Nets,
-    Objective,
-    Progress,
-    mean_square,
-    randint,
-    randn,
-)
-from fewstep.objectives.gaussian import GaussianFlow
-from fewstep.objectives.guidance import guided
-from fewstep.objectives.paths import Linear, expand
+from fewstep.errors import check_choice, check_fields, check_range
+from fewstep.objectives.consistency import ConsistencyFunction
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress
+from fewstep.objectives.core.batch_math import expand, randn
+from fewstep.objectives.core.guidance import guided
 
 
 @OBJECTIVES.register("consistency_distillation")
 @dataclass(frozen=True)
-class ConsistencyDistillation(Objective):
+class ConsistencyDistillation(ConsistencyFunction):
     """A consistency function along a teacher's flow.
 
     Attributes:
@@ -56,28 +43,21 @@ class ConsistencyDistillation(Objective):
 
     title: ClassVar[str] = "Consistency distillation"
     needs_teacher: ClassVar[bool] = True
-    reach: ClassVar = "data"
-    path: ClassVar[Linear] = Linear()
 
     def __post_init__(self) -> None:
         check_range("objective.intervals", self.intervals, 1)
         check_choice("objective.solver", self.solver, ("euler", "heun"))
         check_choice("objective.target", self.target, ("ema", "online"))
         check_range("objective.teacher_guidance", self.teacher_guidance, 0)
-        if self.clip is not None:
-            check_range("objective.clip", self.clip, 0, open_low=True)
+        check_fields("objective", self, "clip", 0, open_low=True)
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
-        x, y, n = batch.x, batch.y, self.intervals
-        i = randint(1, torch.full((len(x),), n + 1, device=x.device), g)
-        t, s = (i / n).to(x.dtype), ((i - 1) / n).to(x.dtype)
+        x, y = batch.x, batch.y
+        t, s = self.grid_times(x, self.intervals, g)
         x_t = self.path.mix(x, randn(x, g), t)
-        assert nets.teacher is not None
         with torch.no_grad():
             x_s = self.step(guided(nets.teacher, self.teacher_guidance, y), x_t, t, s, y)
-            f_s = self.denoise(nets.behind(self.target), x_s, s, y)
-            target = (x_t - f_s) / expand(t, x)
-        return Loss(mean_square(nets.online(x_t, t, y=y) - target), t)
+        return self.regress(nets, x_t, t, x_s, s, y)
 
     def step(self, teacher: Net, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
         """One step of dx/dt = teacher(x, t) from t to s."""
@@ -87,13 +67,6 @@ class ConsistencyDistillation(Objective):
             v = (v + teacher(x_t + h * v, s, y=y)) / 2
         x_s = x_t + h * v
         return x_s if self.clip is None else x_s.clamp(-self.clip, self.clip)
-
-    def denoise(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        """f(x_t, t), the jump to data."""
-        return x_t - expand(t, x_t) * net(x_t, t, y=y)
-
-    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
-        return lambda x, t, d=None, y=None: flow.average_velocity(x, t, t)
 
     def step_cost(self) -> float:
         teacher = (1 if self.solver == "euler" else 2) * (1 if self.teacher_guidance == 1 else 2)

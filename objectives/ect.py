@@ -12,26 +12,16 @@ training.init=teacher``. The weight is that of the first release of their code; 
 (sigma^2 + sigma_d^2) / (sigma sigma_d)^2.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import check_range
-from fewstep.objectives.base import (
-    OBJECTIVES,
-    Batch,
-    Loss,
-    Nets,
-    Progress,
-    randn,
-    same_dropout,
-)
-from fewstep.objectives.edm import EDM
-from fewstep.objectives.times import normal
+from fewstep.errors import check_fields, check_range
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Nets, Progress
+from fewstep.objectives.core.edm import EDM
+from fewstep.objectives.core.times import normal
 
 
 @OBJECTIVES.register("ect")
@@ -57,8 +47,7 @@ class ECT(EDM):
     title: ClassVar[str] = "ECT"
 
     def __post_init__(self) -> None:
-        for name in ("sigma_d", "p_std", "b"):
-            check_range(f"objective.{name}", getattr(self, name), 0, open_low=True)
+        check_fields("objective", self, "sigma_d p_std b", 0, open_low=True)
         check_range("objective.q", self.q, 1, open_low=True)
         check_range("objective.stages", self.stages, 1)
         check_range("objective.k", self.k, 0)
@@ -70,12 +59,7 @@ class ECT(EDM):
         return (sigma * (1 - n / self.q ** (stage + 1))).clamp(min=0)
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
-        x, y = batch.x, batch.y
-        sigma = normal(x, g, self.p_mean, self.p_std).exp()
-        r = self.closer(sigma, progress)
-        t, s, eps = self.time(sigma), self.time(r), randn(x, g)
-        x_t, x_s = self.path.mix(x, eps, t), self.path.mix(x, eps, s)
-        with torch.no_grad(), same_dropout(x):
-            target = self.denoise(nets.online, x_s, s, y)
-        error = self.denoise(nets.online, x_t, t, y) - target
-        return Loss(error.flatten(1).norm(dim=1) / (sigma - r), t)
+        sigma = normal(batch.x, g, self.p_mean, self.p_std).exp()
+        lower = self.closer(sigma, progress)
+        error, t = self.difference(nets, batch, sigma, lower, g)
+        return Loss(error.flatten(1).norm(dim=1) / (sigma - lower), t)

@@ -7,31 +7,20 @@
 Those papers and the code of SiT let time run the other way: their t is our 1 - t.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import check_choice, check_range
-from fewstep.objectives.base import (
-    OBJECTIVES,
-    Batch,
-    Loss,
-    Net,
-    Nets,
-    Objective,
-    Progress,
-    mean_square,
-    randn,
-    sampling_field,
-)
-from fewstep.objectives.gaussian import GaussianFlow
-from fewstep.objectives.paths import Linear, expand
-from fewstep.objectives.samplers import SOLVERS, integrate
-from fewstep.objectives.times import LINEAR_TIMES, linear_times
+from fewstep.errors import check_choice, check_fields
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Objective, Progress
+from fewstep.objectives.core.batch_math import expand, mean_square, randn
+from fewstep.objectives.core.gaussian import GaussianFlow
+from fewstep.objectives.core.paths import LinearPath
+from fewstep.objectives.core.samplers import SOLVERS, integrate, sampling_field
+from fewstep.objectives.core.times import LINEAR_TIMES, linear_times
 
 
 @OBJECTIVES.register("flow_matching")
@@ -54,13 +43,12 @@ class FlowMatching(Objective):
     tolerance: float = sampling_field(1e-4)
 
     title: ClassVar[str] = "Flow matching"
-    path: ClassVar[Linear] = Linear()
+    path: ClassVar[LinearPath] = LinearPath()
 
     def __post_init__(self) -> None:
         check_choice("objective.times", self.times, LINEAR_TIMES)
-        check_range("objective.t_std", self.t_std, 0, open_low=True)
+        check_fields("objective", self, "t_std tolerance", 0, open_low=True)
         check_choice("objective.solver", self.solver, SOLVERS)
-        check_range("objective.tolerance", self.tolerance, 0, open_low=True)
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y = batch.x, batch.y
@@ -74,21 +62,27 @@ class FlowMatching(Objective):
     def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
         return x_t + expand(u - t, x_t) * net(x_t, t, y=y)
 
+    @torch.no_grad()
     def sample(
-        self, net: Net, noise: Tensor, y: Tensor | None, times: Sequence[float], g: Generator
+        self,
+        net: Net,
+        noise: Tensor,
+        y: Tensor | None = None,
+        times: int | Sequence[float] = 1,
+        g: Generator | None = None,
     ) -> Tensor:
         def field(x: Tensor, t: Tensor) -> Tensor:
             return net(x, t, y=y)
 
-        return integrate(field, noise, times, self.solver, self.tolerance)
+        return integrate(field, noise, self.path.times(times), self.solver, self.tolerance)
 
     def sampler_settings(self) -> dict[str, object]:
-        told = super().sampler_settings()
+        settings = super().sampler_settings()
         if self.solver != "adaptive":
-            del told["tolerance"]  # which no other solver has
-        return told
+            del settings["tolerance"]  # which no other solver has
+        return settings
 
-    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
+    def gaussian_optimum(self, flow: GaussianFlow, progress: Progress) -> Net:
         return lambda x, t, d=None, y=None: flow.velocity(x, t)
 
     def step_cost(self) -> float:

@@ -10,8 +10,6 @@ f^- is the online network, with the same dropout mask. Written on TrigFlow (edm.
 the same). Theirs is the identity at sigma_min = 0.002, ours at 0: a difference of that size.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,17 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import UserError, check_range
-from fewstep.objectives.base import (
-    OBJECTIVES,
-    Batch,
-    Loss,
-    Nets,
-    Progress,
-    randn,
-    same_dropout,
-)
-from fewstep.objectives.edm import EDM
+from fewstep.errors import UserError, check_fields, check_range
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Nets, Progress
+from fewstep.objectives.core.edm import EDM
 
 
 @OBJECTIVES.register("ict")
@@ -58,8 +48,7 @@ class ICT(EDM):
     title: ClassVar[str] = "iCT"
 
     def __post_init__(self) -> None:
-        for name in ("sigma_d", "p_std", "sigma_min", "rho", "huber"):
-            check_range(f"objective.{name}", getattr(self, name), 0, open_low=True)
+        check_fields("objective", self, "sigma_d p_std sigma_min rho huber", 0, open_low=True)
         check_range("objective.s0", self.s0, 1)
         if self.s1 < self.s0:
             raise UserError(f"objective.s1 must be at least s0 = {self.s0}, got {self.s1}")
@@ -87,15 +76,10 @@ class ICT(EDM):
         return mass / mass.sum()
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
-        x, y = batch.x, batch.y
+        x = batch.x
         grid = self.grid(self.levels(progress), x)
         i = torch.multinomial(self.proposal(grid), len(x), replacement=True, generator=g)
-        t, s = (self.time(sigma).to(x.dtype) for sigma in (grid[i + 1], grid[i]))
-        eps = randn(x, g)
-        x_t, x_s = self.path.mix(x, eps, t), self.path.mix(x, eps, s)
-        with torch.no_grad(), same_dropout(x):
-            target = self.denoise(nets.online, x_s, s, y)
-        error = self.denoise(nets.online, x_t, t, y) - target
+        error, t = self.difference(nets, batch, grid[i + 1], grid[i], g)
         c = self.huber * math.sqrt(x[0].numel())
         distance = (error.square().flatten(1).sum(1) + c**2).sqrt() - c
         weight = 1 / (grid[i + 1] - grid[i])

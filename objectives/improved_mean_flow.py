@@ -9,11 +9,9 @@ MeanFlow's loss with another direction. Half of the rows have d > 0. Their time 
 
 Guidance is trained in as v_g = v + (1 - 1/w) (F(x_t, t, 0, y) - F(x_t, t, 0, none)), at one w. The
 paper's network is conditioned on w and the interval, and has a second head for v_F; the shared
-backbone has neither, so v_F is the network at d = 0 (the paper's first variant), asked with the
+backbone has neither, so v_F is the network at d = 0 (the paper's first variant), called with the
 label that the row is trained with, dropped or not.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError, check_range
-from fewstep.objectives.base import OBJECTIVES, Net
+from fewstep.objectives.core.base import OBJECTIVES, Net
 from fewstep.objectives.mean_flow import MeanFlow
 
 

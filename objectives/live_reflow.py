@@ -10,8 +10,6 @@ one. Their code: an eighth of the rows, S = 8, guidance in the Euler steps, t on
 1e-5 of noise left in the data. Their t is our 1 - t.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,23 +18,13 @@ import torch
 from torch import Generator, Tensor
 
 from fewstep.errors import check_choice, check_range
-from fewstep.objectives.base import (
-    OBJECTIVES,
-    Batch,
-    Loss,
-    Net,
-    Nets,
-    Objective,
-    Progress,
-    mean_square,
-    rand,
-    randn,
-)
-from fewstep.objectives.gaussian import GaussianFlow
-from fewstep.objectives.guidance import guided
-from fewstep.objectives.paths import Linear, expand
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Objective, Progress
+from fewstep.objectives.core.batch_math import expand, mean_square, rand, randn
+from fewstep.objectives.core.gaussian import GaussianFlow
+from fewstep.objectives.core.guidance import guided
+from fewstep.objectives.core.paths import LinearPath
+from fewstep.objectives.core.samplers import integrate
 from fewstep.objectives.reflow import straight
-from fewstep.objectives.samplers import integrate
 
 
 @OBJECTIVES.register("live_reflow")
@@ -60,8 +48,8 @@ class LiveReflow(Objective):
     title: ClassVar[str] = "Live reflow"
     uses_jump: ClassVar[bool] = True
     jump_is_flag: ClassVar[bool] = True
-    reach: ClassVar = "any"
-    path: ClassVar[Linear] = Linear()
+    jump_range: ClassVar = "any"
+    path: ClassVar[LinearPath] = LinearPath()
 
     def __post_init__(self) -> None:
         check_range("objective.reflow_share", self.reflow_share, 0, 1)
@@ -71,11 +59,11 @@ class LiveReflow(Objective):
         check_range("objective.finest", self.finest, 2)
 
     @torch.no_grad()
-    def couple(self, teacher: Net, eps: Tensor, y: Tensor | None) -> Tensor:
-        asked = guided(teacher, self.pair_guidance, y)
+    def make_pairs(self, teacher: Net, eps: Tensor, y: Tensor | None) -> Tensor:
+        guided_net = guided(teacher, self.pair_guidance, y)
 
         def field(x: Tensor, t: Tensor) -> Tensor:
-            return asked(x, t, torch.zeros_like(t), y)
+            return guided_net(x, t, torch.zeros_like(t), y)
 
         return integrate(field, eps, self.path.times(self.pair_steps), "euler")
 
@@ -85,15 +73,15 @@ class LiveReflow(Objective):
         d = torch.zeros_like(t)
         n = math.ceil(self.reflow_share * len(x))  # the first n rows are pairs
         if n:
-            kept = None if batch.classes is None else batch.classes[:n]
-            x[:n] = self.couple(nets.behind(self.target), eps[:n], kept)
+            kept = None if batch.undropped_y is None else batch.undropped_y[:n]
+            x[:n] = self.make_pairs(nets.target_net(self.target), eps[:n], kept)
             d[:n] = 1
             y = None if y is None or kept is None else torch.cat([kept, y[n:]])
         F = nets.online(self.path.mix(x, eps, t), t, d, y)
         return Loss(mean_square(F - self.path.velocity(x, eps, t)), t, d=d)
 
     @property
-    def guides(self) -> bool:
+    def uses_guidance(self) -> bool:
         return self.pair_guidance != 1
 
     def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
@@ -103,7 +91,7 @@ class LiveReflow(Objective):
     def velocity(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         return net(x_t, t, torch.zeros_like(t), y)
 
-    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
+    def gaussian_optimum(self, flow: GaussianFlow, progress: Progress) -> Net:
         reflowed = straight(self, flow)
 
         def F(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
 """MeanFlow (Geng, Deng, Bai, Kolter & He 2025, eq. 6-11, algorithm 1).
 
-    u(x_t, t, d) = 1/d int_{t-d}^t v dtau          the average velocity, asked as F(x_t, t, d)
+    u(x_t, t, d) = 1/d int_{t-d}^t v dtau          the average velocity, the network's F(x_t, t, d)
     u = v - d du/dt,   du/dt = JVP(F; (v, 1, 1) in (x_t, t, d))          r = t - d is held
     L = |F - sg(v - d du/dt)|^2 / sg(|F - sg(...)|^2 + c)^p,             v = eps - x
 
@@ -16,8 +16,6 @@ Their network embeds t - r as it embeds t: ``backbone.jump_embedding=linear``. T
 log2(1/d), is constant below d = 2^-10.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,26 +23,19 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import UserError, check_range
-from fewstep.objectives.base import (
-    OBJECTIVES,
-    Batch,
-    Loss,
-    Net,
-    Nets,
-    Objective,
-    Progress,
-    randn,
-)
-from fewstep.objectives.gaussian import GaussianFlow
-from fewstep.objectives.paths import Linear, expand
-from fewstep.objectives.tangent import jvp
-from fewstep.objectives.times import logit_normal
+from fewstep.errors import UserError, check_fields, check_range
+from fewstep.objectives.core.average_velocity import AverageVelocity
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress
+from fewstep.objectives.core.batch_math import expand, randn
+from fewstep.objectives.core.label_dropout import kept_rows
+from fewstep.objectives.core.paths import LinearPath
+from fewstep.objectives.core.tangent import jvp
+from fewstep.objectives.core.times import logit_normal
 
 
 @OBJECTIVES.register("mean_flow")
 @dataclass(frozen=True)
-class MeanFlow(Objective):
+class MeanFlow(AverageVelocity):
     """Regress the average velocity by its differential identity.
 
     Attributes:
@@ -65,17 +56,12 @@ class MeanFlow(Objective):
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     title: ClassVar[str] = "MeanFlow"
-    uses_jump: ClassVar[bool] = True
-    reach: ClassVar = "any"
-    path: ClassVar[Linear] = Linear()
+    path: ClassVar[LinearPath] = LinearPath()
 
     def __post_init__(self) -> None:
         check_range("objective.jump_share", self.jump_share, 0, 1)
-        check_range("objective.p", self.p, 0)
-        for name in ("t_std", "c"):
-            check_range(f"objective.{name}", getattr(self, name), 0, open_low=True)
-        for name in ("guidance", "mixing"):
-            check_range(f"objective.{name}", getattr(self, name), 0)
+        check_fields("objective", self, "p guidance mixing", 0)
+        check_fields("objective", self, "t_std c", 0, open_low=True)
         low, high = self.guidance_interval
         if not 0 <= low < high <= 1:
             raise UserError(
@@ -131,11 +117,11 @@ class MeanFlow(Objective):
     @torch.no_grad()
     def guided(self, net: Net, x_t: Tensor, t: Tensor, v: Tensor, batch: Batch) -> Tensor:
         """v_g, the velocity with guidance trained in."""
-        y = batch.classes
-        if y is None or batch.y is None or not self.guides:
+        y = batch.undropped_y
+        if y is None or batch.y is None or not self.uses_guidance:
             return v
         acts = (t >= self.guidance_interval[0]) & (t <= self.guidance_interval[1])
-        acts &= batch.y == y  # rows whose label was dropped learn the unguided velocity
+        acts &= kept_rows(batch.y, y)  # rows whose label was dropped learn the unguided velocity
         return torch.where(expand(acts, v), self.mixture(net, x_t, t, v, y), v)
 
     def mixture(self, net: Net, x_t: Tensor, t: Tensor, v: Tensor, y: Tensor) -> Tensor:
@@ -145,21 +131,8 @@ class MeanFlow(Objective):
         return v_g + k * net(x_t, t, now, y) if k else v_g
 
     @property
-    def guides(self) -> bool:
+    def uses_guidance(self) -> bool:
         return self.guidance != 1 or self.mixing != 0
-
-    def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
-        return x_t - expand(t - u, x_t) * net(x_t, t, t - u, y)
-
-    def velocity(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        return net(x_t, t, torch.zeros_like(t), y)
-
-    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
-        def F(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-            assert d is not None
-            return flow.average_velocity(x, t, d)
-
-        return F
 
     def step_cost(self) -> float:
         extra = 0 if self.guidance == 1 and self.mixing == 0 else 1 + (self.mixing > 0)

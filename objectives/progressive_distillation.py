@@ -6,14 +6,12 @@
     T is the teacher's flow in stage 0, and afterwards the student of the stage before
 
 M = ``finest`` = 2^K. The stages have equal shares of the training; the last one leaves a network
-that goes from t = 1 to the data at once. The network is not told d. Guidance acts on the teacher,
+that goes from t = 1 to the data at once. The network is not given d. Guidance acts on the teacher,
 so in stage 0 only. Salimans & Ho predict x and halve the steps of a cosine schedule; Frans et al.
 2024 (appendix, and their code: ``clip=4`` of x', the student's EMA as the next teacher) regress
 velocities on the linear path, as here, where the student itself is the next teacher.
 Their t is our 1 - t.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,22 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import UserError, check_range
-from fewstep.objectives.base import (
-    OBJECTIVES,
-    Batch,
-    Loss,
-    Net,
-    Nets,
-    Objective,
-    Progress,
-    mean_square,
-    randint,
-    randn,
-)
-from fewstep.objectives.gaussian import GaussianFlow
-from fewstep.objectives.guidance import guided
-from fewstep.objectives.paths import Linear, expand
+from fewstep.errors import UserError, check_fields, check_range
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Objective, Progress
+from fewstep.objectives.core.batch_math import expand, mean_square, randint, randn
+from fewstep.objectives.core.gaussian import GaussianFlow
+from fewstep.objectives.core.guidance import guided
+from fewstep.objectives.core.paths import LinearPath
 
 
 @OBJECTIVES.register("progressive_distillation")
@@ -56,14 +44,13 @@ class ProgressiveDistillation(Objective):
 
     title: ClassVar[str] = "Progressive distillation"
     needs_teacher: ClassVar[bool] = True
-    reach: ClassVar = "once"
-    path: ClassVar[Linear] = Linear()
+    jump_range: ClassVar = "one_step"
+    path: ClassVar[LinearPath] = LinearPath()
 
     def __post_init__(self) -> None:
         if self.finest < 2 or self.finest & (self.finest - 1):
             raise UserError(f"objective.finest must be a power of two >= 2, got {self.finest}")
-        if self.clip is not None:
-            check_range("objective.clip", self.clip, 0, open_low=True)
+        check_fields("objective", self, "clip", 0, open_low=True)
         check_range("objective.teacher_guidance", self.teacher_guidance, 0)
 
     @property
@@ -75,7 +62,7 @@ class ProgressiveDistillation(Objective):
         """k at this point of the training."""
         return min(self.stages * progress.step // max(1, progress.total), self.stages - 1)
 
-    def freezes(self, progress: Progress) -> bool:
+    def takes_snapshot(self, progress: Progress) -> bool:
         before = Progress(max(0, progress.step - 1), progress.total)
         return self.stage(progress) > self.stage(before)
 
@@ -85,11 +72,7 @@ class ProgressiveDistillation(Objective):
         i = randint(1, torch.full((len(x),), steps + 1, device=x.device), g)
         t = (i / steps).to(x.dtype)
         x_t = self.path.mix(x, randn(x, g), t)
-        teacher = nets.former
-        if k == 0:
-            assert nets.teacher is not None
-            teacher = guided(nets.teacher, self.teacher_guidance, y)
-        assert teacher is not None
+        teacher = guided(nets.teacher, self.teacher_guidance, y) if k == 0 else nets.snapshot
         target = self.two_steps(teacher, x_t, t, 1 / steps, y)
         logs = {"stage": torch.tensor(float(k))}
         return Loss(mean_square(nets.online(x_t, t, y=y) - target), t, logs)
@@ -107,7 +90,7 @@ class ProgressiveDistillation(Objective):
     def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
         return x_t - expand(t - u, x_t) * net(x_t, t, y=y)
 
-    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
+    def gaussian_optimum(self, flow: GaussianFlow, progress: Progress) -> Net:
         d = 2 ** (self.stage(progress) + 1) / self.finest
         return lambda x, t, d_=None, y=None: flow.average_velocity(x, t, torch.full_like(t, d))
 

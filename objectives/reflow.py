@@ -8,30 +8,19 @@ The pairs do not cross as independent ones do, so the flow is nearly straight an
 follow it. Their t is our 1 - t. ``pair_steps`` Euler steps by default; Frans et al. 2024 take 128.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import check_choice, check_range
-from fewstep.objectives.base import (
-    OBJECTIVES,
-    Batch,
-    Loss,
-    Net,
-    Nets,
-    Objective,
-    Progress,
-    mean_square,
-    rand,
-)
-from fewstep.objectives.gaussian import GaussianFlow
-from fewstep.objectives.guidance import guided
-from fewstep.objectives.paths import Linear, expand
-from fewstep.objectives.samplers import SOLVERS, integrate
+from fewstep.errors import UserError, check_choice, check_fields, check_range
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Objective, Progress
+from fewstep.objectives.core.batch_math import expand, mean_square, rand
+from fewstep.objectives.core.gaussian import GaussianFlow
+from fewstep.objectives.core.guidance import guided
+from fewstep.objectives.core.paths import LinearPath
+from fewstep.objectives.core.samplers import SOLVERS, integrate
 
 
 @OBJECTIVES.register("reflow")
@@ -53,24 +42,27 @@ class Reflow(Objective):
     title: ClassVar[str] = "Reflow"
     needs_teacher: ClassVar[bool] = True
     needs_pairs: ClassVar[bool] = True
-    reach: ClassVar = "any"
-    path: ClassVar[Linear] = Linear()
+    jump_range: ClassVar = "any"
+    path: ClassVar[LinearPath] = LinearPath()
 
     def __post_init__(self) -> None:
-        check_range("objective.pairs", self.pairs, 1)
-        check_range("objective.pair_steps", self.pair_steps, 1)
+        check_fields("objective", self, "pairs pair_steps", 1)
         check_choice("objective.pair_solver", self.pair_solver, SOLVERS)
         check_range("objective.teacher_guidance", self.teacher_guidance, 0)
 
     @torch.no_grad()
-    def couple(self, teacher: Net, eps: Tensor, y: Tensor | None) -> Tensor:
-        asked = guided(teacher, self.teacher_guidance, y)
+    def make_pairs(self, teacher: Net, eps: Tensor, y: Tensor | None) -> Tensor:
+        guided_net = guided(teacher, self.teacher_guidance, y)
         times = self.path.times(self.pair_steps)
-        return integrate(lambda x, t: asked(x, t, y=y), eps, times, self.pair_solver)
+        return integrate(lambda x, t: guided_net(x, t, y=y), eps, times, self.pair_solver)
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y, eps = batch.x, batch.y, batch.eps
-        assert eps is not None
+        if eps is None:
+            raise UserError(
+                "objective reflow trains on stored pairs: pass Batch(x, eps=...), the noise that "
+                "make_pairs(teacher, eps, y) made x from"
+            )
         t = rand(x, g)
         F = nets.online(self.path.mix(x, eps, t), t, y=y)
         return Loss(mean_square(F - self.path.velocity(x, eps, t)), t)
@@ -81,7 +73,7 @@ class Reflow(Objective):
     def velocity(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         return net(x_t, t, y=y)
 
-    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
+    def gaussian_optimum(self, flow: GaussianFlow, progress: Progress) -> Net:
         return straight(self, flow)
 
     def step_cost(self) -> float:
@@ -89,14 +81,14 @@ class Reflow(Objective):
 
 
 def straight(objective: Objective, flow: GaussianFlow) -> Net:
-    """The velocity of straight lines between Gaussian noise and the data ``couple`` gives it.
+    """The velocity of straight lines between Gaussian noise and the data ``make_pairs`` gives it.
 
     The flow only stretches, so x = k eps, and x_t = ((1 - t) k + t) eps moves at (1 - k) eps.
     """
 
     def F(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         one = torch.ones(1, 1, dtype=x.dtype, device=x.device)
-        k = objective.couple(lambda x, t, d=None, y=None: flow.velocity(x, t), one, None)
+        k = objective.make_pairs(lambda x, t, d=None, y=None: flow.velocity(x, t), one, None)
         return x * expand((1 - k[0]) / ((1 - t) * k[0] + t), x)
 
     return F

@@ -19,8 +19,6 @@ The paper's network has a positional time embedding and adaptive double normalis
 settings of the backbone (``time_embedding=positional``, ``modulation=double``).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,27 +26,18 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from fewstep.errors import check_choice, check_range
-from fewstep.objectives.base import (
-    OBJECTIVES,
-    Batch,
-    Loss,
-    Net,
-    Nets,
-    Objective,
-    Progress,
-    randn,
-)
-from fewstep.objectives.gaussian import GaussianFlow
-from fewstep.objectives.guidance import guided
-from fewstep.objectives.paths import Trig, expand
-from fewstep.objectives.tangent import jvp
-from fewstep.objectives.times import trig_times
+from fewstep.errors import check_choice, check_fields, check_range
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress
+from fewstep.objectives.core.batch_math import expand, randn
+from fewstep.objectives.core.edm import TrigConsistency
+from fewstep.objectives.core.guidance import guided
+from fewstep.objectives.core.tangent import jvp
+from fewstep.objectives.core.times import trig_times
 
 
 @OBJECTIVES.register("scm")
 @dataclass(frozen=True)
-class SCM(Objective):
+class SCM(TrigConsistency):
     """Continuous-time consistency training (sCT).
 
     Attributes:
@@ -68,17 +57,11 @@ class SCM(Objective):
     tangent_size: str = "l2"
 
     title: ClassVar[str] = "sCM"
-    reach: ClassVar = "data"
 
     def __post_init__(self) -> None:
-        for name in ("sigma_d", "p_std", "tangent_norm"):
-            check_range(f"objective.{name}", getattr(self, name), 0, open_low=True)
+        check_fields("objective", self, "sigma_d p_std tangent_norm", 0, open_low=True)
         check_range("objective.tangent_warmup", self.tangent_warmup, 0)
         check_choice("objective.tangent_size", self.tangent_size, ("l2", "rms"))
-
-    @property
-    def path(self) -> Trig:
-        return Trig(self.sigma_d)
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y = batch.x, batch.y
@@ -93,7 +76,7 @@ class SCM(Objective):
         if self.tangent_size == "rms":
             size = size / math.sqrt(D)
         step = tangent / expand(size + self.tangent_norm, x)
-        w = torch.zeros_like(t) if nets.learned is None else nets.learned(t)
+        w = nets.auxiliary(t)
         error = (F - F.detach() - step).square().flatten(1).sum(1)
         return Loss(w.exp() / D * error - w, t, {"tangent_norm": size.mean()})
 
@@ -102,13 +85,7 @@ class SCM(Objective):
         return self.path.velocity(batch.x, eps, t)
 
     def tangent(
-        self,
-        net: Net,
-        x_t: Tensor,
-        dx_t: Tensor,
-        t: Tensor,
-        y: Tensor | None,
-        progress: Progress,
+        self, net: Net, x_t: Tensor, dx_t: Tensor, t: Tensor, y: Tensor | None, progress: Progress
     ) -> tuple[Tensor, Tensor]:
         """F(x_t / sigma_d, t) and the tangent g = cos(t) df/dt, without gradient.
 
@@ -128,19 +105,8 @@ class SCM(Objective):
         g = -(cos**2) * (sd * F.detach() - dx_t) - r * (cos * sin * x_t + sd * J)
         return F, g
 
-    def denoise(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        """f(x_t, t), the jump to data."""
-        cos, sin = expand(t.cos(), x_t), expand(t.sin(), x_t)
-        return cos * x_t - sin * self.sigma_d * net(x_t / self.sigma_d, t, y=y)
-
-    def learned_parts(self) -> nn.Module:
+    def auxiliary_module(self) -> nn.Module:
         return LogWeight()
-
-    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
-        return trig_ideal(flow, self.sigma_d)
-
-    def step_cost(self) -> float:
-        return 4 / 3
 
 
 @OBJECTIVES.register("scd")
@@ -162,23 +128,11 @@ class SCD(SCM):
         check_range("objective.teacher_guidance", self.teacher_guidance, 0)
 
     def drift(self, nets: Nets, batch: Batch, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        assert nets.teacher is not None
         with torch.no_grad():
             return guided(nets.teacher, self.teacher_guidance, batch.y)(x_t, t, y=batch.y)
 
     def step_cost(self) -> float:
         return (5 if self.teacher_guidance == 1 else 6) / 3
-
-
-def trig_ideal(flow: GaussianFlow, sigma_d: float) -> Net:
-    """F of f = cos(t) x_t - sin(t) sigma_d F(x_t / sigma_d, t) where f is the flow map to data."""
-
-    def F(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        x_t, safe = sigma_d * x, t.clamp(min=1e-12)  # F at t = 0 is multiplied by sin(0)
-        data = flow.map(x_t, safe, torch.zeros_like(t))
-        return (expand(safe.cos(), x_t) * x_t - data) / (expand(safe.sin(), x_t) * sigma_d)
-
-    return F
 
 
 class LogWeight(nn.Module):

@@ -6,7 +6,7 @@
             s1 = F(x_t, t, d/2),  x' = x_t - d/2 s1,  s2 = F(x', t - d/2, d/2)
 
 The lengths are 1, 1/2, ..., 2/M with M = ``finest``, and t is a multiple of d, as in sampling with
-1/d steps. A jump of 1/M, the smallest, is asked for as d = 0: flow matching trains it.
+1/d steps. For a jump of 1/M, the smallest, the network gets d = 0: flow matching trains it.
 Their t is our 1 - t. (The paper prints s(x', t, d) in the second half; it must be t + d.)
 
 The authors' code differs from the text. ``shortcut`` and ``shortcut_paper`` follow the text,
@@ -20,7 +20,7 @@ switch                  text                code
 ``lengths``             in_turn             grouped: equal shares, the rest to d = 1
 ``dt_bias``             False               False (a flag: half of the rows to d = 1/2, 1)
 ``flow_times``          continuous          grid: t in {1/M, 2/M, ..., 1}
-``finest_as``           zero                own: 1/M is asked for as d = 1/M
+``finest_as``           zero                own: for 1/M it gets d = 1/M
 ``clip``                None                4, of x' and of the target
 ``bootstrap_guidance``  1 (none)            1.5, on the rows with d = 2/M (a flag, off for CelebA)
 ``sigma_min``           0                   1e-5
@@ -30,8 +30,6 @@ Both take targets from the EMA and never drop the labels of bootstrap rows. The 
 the others' (``training.label_dropout=0.1``), which guidance needs. The text draws the lengths.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -40,26 +38,15 @@ import torch
 from torch import Generator, Tensor
 
 from fewstep.errors import UserError, check_choice, check_range
-from fewstep.objectives.base import (
-    OBJECTIVES,
-    Batch,
-    Loss,
-    Net,
-    Nets,
-    Objective,
-    Progress,
-    mean_square,
-    rand,
-    randint,
-    randn,
-)
-from fewstep.objectives.gaussian import GaussianFlow
-from fewstep.objectives.paths import Linear, expand
+from fewstep.objectives.core.average_velocity import AverageVelocity
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress
+from fewstep.objectives.core.batch_math import mean_square, rand, randint, randn
+from fewstep.objectives.core.paths import LinearPath
 
 
 @OBJECTIVES.register("shortcut")
 @dataclass(frozen=True)
-class Shortcut(Objective):
+class Shortcut(AverageVelocity):
     """Flow matching plus self-consistency of jumps.
 
     Attributes:
@@ -70,7 +57,7 @@ class Shortcut(Objective):
             going on where the step before stopped, or as the code does, in equal groups a step.
         dt_bias: with grouped lengths, give 1/4 + 1/4 of the bootstrap rows to d = 1/2 and d = 1.
         flow_times: continuous | grid, where flow matching is trained.
-        finest_as: zero | own, how the network is asked for jumps of 1/M and for flow matching.
+        finest_as: zero | own, the d of jumps of 1/M and of flow matching.
         clip: bound on |x'| and on |target|, or None.
         bootstrap_guidance: guidance scale of both half jumps where d = 2/M; 1 for none.
         sigma_min: noise left in the data.
@@ -88,8 +75,6 @@ class Shortcut(Objective):
     sigma_min: float = 0.0
 
     title: ClassVar[str] = "Shortcut"
-    uses_jump: ClassVar[bool] = True
-    reach: ClassVar = "any"
 
     def __post_init__(self) -> None:
         check_range("objective.bootstrap_share", self.bootstrap_share, 0, 1)
@@ -109,8 +94,8 @@ class Shortcut(Objective):
             )
 
     @property
-    def path(self) -> Linear:
-        return Linear(self.sigma_min)
+    def path(self) -> LinearPath:
+        return LinearPath(self.sigma_min)
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y = batch.x, batch.y
@@ -126,10 +111,10 @@ class Shortcut(Objective):
         x_t = self.path.mix(x, eps, t)
         target = self.path.velocity(x, eps, t)
         if n:
-            kept = None if batch.classes is None else batch.classes[:n]
-            target[:n] = self._two_halves(nets.behind(self.target), x_t[:n], t[:n], d[:n], kept)
+            kept = None if batch.undropped_y is None else batch.undropped_y[:n]
+            target[:n] = self.two_halves(nets.target_net(self.target), x_t[:n], t[:n], d[:n], kept)
             y = None if y is None or kept is None else torch.cat([kept, y[n:]])
-        per_sample = mean_square(nets.online(x_t, t, self._asked(d), y) - target)
+        per_sample = mean_square(nets.online(x_t, t, self.network_d(d), y) - target)
         logs = {"loss_flow": per_sample[n:].detach().mean()} if n < len(x) else {}
         if n:
             logs["loss_bootstrap"] = per_sample[:n].detach().mean()
@@ -151,65 +136,34 @@ class Shortcut(Objective):
             k = finest_first.repeat_interleave(n // levels)
         return 2 ** torch.cat([k, k.new_zeros(n - len(k))])
 
-    @torch.no_grad()
-    def _two_halves(self, F: Net, x_t: Tensor, t: Tensor, d: Tensor, y: Tensor | None) -> Tensor:
-        half = d / 2
-        s1 = self._half_jump(F, x_t, t, half, y)
-        s2 = self._half_jump(F, self._clipped(x_t - expand(half, x_t) * s1), t - half, half, y)
-        return self._clipped((s1 + s2) / 2)
-
-    def _half_jump(self, F: Net, x: Tensor, t: Tensor, half: Tensor, y: Tensor | None) -> Tensor:
-        asked = self._asked(half)
-        s = F(x, t, asked, y)
+    def half_jump(self, F: Net, x: Tensor, t: Tensor, half: Tensor, y: Tensor | None) -> Tensor:
+        s = super().half_jump(F, x, t, half, y)
         rows = half <= 1 / self.finest
         if self.bootstrap_guidance == 1 or y is None or not bool(rows.any()):
             return s
-        none = F(x[rows], t[rows], asked[rows], None)
+        none = super().half_jump(F, x[rows], t[rows], half[rows], None)
         s = s.clone()
         s[rows] = none + self.bootstrap_guidance * (s[rows] - none)
         return s
 
-    def _asked(self, d: Tensor) -> Tensor:
-        """The jump length as the network is asked for it: the smallest is flow matching's."""
+    def network_d(self, d: Tensor) -> Tensor:
+        """The jump length as the network is given it: the smallest is flow matching's."""
         flow = 0.0 if self.finest_as == "zero" else 1 / self.finest
         return torch.where(d <= 1 / self.finest, torch.full_like(d, flow), d)
 
-    def _clipped(self, x: Tensor) -> Tensor:
+    def clipped(self, x: Tensor) -> Tensor:
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
     @property
-    def guides(self) -> bool:
+    def uses_guidance(self) -> bool:
         return self.bootstrap_guidance != 1
-
-    def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
-        d = t - u
-        return x_t - expand(d, x_t) * net(x_t, t, self._asked(d), y)
-
-    def velocity(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        return net(x_t, t, self._asked(torch.zeros_like(t)), y)
-
-    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
-        def F(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-            assert d is not None
-            flowing = d == self._asked(torch.zeros_like(d))
-            return flow.average_velocity(x, t, torch.where(flowing, torch.zeros_like(d), d))
-
-        return F
 
     def step_cost(self) -> float:
         return (3 + 2 * self.bootstrap_share) / 3
 
 
 OBJECTIVES.add("shortcut_paper", Shortcut())
-OBJECTIVES.add(
-    "shortcut_kvfrans",
-    Shortcut(
-        bootstrap_share=1 / 8,
-        lengths="grouped",
-        flow_times="grid",
-        finest_as="own",
-        clip=4.0,
-        bootstrap_guidance=1.5,
-        sigma_min=1e-5,
-    ),
-)
+OBJECTIVES.add("shortcut_kvfrans", Shortcut(
+    bootstrap_share=1 / 8, lengths="grouped", flow_times="grid", finest_as="own", clip=4.0,
+    bootstrap_guidance=1.5, sigma_min=1e-5,
+))  # fmt: skip

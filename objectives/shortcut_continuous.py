@@ -12,8 +12,6 @@ too, which re-implementations with d <= 1/2 forget. A linear embedding of d suit
 (``backbone.jump_embedding=linear``): log2(1/d) is steep where d is small.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,26 +20,16 @@ import torch
 from torch import Generator, Tensor
 
 from fewstep.errors import check_choice, check_range
-from fewstep.objectives.base import (
-    OBJECTIVES,
-    Batch,
-    Loss,
-    Net,
-    Nets,
-    Objective,
-    Progress,
-    mean_square,
-    rand,
-    randn,
-    sampling_field,
-)
-from fewstep.objectives.gaussian import GaussianFlow
-from fewstep.objectives.paths import Linear, expand
+from fewstep.objectives.core.average_velocity import AverageVelocity
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress
+from fewstep.objectives.core.batch_math import expand, mean_square, rand, randn
+from fewstep.objectives.core.paths import LinearPath
+from fewstep.objectives.core.samplers import sampling_field
 
 
 @OBJECTIVES.register("shortcut_continuous")
 @dataclass(frozen=True)
-class ShortcutContinuous(Objective):
+class ShortcutContinuous(AverageVelocity):
     """Self-consistency of jumps of every length.
 
     Attributes:
@@ -57,9 +45,7 @@ class ShortcutContinuous(Objective):
     as_flow: bool = sampling_field(False)
 
     title: ClassVar[str] = "Shortcut, continuous"
-    uses_jump: ClassVar[bool] = True
-    reach: ClassVar = "any"
-    path: ClassVar[Linear] = Linear()
+    path: ClassVar[LinearPath] = LinearPath()
 
     def __post_init__(self) -> None:
         check_range("objective.bootstrap_share", self.bootstrap_share, 0, 0.99)
@@ -78,8 +64,8 @@ class ShortcutContinuous(Objective):
         x_t = self.path.mix(x, eps, t)
         target = self.path.velocity(x, eps, t)
         if n:
-            kept = None if batch.classes is None else batch.classes[:n]
-            target[:n] = two_halves(nets.behind(self.target), x_t[:n], t[:n], d[:n], kept)
+            kept = None if batch.undropped_y is None else batch.undropped_y[:n]
+            target[:n] = self.two_halves(nets.target_net(self.target), x_t[:n], t[:n], d[:n], kept)
             y = None if y is None or kept is None else torch.cat([kept, y[n:]])
         error = mean_square(nets.online(x_t, t, d, y) - target)
         logs = {"loss_flow": error[n:].detach().mean()}
@@ -91,28 +77,9 @@ class ShortcutContinuous(Objective):
         return Loss(weight.to(error) * error, t, logs, d)
 
     def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
-        d = t - u
-        asked = torch.zeros_like(d) if self.as_flow else d
-        return x_t - expand(d, x_t) * net(x_t, t, asked, y)
-
-    def velocity(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        return net(x_t, t, torch.zeros_like(t), y)
-
-    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
-        def F(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-            assert d is not None
-            return flow.average_velocity(x, t, d)
-
-        return F
+        if self.as_flow:
+            return x_t - expand(t - u, x_t) * self.velocity(net, x_t, t, y)
+        return super().jump(net, x_t, t, u, y)
 
     def step_cost(self) -> float:
         return (3 + 2 * self.bootstrap_share) / 3
-
-
-@torch.no_grad()
-def two_halves(F: Net, x_t: Tensor, t: Tensor, d: Tensor, y: Tensor | None) -> Tensor:
-    """(s1 + s2) / 2, the average velocity of two jumps of length d/2."""
-    half = d / 2
-    s1 = F(x_t, t, half, y)
-    s2 = F(x_t - expand(half, x_t) * s1, t - half, half, y)
-    return (s1 + s2) / 2

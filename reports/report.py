@@ -1,38 +1,37 @@
 """Everything of a sweep in one folder: tables, figures, the frame, and pages that show them."""
 
-from __future__ import annotations
-
 import io
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import pandas as pd
 
 from fewstep.analysis.costs import costs as summarise_costs
-from fewstep.analysis.selection import Filters, select
+from fewstep.analysis.filters import Filters, select
+from fewstep.analysis.statistics import Curves
 from fewstep.analysis.summary import summarise
-from fewstep.files import replacing
-from fewstep.reports import apart, costs, html, methods, provenance, tables
-from fewstep.reports.drawn import drawn
-from fewstep.reports.grid import Samples, drawable
-from fewstep.reports.page import contents, page
-from fewstep.reports.published import beside, published_of
-from fewstep.reports.view import View
+from fewstep.analysis.summary_types import Samples
+from fewstep.files import write_file
+from fewstep.reports.content import methods, provenance
+from fewstep.reports.content.method_selection import drawn
+from fewstep.reports.content.published import beside, published_of
+from fewstep.reports.content.report_data import ReportData
+from fewstep.reports.figures.image_grid import drawable
+from fewstep.reports.html import page as html
+from fewstep.reports.markdown_page import contents, page
+from fewstep.reports.tables import costs, plain, published_table, quality
 
-if TYPE_CHECKING:
-    from fewstep.analysis.diagnostics import Curves
-
-PER_DATA = (
-    "report.md", "table.md", "table.csv", "table.tex", "table_preview.tex", "costs.md",
-    "costs.csv", "costs.tex", "methods.md", "methods.tex", "provenance.json", "runs.csv",
-    "runs.parquet",
-    "fd_vs_nfe.png", "fd_vs_nfe.pdf", "fd_vs_compute.png", "fd_vs_compute.pdf", "seeds.png",
-    "seeds.pdf", "samples.png", "samples.pdf",
+KINDS = ("png", "pdf")
+FIGURES = ("fd_vs_nfe", "fd_vs_compute", "seeds", "samples", "loss_vs_log_snr")
+FILES = (
+    "report.html", "report.md", "table.md", "table.csv", "table.tex", "table_preview.tex",
+    "costs.md", "costs.csv", "costs.tex", "methods.md", "methods.tex", "provenance.json",
+    "runs.csv", "runs.parquet", *(f"{name}.{kind}" for name in FIGURES[:4] for kind in KINDS),
 )  # fmt: skip
-FILES = ("report.html", *PER_DATA)  # and where there is something to show:
-OPTIONAL = (
-    "loss_vs_log_snr.png", "loss_vs_log_snr.pdf", "published.md", "published.csv", "published.tex",
+OPTIONAL = (  # where there is something to show
+    *(f"{FIGURES[4]}.{kind}" for kind in KINDS), "published.md", "published.csv", "published.tex",
 )  # fmt: skip
 
 
@@ -61,8 +60,7 @@ def write_report(
             or a data set's name: besides, those of this data set in a table of their own.
         filters: which cells, as for ``analysis.summarise``.
 
-    Raises:
-        UserError: the frame's cells can not stand in one table, or a choice is unknown.
+    Raises ``UserError``: the frame's cells can not stand in one table, or a choice is unknown.
     """
     sweep = " + ".join(frame["sweep"].unique())
     views = views_of(frame, samples, curves, baseline, published, filters)
@@ -70,7 +68,7 @@ def write_report(
     if len(views) == 1:
         content |= _files(views[0])
     else:
-        folders = [provenance.identifier(view.data) for view in views]
+        folders = [re.sub(r"[^A-Za-z0-9]+", "-", view.data).strip("-") or "x" for view in views]
         content["report.md"] = contents(sweep, views, folders)
         for folder, view in zip(folders, views, strict=True):
             content |= {f"{folder}/{name}": body for name, body in _files(view).items()}
@@ -78,8 +76,8 @@ def write_report(
     for name in content:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
     written = {name: write_file(out / name, body) for name, body in content.items()}
-    for place in {(out / name).parent for name in content}:
-        clear(place, keep=set(written.values()))
+    for directory in {(out / name).parent for name in content}:
+        clear(directory, keep=set(written.values()))
     return written
 
 
@@ -97,12 +95,31 @@ def views_of(
     baseline: str | None = None,
     published: str = "auto",
     filters: Filters | None = None,
-) -> list[View]:
+) -> list[ReportData]:
     """What there is to show of each data set; arguments and errors as for ``write_report``."""
-    return [
-        _view(name, part, samples, curves or {}, baseline, published, filters or {})
-        for name, part in data_sets(frame).items()
-    ]
+    views, filters = [], filters or {}
+    for name, part in data_sets(frame).items():
+        summary, cells = summarise(part, **filters), select(part, filters)
+        costs_of = summarise_costs(summary, part, baseline, **filters)
+        shown = drawn(summary, costs_of.baseline)
+        views.append(
+            ReportData(
+                data=name,
+                summary=summary,
+                drawn=shown,
+                frame=part,
+                cells=cells,
+                costs=costs_of,
+                samples={key: array for key, array in samples.items()
+                         if key[0] in shown.methods and drawable(array)},
+                methods=methods.paragraphs(summary, part),
+                origins=provenance.origins(summary, cells),
+                published=beside(summary.conditions, published),
+                apart=published_of(published),
+                curves={m: curve for m, curve in (curves or {}).items() if m in shown.methods},
+            )
+        )  # fmt: skip
+    return views
 
 
 def data_sets(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -113,70 +130,32 @@ def data_sets(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {str(name): frame[frame["data"] == name] for name in names}
 
 
-def _view(
-    data: str,
-    frame: pd.DataFrame,
-    samples: Samples,
-    curves: Curves,
-    baseline: str | None,
-    published: str,
-    filters: Filters,
-) -> View:
-    summary = summarise(frame, **filters)
-    costs_of = summarise_costs(summary, frame, baseline, **filters)
-    shown = drawn(summary, costs_of.baseline)
-    cells = select(frame, filters)
-    return View(
-        data=data,
-        summary=summary,
-        drawn=shown,
-        frame=frame,
-        cells=cells,
-        costs=costs_of,
-        samples={
-            place: array
-            for place, array in samples.items()
-            if place[0] in shown.methods and drawable(array)
-        },
-        methods=methods.paragraphs(summary, frame),
-        origins=provenance.origins(summary, cells),
-        published=beside(summary.conditions, published),
-        apart=published_of(published),
-        curves={m: curve for m, curve in curves.items() if m in shown.methods},
-    )
-
-
-def _files(view: View) -> dict[str, str | bytes]:
+def _files(view: ReportData) -> dict[str, str | bytes]:
     """The files of one data set, but for report.html."""
-    summary, theirs = view.summary, view.published
+    summary, theirs, apart = view.summary, view.published, view.apart
     figures = _figures(view)
-    pictures: Sequence[str] = list(dict.fromkeys(Path(name).stem for name in figures))
-    where = provenance.document(summary, view.frame, view.origins)
-    theirs_apart: dict[str, str | bytes] = {}
-    if view.apart:
-        theirs_apart = {
-            "published.md": apart.markdown(view.apart),
-            "published.csv": apart.csv(view.apart),
-            "published.tex": apart.latex(view.apart),
-        }
-    more = ["published"] if view.apart else []
-    return {
-        "table.md": tables.markdown(summary, theirs),
-        "table.csv": tables.csv(summary),
-        "table.tex": tables.latex(summary, theirs),
-        "table_preview.tex": tables.latex_document("table", "costs", *more, "methods"),
+    inputs = ("table", "costs", *(["published"] if apart else []), "methods")
+    files: dict[str, str | bytes] = {
+        "table.md": quality.markdown(summary, theirs),
+        "table.csv": quality.csv(summary),
+        "table.tex": quality.latex(summary, theirs),
+        "table_preview.tex": plain.latex_document(*inputs),
         "costs.md": costs.markdown(summary, view.costs),
         "costs.csv": costs.csv(summary, view.costs),
         "costs.tex": costs.latex(summary, view.costs),
         "methods.md": methods.markdown(view.methods),
         "methods.tex": methods.latex(view.methods),
-        "provenance.json": provenance.write(where),
+        "provenance.json": provenance.write(provenance.document(summary, view.frame, view.origins)),
         "runs.csv": frame_csv(view.frame),
         "runs.parquet": view.frame.to_parquet(index=False, engine="pyarrow"),
-        "report.md": page(view, pictures),
+        "report.md": page(view, dict.fromkeys(Path(name).stem for name in figures)),
         **figures,
-        **theirs_apart,
     }
+    if apart:
+        files["published.md"] = published_table.markdown(apart)
+        files["published.csv"] = published_table.csv(apart)
+        files["published.tex"] = published_table.latex(apart)
+    return files
 
 
 def frame_csv(frame: pd.DataFrame) -> bytes:
@@ -189,29 +168,22 @@ def frame_csv(frame: pd.DataFrame) -> bytes:
     return file.getvalue()
 
 
-def _figures(view: View) -> Mapping[str, bytes]:
-    """PNG and PDF of each that there is something to show in."""
-    from fewstep.reports import diagnostics, figures, grid, multiples
+def _figures(view: ReportData) -> dict[str, bytes]:
+    """Each figure that there is something to show in, as PNG and PDF."""
+    from fewstep.reports.figures import chart_data, drawing, sample_grid  # which import matplotlib
 
     summary = view.drawn
-    pictures = {
-        "fd_vs_nfe": figures.fd_vs_nfe(summary),
-        "fd_vs_compute": multiples.fd_vs_compute(summary, view.cells),
-        "seeds": multiples.seed_plot(summary),
-        "samples": grid.sample_grid(summary, view.samples) if view.samples else None,
-        "loss_vs_log_snr": diagnostics.loss_vs_log_snr(view.curves) if view.curves else None,
-    }
+    pictures = (
+        drawing.fd_vs_nfe(summary),
+        drawing.fd_vs_compute(summary, view.cells),
+        drawing.seed_plot(summary),
+        sample_grid.sample_grid(summary, view.samples) if view.samples else None,
+        drawing.curves(*chart_data.loss(view.curves, summary.methods)) if view.curves else None,
+    )
     files = {}
-    for name, figure in pictures.items():
+    for name, figure in zip(FIGURES, pictures, strict=True):
         if figure is not None:
-            files[f"{name}.png"] = figures.render(figure, "png")
+            files[f"{name}.png"] = drawing.render(figure, "png")
             figure.set_layout_engine("none")  # it is laid out by now: no need to do it again
-            files[f"{name}.pdf"] = figures.render(figure, "pdf")
+            files[f"{name}.pdf"] = drawing.render(figure, "pdf")
     return files
-
-
-def write_file(path: Path, content: str | bytes) -> Path:
-    """Write ``content`` and rename it into place."""
-    with replacing(path) as other:
-        other.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path

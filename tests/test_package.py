@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -91,9 +93,13 @@ def test_content(wheel):
         there = {Path(n).name for n in names if re.fullmatch(rf"fewstep/{room}/[^/]+\.py", n)}
         assert there == here
     assert "fewstep/py.typed" in names
-    assert "fewstep/experiments/conf/run.yaml" in names
+    assert "fewstep/experiments/config/run.yaml" in names
     assert "fewstep/sweeps/presets/digits.yaml" in names
-    for file in ("fewstep.mplstyle", "published.csv", "templates/report.html.j2"):
+    for file in (
+        "figures/fewstep.mplstyle",
+        "content/published.csv",
+        "html/templates/report.html.j2",
+    ):
         assert f"fewstep/reports/{file}" in names
     assert not [name for name in names if "tests" in name.split("/")]
 
@@ -112,3 +118,18 @@ def test_help_list_training_and_sweep(command, shadowed):
     assert "MLflow at sqlite:///" in told
     assert (shadowed / "runs/tiny/report/fd_vs_nfe.png").stat().st_size
     assert set(os.listdir(shadowed)) == before | {"runs", "tiny.yaml"}
+    every_record_names_the_version(shadowed / "runs")
+
+
+def every_record_names_the_version(root: Path) -> None:
+    """Of the sweep, its launch and report, each run, its cells, and MLflow."""
+    said = f'"fewstep": "{fewstep.__version__}"'
+    spec, result, *_ = (*root.glob("tiny/*/spec.json"), *root.glob("tiny/*/result.json"))
+    cells = list(root.glob("tiny/*/evaluations/*.json"))
+    sweep = [
+        root / "tiny" / name for name in ("sweep.json", "launch.json", "report/provenance.json")
+    ]
+    assert [f for f in (spec, result, *cells, *sweep) if said not in f.read_text()] == []
+    with closing(sqlite3.connect(root / "mlflow.db")) as store:
+        tags = store.execute("SELECT value FROM tags WHERE key = 'fewstep.version'").fetchall()
+    assert tags == [(fewstep.__version__,)] * 2

@@ -1,31 +1,13 @@
 """Data sets by name: ``DATA["digits"].load()``."""
 
-from fewstep.experiments.data import cifar, digits, folder, hub, idx, latents, toy
-from fewstep.experiments.data.base import (
-    DATA,
-    Dataset,
-    DataSource,
-    Rows,
-    Split,
-    take,
-    to_model,
-    to_uint8,
-)
+from fewstep.experiments.data import cifar, digits, folder, huggingface, latents, mnist, toy
+from fewstep.experiments.data.base import DATA as DATA
+from fewstep.experiments.data.base import Dataset as Dataset
+from fewstep.experiments.data.base import DataSource as DataSource
+from fewstep.experiments.data.base import Rows as Rows
+from fewstep.experiments.data.base import Split as Split
+from fewstep.experiments.data.base import take as take
+from fewstep.experiments.data.base import to_model as to_model
+from fewstep.experiments.data.base import to_uint8 as to_uint8
 
-__all__ = [
-    "DATA",
-    "DataSource",
-    "Dataset",
-    "Rows",
-    "Split",
-    "cifar",
-    "digits",
-    "folder",
-    "hub",
-    "idx",
-    "latents",
-    "take",
-    "to_model",
-    "to_uint8",
-    "toy",
-]
+_ = cifar, digits, folder, huggingface, latents, mnist, toy  # they register themselves

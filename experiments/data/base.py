@@ -1,7 +1,5 @@
 """What a data set is: two splits of images, vectors or latents, and the way to the model."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +29,7 @@ class Rows(NamedTuple):
 def take(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Copies of the rows at ``index``, both on the CPU.
 
-    By numpy, which copies in the thread that asks: torch would keep other threads for each.
+    By numpy, which copies in the calling thread: torch would start threads for each copy.
     """
     return torch.from_numpy(tensor.numpy()[index.numpy()])
 
@@ -42,14 +40,13 @@ class Split:
 
     Attributes:
         x: uint8 images (N, C, H, W), float32 vectors (N, D), float16 or float32 latents
-            (N, C, H, W). y: int64 (N,), or None.
+            (N, C, H, W). y: int64 classes (N,), float32 condition vectors (N, k), or None.
         std: of latents that are normally distributed about ``x``, shaped like it: in training each
             is drawn anew. Everything else takes ``x``.
         stored_sha256: the hash as it is known from where the split is kept: reading what is
             memory-mapped again, just for that, would take as long as an epoch.
 
-    Raises:
-        UserError: another shape or dtype, or a label for each example is not there.
+    Raises ``UserError`` for another shape or dtype, or where each example has not a label.
     """
 
     x: torch.Tensor
@@ -58,23 +55,19 @@ class Split:
     stored_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        kind = (self.x.dtype, self.x.ndim)
-        latent = kind in ((torch.float16, 4), (torch.float32, 4))
-        if not latent and kind not in ((torch.uint8, 4), (torch.float32, 2)):
+        x, y, std, n = self.x, self.y, self.std, len(self.x)
+        latent = (x.dtype, x.ndim) in ((torch.float16, 4), (torch.float32, 4))
+        if not latent and (x.dtype, x.ndim) not in ((torch.uint8, 4), (torch.float32, 2)):
+            raise UserError(f"a split has {_shown(x)} (choices: {KINDS})")
+        labels = y is None or (y.dtype, y.ndim) in ((torch.int64, 1), (torch.float32, 2))
+        if y is not None and not (labels and len(y) == n):
             raise UserError(
-                f"a split has {self.x.dtype} of shape {tuple(self.x.shape)} (choices: {KINDS})"
+                f"labels must be int64 of shape ({n},) or float32 vectors ({n}, k), got {_shown(y)}"
             )
-        if self.y is not None and (self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]):
-            raise UserError(
-                f"labels must be int64 of shape ({len(self.x)},), "
-                f"got {self.y.dtype} of shape {tuple(self.y.shape)}"
-            )
-        if self.std is not None and (
-            not latent or self.std.shape != self.x.shape or self.std.dtype != self.x.dtype
-        ):
+        if std is not None and not (latent and std.shape == x.shape and std.dtype == x.dtype):
             raise UserError(
                 f"only latents have a standard deviation each, shaped like themselves; "
-                f"got {self.std.dtype} {tuple(self.std.shape)} for {kind[0]} {tuple(self.x.shape)}"
+                f"got {_shown(std)} for {_shown(x)}"
             )
 
     def __len__(self) -> int:
@@ -82,8 +75,7 @@ class Split:
 
     def rows(self, index: torch.Tensor) -> Rows:
         """Copies of the examples at ``index``, (B,) int64."""
-        y = None if self.y is None else take(self.y, index)
-        std = None if self.std is None else take(self.std, index)
+        y, std = (None if a is None else take(a, index) for a in (self.y, self.std))
         return Rows(take(self.x, index), y, std)
 
     @cached_property
@@ -91,20 +83,23 @@ class Split:
         """Hash of the shape, dtype and bytes of all there is: the identity of a reference."""
         if self.stored_sha256 is not None:
             return self.stored_sha256
-        digest = hashlib.sha256()
-        for tensor in (self.x, self.y):
-            if tensor is None:
-                digest.update(b"none")
-                continue
-            hash_array(digest, tensor.detach().cpu().contiguous().numpy())
+        digest, own = hashlib.sha256(), hashlib.sha256()
+        hash_array(digest, self.x.contiguous().numpy())
+        if self.y is None:
+            digest.update(b"none")
+        else:
+            hash_array(digest, self.y.contiguous().numpy())
         if self.std is not None:
-            own = hashlib.sha256()
-            hash_array(own, self.std.detach().cpu().contiguous().numpy())
+            hash_array(own, self.std.contiguous().numpy())
             digest.update(own.digest())
         return digest.hexdigest()
 
 
-def hash_array(digest: hashlib._Hash, array: NDArray[Any]) -> None:
+def _shown(x: torch.Tensor) -> str:
+    return f"{x.dtype} of shape {tuple(x.shape)}"
+
+
+def hash_array(digest: "hashlib._Hash", array: NDArray[Any]) -> None:
     """Add an array's dtype, shape and bytes to ``digest``."""
     digest.update(f"{array.dtype.str}{array.shape}".encode())
     digest.update(array.data)
@@ -112,7 +107,10 @@ def hash_array(digest: hashlib._Hash, array: NDArray[Any]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Two splits of one ``name``; labels are 0..num_classes - 1 (``num_classes = 0``: none)."""
+    """Two splits of one ``name``; labels are 0..num_classes - 1 (``num_classes = 0``: none).
+
+    Splits whose ``y`` are vectors have no classes, and ``condition_dim`` is their length.
+    """
 
     name: str
     train: Split
@@ -120,29 +118,40 @@ class Dataset:
     num_classes: int
 
     def __post_init__(self) -> None:
-        if (
-            self.train.x.shape[1:] != self.test.x.shape[1:]
-            or self.train.x.dtype != self.test.x.dtype
-        ):
-            raise UserError(
-                f"{self.name}: train examples are {self.train.x.dtype} {self.shape}, "
-                f"test examples {self.test.x.dtype} {tuple(self.test.x.shape[1:])}"
-            )
-        for part, split in (("train", self.train), ("test", self.test)):
-            if self.num_classes and split.y is None:
-                raise UserError(f"{self.name}: {self.num_classes} classes, but no {part} labels")
-            if split.y is None or len(split) == 0:
+        train, test = (f"{s.x.dtype} {tuple(s.x.shape[1:])}" for s in (self.train, self.test))
+        if train != test:
+            raise UserError(f"{self.name}: train examples are {train}, test examples {test}")
+        for part, y in (("train", self.train.y), ("test", self.test.y)):
+            kind, first = _kind(y), _kind(self.train.y)
+            if self.train.y is not None and y is not None and kind != first:
+                raise UserError(f"{self.name}: train has {first}, {part} has {kind}")
+            if self.num_classes and kind != "class labels":
+                raise UserError(f"{self.name}: {self.num_classes} classes, but {part} has {kind}")
+            if y is None or len(y) == 0:
                 continue
-            low, high = int(split.y.min()), int(split.y.max())
-            if low < 0 or high >= self.num_classes:
+            if y.is_floating_point() and not bool(y.isfinite().all()):
+                raise UserError(f"{self.name}: {part} has conditions that are not finite")
+            low, high, most = int(y.min()), int(y.max()), self.num_classes - 1
+            if not y.is_floating_point() and not 0 <= low <= high <= most:
                 raise UserError(
-                    f"{self.name}: {part} labels span {low}..{high}, "
-                    f"expected 0..{self.num_classes - 1}"
+                    f"{self.name}: {part} labels span {low}..{high}, expected 0..{most}"
                 )
 
     @property
     def is_image(self) -> bool:
+        """Whether the examples are uint8 images."""
         return self.train.x.dtype == torch.uint8
+
+    @property
+    def condition_dim(self) -> int:
+        """k of the condition vectors (N, k); 0 for none."""
+        y = self.train.y
+        return y.shape[1] if y is not None and y.ndim == 2 else 0
+
+    @property
+    def has_conditions(self) -> bool:
+        """Whether there are class labels or condition vectors."""
+        return self.num_classes > 0 or self.condition_dim > 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,24 +159,26 @@ class Dataset:
         return tuple(self.train.x.shape[1:])
 
 
+def _kind(y: torch.Tensor | None) -> str:
+    if y is None:
+        return "no labels"
+    return f"condition vectors of {y.shape[1]} numbers" if y.ndim == 2 else "class labels"
+
+
 @runtime_checkable
 class DataSource(Protocol):
     """A frozen dataclass whose fields are the settings of a data set (int, float, str, bool).
 
-    ``root``, the folder that data lies in, and fields made by ``settings.bookkeeping`` are no part
+    ``root``, the folder that data lies in, and fields made by ``registry.bookkeeping`` are no part
     of a run's key: they must not change the bytes that ``load`` gives.
 
-    ``suggested_backbone`` is the name of the backbone a run takes when it is told none.
+    ``suggested_backbone`` is the name of the backbone a run takes by default.
     """
 
     suggested_backbone: ClassVar[str]
 
     def load(self) -> Dataset:
-        """Both splits, on the CPU, in memory or memory-mapped; the same bytes at every call.
-
-        Raises:
-            UserError: files that are missing or damaged.
-        """
+        """Both splits, on the CPU, the same at every call; ``UserError`` for damaged files."""
         ...
 
 
@@ -182,10 +193,8 @@ def to_model(x: torch.Tensor) -> torch.Tensor:
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
     """Images (..., C, H, W) in [-1, 1] -> uint8: clip, then round to the nearest level.
 
-    The exact inverse of ``to_model``. Vectors (N, D) and uint8 images pass through.
-
-    Raises:
-        FloatingPointError: pixels that are not finite; as uint8 they would pass for images.
+    The exact inverse of ``to_model``. Vectors (N, D) and uint8 images pass through. Raises
+    ``FloatingPointError`` for pixels that are not finite; as uint8 they would pass for images.
     """
     if x.ndim < 3 or x.dtype == torch.uint8:
         return x

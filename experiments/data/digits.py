@@ -1,8 +1,8 @@
 """scikit-learn's bundled digits: 1,797 grey images of 8x8 pixels in 10 classes; no file needed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from fewstep.errors import check_range
 from fewstep.experiments.data.base import DATA, Dataset, Split
-from fewstep.experiments.data.holdout import stratified
+from fewstep.experiments.data.split import stratified
 
 
 @DATA.register("digits")
@@ -29,10 +29,17 @@ class Digits:
         check_range("digits.test_images", self.test_images, 1, 1796)
 
     def load(self) -> Dataset:
-        from sklearn.datasets import load_digits  # costs a second: only runs on digits pay
-
-        raw = load_digits()
-        x = torch.from_numpy(np.rint(raw.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-        y = torch.from_numpy(raw.target.astype(np.int64))
+        rows = np.loadtxt(digits_file(), delimiter=",")  # of 64 pixels and a label
+        pixels = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8)
+        x = torch.from_numpy(pixels).reshape(-1, 1, 8, 8)
+        y = torch.from_numpy(rows[:, -1].astype(np.int64))
         train, test = stratified(y.numpy(), self.test_images)
         return Dataset("digits", Split(x[train], y[train]), Split(x[test], y[test]), 10)
+
+
+def digits_file() -> Path:
+    """Where scikit-learn has them. To import its ``load_digits`` would take a run two seconds."""
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).with_name("datasets") / "data/digits.csv.gz"

@@ -4,7 +4,8 @@
 
     FOLDER/
         manifest.json               what they are made of and how, and each shard's hash
-        train-00000.safetensors     "mean", "std" (n, C, H, W), and "y" (n,) int64 with labels
+        train-00000.safetensors     "mean", "std" (n, C, H, W), and "y" (n,) int64 with labels,
+                                    (n, k) float32 with condition vectors
         ...
         test-00000.safetensors
 
@@ -12,11 +13,8 @@
 trained on is ``mean + std * eps``, or ``mean``. docs/data.md has the manifest's fields.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,9 +26,9 @@ from safetensors.numpy import load
 
 from fewstep.errors import UserError, check_choice
 from fewstep.experiments.data.base import DATA, Dataset, Split
-from fewstep.experiments.data.store import Part, kept
-from fewstep.experiments.rundir import Json, read_json
-from fewstep.experiments.settings import bookkeeping
+from fewstep.experiments.data.memmap_cache import SplitSource, cached_splits
+from fewstep.experiments.store.json_files import Json, read_json
+from fewstep.registry import bookkeeping
 
 FORMAT = 1
 SPLITS = ("train", "test")
@@ -61,35 +59,29 @@ class Latents:
         check_choice("data.posterior", self.posterior, POSTERIORS)
 
     def load(self) -> Dataset:
-        place = Path(self.root).expanduser() / self.folder
-        manifest = read_manifest(place)
-        shape, dtype = tuple(manifest["shape"]), np.dtype(manifest["dtype"]).str
+        folder = Path(self.root).expanduser() / self.folder
+        name, manifest = folder.resolve().name, read_manifest(folder)
 
-        def make() -> dict[str, Part]:
-            return {split: part(split) for split in SPLITS}
+        def part(split: dict[str, Any]) -> SplitSource:
+            blocks = (read_shard(folder / s["file"], s, manifest) for s in split["shards"])
+            return SplitSource(split["count"], blocks)
 
-        def part(split: str) -> Part:
-            count, blocks = manifest["splits"][split]["count"], shards(place, manifest, split)
-            return Part(count, shape, dtype, blocks, names=("x", "std"))
+        def parts() -> dict[str, SplitSource]:
+            return {split: part(manifest["splits"][split]) for split in SPLITS}
 
-        splits = kept(self.cache, place.resolve().name, {"format": FORMAT, **manifest}, make)
+        identity = {"format": FORMAT, **manifest}
+        train, test = cached_splits(self.cache, name, identity, parts)
         if self.posterior == "mean":
-            train, test = (Split(s.x, s.y, None, s.sha256) for s in splits)  # the same reference
-            splits = train, test
-        return Dataset(place.resolve().name, *splits, manifest["num_classes"])
+            train, test = (Split(s.x, s.y, None, s.sha256) for s in (train, test))  # same reference
+        return Dataset(name, train, test, manifest["num_classes"])
 
 
-def read_manifest(place: Path) -> Json:
-    """The manifest of a folder of latents.
-
-    Raises:
-        UserError: there is none, or one that says something impossible.
-    """
-    file = place / "manifest.json"
-    manifest = read_json(file)
-    if manifest is None:
+def read_manifest(folder: Path) -> Json:
+    """The manifest of a folder of latents; ``UserError`` without a valid one."""
+    file = folder / "manifest.json"
+    if (manifest := read_json(file)) is None:
         raise UserError(
-            f"no latents in {place}: it has no manifest.json (fewstep encode makes one)"
+            f"no latents in {folder}: it has no manifest.json (fewstep encode makes one)"
         )
     try:
         if manifest["format"] != FORMAT:
@@ -99,49 +91,43 @@ def read_manifest(place: Path) -> Json:
         if len(manifest["shape"]) != 3:
             raise ValueError(f"shape {manifest['shape']}, expected [C, H, W]")
         for split in SPLITS:
-            told = manifest["splits"][split]
-            counts = sum(shard["count"] for shard in told["shards"])
-            if counts != told["count"] or counts < 1:
-                raise ValueError(f"{split} of {told['count']}, its shards hold {counts}")
-        _ = manifest["num_classes"] + 0
+            stated = manifest["splits"][split]
+            counts = sum(shard["count"] for shard in stated["shards"])
+            if counts != stated["count"] or counts < 1:
+                raise ValueError(f"{split} of {stated['count']}, its shards hold {counts}")
+        _ = manifest["num_classes"] + manifest.get("condition_dim", 0)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{file} is no manifest of latents ({reason})") from None
+        raise UserError(f"{file} is not a valid manifest of latents ({reason})") from None
     return manifest
 
 
-def shards(place: Path, manifest: Json, split: str) -> Iterator[dict[str, NDArray[Any]]]:
-    """The shards of a split, checked: their bytes, names, shapes and types; ``x`` is the mean."""
-    for told in manifest["splits"][split]["shards"]:
-        yield read_shard(place / told["file"], told, manifest)
-
-
-def read_shard(file: Path, told: Json, manifest: Json) -> dict[str, NDArray[Any]]:
-    """Raises ``UserError`` unless it is the shard that ``told`` speaks of."""
+def read_shard(file: Path, shard: Json, manifest: Json) -> dict[str, NDArray[Any]]:
+    """The arrays of a ``shard``, ``x`` the mean; ``UserError`` unless they are the manifest's."""
     try:
         raw = file.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{file} is missing: its manifest.json tells of it") from None
-    found = hashlib.sha256(raw).hexdigest()
-    if found != told["sha256"]:
-        raise UserError(
-            f"{file} is not the shard of its manifest.json: {len(raw)} bytes of sha256 "
-            f"{found[:12]}, expected {str(told['sha256'])[:12]}"
-        )
+        raise UserError(f"{file} is missing: its manifest.json names it") from None
+    sha256, stated = hashlib.sha256(raw).hexdigest(), str(shard["sha256"])
+    if sha256 != stated:
+        content = f"{len(raw)} bytes of sha256 {sha256[:12]}, expected {stated[:12]}"
+        raise UserError(f"{file} is not the shard of its manifest.json: {content}")
     try:
         arrays = load(raw)
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{file} is no safetensors file ({error})") from None
-    rows = (told["count"], *manifest["shape"])
-    due = {"mean": (rows, manifest["dtype"]), "std": (rows, manifest["dtype"])}
+    rows = (shard["count"], *manifest["shape"])
+    expected = {"mean": (rows, manifest["dtype"]), "std": (rows, manifest["dtype"])}
     if manifest["num_classes"]:
-        due["y"] = ((told["count"],), "int64")
+        expected["y"] = ((shard["count"],), "int64")
+    if k := manifest.get("condition_dim"):
+        expected["y"] = ((shard["count"], k), "float32")
     have = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
-    if have != due:
-        raise UserError(f"{file} holds {describe(have)}, expected {describe(due)}")
+    if have != expected:
+        raise UserError(f"{file} holds {describe(have)}, expected {describe(expected)}")
     if not all(np.isfinite(arrays[name]).all() for name in ("mean", "std")):
         raise UserError(f"{file} holds numbers that are not finite")
-    return {"x": arrays["mean"], "std": arrays["std"], **{k: arrays[k] for k in due.keys() & {"y"}}}
+    return {"x": arrays.pop("mean"), **arrays}
 
 
 def describe(arrays: dict[str, tuple[tuple[int, ...], str]]) -> str:

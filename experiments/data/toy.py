@@ -5,8 +5,6 @@ N(a m_k, v I) with v = a^2 s^2 + b^2, so every posterior mean is a mixture of li
 A path whose noise has another scale (TrigFlow: sigma_d) carries the scale in b.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.errors import check_range
+from fewstep.errors import check_fields, check_range
 from fewstep.experiments.data.base import DATA, Dataset, Split
-from fewstep.objectives.paths import Path
+from fewstep.objectives.core.paths import ProbabilityPath
 
 TRAIN_SEED, TEST_SEED = 0, 1  # part of the data set, not of a run's seed
 Coefficient = float | Tensor
@@ -46,32 +44,19 @@ class GaussianMixture:
         noise = torch.randn(n, self.means.shape[1], generator=g, dtype=torch.float64)
         return (self.means[y] + self.std * noise).float(), y
 
-    def log_density(self, x_t: Tensor, a: Coefficient, b: Coefficient) -> Tensor:
-        """log p(x_t), (B,)."""
-        log_joint, _, v = self._modes(x_t, a, b)
-        D = x_t.shape[1]
-        return log_joint.logsumexp(1) - D / 2 * (2 * math.pi * v).log().squeeze(1)
-
-    def score(self, x_t: Tensor, a: Coefficient, b: Coefficient) -> Tensor:
-        """grad log p(x_t), (B, D)."""
-        _, residual, v = self._posterior(x_t, a, b)
-        return -residual / v
-
-    def posterior_data(self, x_t: Tensor, a: Coefficient, b: Coefficient) -> Tensor:
-        """E[x | x_t], (B, D)."""
-        mean, residual, v = self._posterior(x_t, a, b)
-        return mean + _column(a, x_t) * self.std**2 / v * residual
-
-    def posterior_noise(self, x_t: Tensor, a: Coefficient, b: Coefficient) -> Tensor:
-        """E[eps | x_t], (B, D), for eps of unit variance."""
-        _, residual, v = self._posterior(x_t, a, b)
-        return _column(b, x_t) / v * residual
+    def posterior(self, x_t: Tensor, a: Coefficient, b: Coefficient) -> tuple[Tensor, Tensor]:
+        """E[x | x_t] and E[eps | x_t], each (B, D), for eps of unit variance."""
+        log_joint, residuals, v = self._modes(x_t, a, b)
+        r = log_joint.softmax(1)
+        mean, residual = r @ self.means.to(x_t), (r.unsqueeze(2) * residuals).sum(1)
+        data = mean + _column(a, x_t) * self.std**2 / v * residual
+        return data, _column(b, x_t) / v * residual
 
     def velocity(
         self, x_t: Tensor, a: Coefficient, b: Coefficient, da: Coefficient, db: Coefficient
     ) -> Tensor:
         """E[dx_t/dt | x_t] = da E[x | x_t] + db E[eps | x_t], (B, D): what flow matching learns."""
-        data, noise = self.posterior_data(x_t, a, b), self.posterior_noise(x_t, a, b)
+        data, noise = self.posterior(x_t, a, b)
         return _column(da, x_t) * data + _column(db, x_t) * noise
 
     def flow_map(self, x_t: Tensor, t: Coefficient, u: Coefficient, at: Coefficients) -> Tensor:
@@ -120,14 +105,6 @@ class GaussianMixture:
         log_weights = (self.weights / self.weights.sum()).log().to(x_t)
         return log_weights - residuals.square().sum(2) / (2 * v), residuals, v
 
-    def _posterior(
-        self, x_t: Tensor, a: Coefficient, b: Coefficient
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Averages over the modes given x_t: of m_k (B, D), of x_t - a m_k (B, D); and v."""
-        log_joint, residuals, v = self._modes(x_t, a, b)
-        r = log_joint.softmax(1)
-        return r @ self.means.to(x_t), (r.unsqueeze(2) * residuals).sum(1), v
-
 
 @runtime_checkable
 class HasMixture(Protocol):
@@ -136,18 +113,7 @@ class HasMixture(Protocol):
     def mixture(self) -> GaussianMixture: ...
 
 
-def gaussian_flow_map(
-    x_t: Tensor, std: float, at_t: tuple[float, float], at_u: tuple[float, float]
-) -> Tensor:
-    """The flow map of data N(0, std^2 I), from path coefficients (a, b) ``at_t`` to ``at_u``.
-
-    The velocity is x v'/2v with v = a^2 std^2 + b^2, hence x_u = x_t sqrt(v_u / v_t).
-    """
-    v_t, v_u = (a**2 * std**2 + b**2 for a, b in (at_t, at_u))
-    return x_t * math.sqrt(v_u / v_t)
-
-
-def coefficients(path: Path) -> Coefficients:
+def coefficients(path: ProbabilityPath) -> Coefficients:
     """The coefficients of a ``path`` with unit-variance eps: its noise_std goes into b."""
 
     def at(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -189,11 +155,9 @@ class Gaussians:
     labels: bool = True
 
     def __post_init__(self) -> None:
-        check_range("gaussians.modes", self.modes, 1)
         check_range("gaussians.radius", self.radius, 0)
         check_range("gaussians.std", self.std, 0, open_low=True)
-        check_range("gaussians.samples", self.samples, 1)
-        check_range("gaussians.test_samples", self.test_samples, 1)
+        check_fields("gaussians", self, "modes samples test_samples", 1)
 
     def mixture(self) -> GaussianMixture:
         angle = 2 * math.pi / self.modes * torch.arange(self.modes, dtype=torch.float64)
@@ -209,7 +173,7 @@ class Gaussians:
 @DATA.register("gaussian")
 @dataclass(frozen=True)
 class Gaussian:
-    """One Gaussian N(0, std^2 I): even the flow map is closed (``gaussian_flow_map``)."""
+    """One Gaussian N(0, std^2 I): even the flow map is closed (``mode_flow_map``)."""
 
     suggested_backbone: ClassVar[str] = "mlp"
 
@@ -220,9 +184,7 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         check_range("gaussian.std", self.std, 0, open_low=True)
-        check_range("gaussian.dimensions", self.dimensions, 1)
-        check_range("gaussian.samples", self.samples, 1)
-        check_range("gaussian.test_samples", self.test_samples, 1)
+        check_fields("gaussian", self, "dimensions samples test_samples", 1)
 
     def mixture(self) -> GaussianMixture:
         zero = torch.zeros(1, self.dimensions, dtype=torch.float64)
@@ -230,3 +192,41 @@ class Gaussian:
 
     def load(self) -> Dataset:
         return _dataset("gaussian", self.mixture(), self.samples, self.test_samples, 0)
+
+
+@DATA.register("conditional_gaussians")
+@dataclass(frozen=True)
+class ConditionalGaussians:
+    """x | y ~ N(radius y, std^2 I), where the condition y is a point of the unit circle.
+
+    The smallest data set with condition vectors. Each example is a Gaussian around its condition,
+    all together are a ring.
+    """
+
+    suggested_backbone: ClassVar[str] = "mlp"
+
+    radius: float = 1.0
+    std: float = 0.1
+    samples: int = 8192
+    test_samples: int = 2048
+
+    def __post_init__(self) -> None:
+        check_range("conditional_gaussians.radius", self.radius, 0)
+        check_range("conditional_gaussians.std", self.std, 0, open_low=True)
+        check_fields("conditional_gaussians", self, "samples test_samples", 1)
+
+    def conditional(self, y: Tensor) -> GaussianMixture:
+        """One Gaussian for each row of conditions ``y`` (B, 2)."""
+        weights = torch.full((len(y),), 1 / len(y), dtype=torch.float64)
+        return GaussianMixture(self.radius * y.double(), self.std, weights)
+
+    def load(self) -> Dataset:
+        def draw(n: int, seed: int) -> Split:
+            g = torch.Generator().manual_seed(seed)
+            angle = 2 * math.pi * torch.rand(n, generator=g, dtype=torch.float64)
+            y = torch.stack((angle.cos(), angle.sin()), 1)
+            noise = torch.randn(n, 2, generator=g, dtype=torch.float64)
+            return Split((self.radius * y + self.std * noise).float(), y.float())
+
+        train, test = draw(self.samples, TRAIN_SEED), draw(self.test_samples, TEST_SEED)
+        return Dataset("conditional_gaussians", train, test, 0)

@@ -4,8 +4,6 @@ Only the Inception network gives "FID"; a distance in other features is named fo
 (``FD-digits-cnn@597``), and the hash of the extractor's weights is part of the metric's identity.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from fewstep.errors import UserError
@@ -28,7 +27,7 @@ BATCH = 500
 class Features:
     """A ready extractor. ``extract``: raw data (N, ...) -> float64 features (N, D).
 
-    ``resize``: what is done to an image's size before it, as a metric's identity tells it.
+    ``resize``: what is done to an image's size before it, as a metric's identity states it.
     ``is_fid``: whether its Frechet distance is what the field calls FID.
 
     Where the data stand for images: ``decode`` makes uint8 images, of ``image_shape``, of them, and
@@ -40,7 +39,7 @@ class Features:
     extract: Callable[[Tensor], np.ndarray]
     resize: str = "none"
     is_fid: bool = False
-    of: Features | None = None
+    of: "Features | None" = None
     decode: Callable[[Tensor], Tensor] | None = None
     image_shape: tuple[int, ...] | None = None
 
@@ -61,7 +60,9 @@ class Extractor(Protocol):
         """Raise ``UserError`` where ``dataset`` is nothing for this extractor."""
         ...
 
-    def prepare(self, dataset: Dataset, cache: Path) -> Features: ...
+    def prepare(self, dataset: Dataset, cache: Path) -> Features:
+        """Make it ready; what takes long to make is kept in ``cache``."""
+        ...
 
 
 EXTRACTORS: Registry[Extractor] = Registry("extractor", "fewstep.extractors")
@@ -73,17 +74,30 @@ def in_batches(f: Callable[[Tensor], Tensor], x: Tensor, size: int = BATCH) -> n
         return torch.cat([f(part).cpu() for part in x.split(size)]).double().numpy()
 
 
-def check_images(extractor: str, dataset: Dataset) -> None:
-    """Raise unless ``dataset`` holds images."""
+def write_once(file: Path, write: Callable[[Path], None]) -> None:
+    """Make ``file`` by ``write(another name)`` unless it is there; other processes wait."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f"{file.stem}.lock")):
+        if not file.exists():
+            with replacing(file) as other:
+                write(other)
+
+
+def check_images(extractor: str, dataset: Dataset, rgb: bool = False) -> None:
+    """Raise unless ``dataset`` holds images, with 1 or 3 channels where ``rgb`` is needed."""
     if not dataset.is_image:
-        raise UserError(
-            f"extractor {extractor} needs images; {dataset.name} has shape {dataset.shape} "
-            f"(choices here: raw, pca)"
-        )
+        raise unfit(extractor, "images", dataset, f"shape {dataset.shape} (choices here: raw, pca)")
+    if rgb and dataset.shape[0] not in (1, 3):
+        raise unfit(extractor, "1 or 3 channels", dataset, dataset.shape[0])
+
+
+def unfit(extractor: str, needs: str, dataset: Dataset, has: object) -> UserError:
+    """Why an extractor cannot serve ``dataset``."""
+    return UserError(f"extractor {extractor} needs {needs}; {dataset.name} has {has}")
 
 
 def accelerator() -> torch.device:
-    """Where a large pretrained network is asked."""
+    """The device of a large pretrained network."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -93,21 +107,11 @@ def as_rgb(x: Tensor) -> Tensor:
 
 
 def check_weights(extractor: str, setting: str, file: Path, expected: str) -> str:
-    """The sha256 of ``file``, which must be ``expected`` ("" for any).
-
-    Raises:
-        UserError: no such file, or another one.
-    """
+    """The sha256 of ``file``; ``UserError`` unless it is there and ``expected`` ("" for any)."""
     if not file.is_file():
         raise UserError(f"extractor {extractor}: no file {file} ({setting}); nothing is downloaded")
     with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if expected not in ("", found):
-        raise UserError(f"extractor {extractor}: {file} has sha256 {found}, expected {expected}")
-    return found
-
-
-def write_file(file: Path, content: bytes) -> None:
-    """Write ``file`` atomically."""
-    with replacing(file) as other:
-        other.write_bytes(content)
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    if expected not in ("", sha256):
+        raise UserError(f"extractor {extractor}: {file} has sha256 {sha256}, expected {expected}")
+    return sha256

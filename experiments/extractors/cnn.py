@@ -1,7 +1,5 @@
 """A small classifier trained here, and its penultimate features."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable
@@ -11,15 +9,14 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as nnf
-from filelock import FileLock
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from fewstep.errors import UserError, check_range
+from fewstep.errors import check_fields
 from fewstep.experiments.data import Dataset, to_model
-from fewstep.experiments.extractors.base import EXTRACTORS, Features, in_batches, write_file
-from fewstep.experiments.rundir import Json, read_json, write_json
-from fewstep.experiments.seeds import Order, generator
+from fewstep.experiments.extractors.base import EXTRACTORS, Features, in_batches, unfit, write_once
+from fewstep.experiments.rng import Order, generator
+from fewstep.experiments.store.json_files import Json, read_json, write_json
 
 OnStep = Callable[[int], None]
 """(steps done)"""
@@ -47,15 +44,12 @@ class CNN:
     lr: float = 3e-3
 
     def __post_init__(self) -> None:
-        for name in ("width", "features", "steps", "batch_size"):
-            check_range(f"extractor.{name}", getattr(self, name), 1)
+        check_fields("extractor", self, "width features steps batch_size", 1)
 
     def check(self, dataset: Dataset) -> None:
         if not dataset.is_image or not dataset.num_classes:
-            raise UserError(
-                f"extractor cnn needs labelled images; {dataset.name} has shape {dataset.shape} "
-                f"and {dataset.num_classes} classes (choices here: raw, pca)"
-            )
+            has = f"shape {dataset.shape} and {dataset.num_classes} classes"
+            raise unfit("cnn", "labelled images", dataset, f"{has} (choices here: raw, pca)")
 
     def prepare(self, dataset: Dataset, cache: Path) -> Features:
         file = self.train(dataset, cache)
@@ -68,38 +62,36 @@ class CNN:
         )
 
     def train(self, dataset: Dataset, cache: Path, on_step: OnStep = lambda done: None) -> Path:
-        """The file of the trained weights; whoever comes first trains, the others wait."""
+        """The file of the trained weights; the first process trains, the others wait."""
         self.check(dataset)
         settings = json.dumps(asdict(self), sort_keys=True) + dataset.train.sha256
         name = f"{dataset.name}-cnn-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
         file = cache / "extractors" / f"{name}.safetensors"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
-            if not file.exists():
-                network = self._network(dataset)
+
+        def make(path: Path) -> None:
+            network = self._network(dataset)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # sums in another order would be another extractor
+            try:
                 self._train(network, dataset, on_step)
-                accuracy = _accuracy(network, dataset)
-                write_json(file.with_suffix(".json"), {**asdict(self), "test_accuracy": accuracy})
-                write_file(file, save(network.state_dict()))  # last: its presence means done
+            finally:
+                torch.set_num_threads(threads)
+            accuracy = _accuracy(network, dataset)
+            write_json(file.with_suffix(".json"), {**asdict(self), "test_accuracy": accuracy})
+            path.write_bytes(save(network.state_dict()))
+
+        write_once(file, make)
         return file
 
     @staticmethod
-    def told(file: Path) -> Json:
-        """What is known of the trained weights in ``file``: settings, ``test_accuracy``."""
+    def training_record(file: Path) -> Json:
+        """Of the weights in ``file``: their settings and ``test_accuracy``."""
         return read_json(file.with_suffix(".json")) or {}
 
-    def _network(self, dataset: Dataset) -> Classifier:
+    def _network(self, dataset: Dataset) -> "Classifier":
         return Classifier(dataset.shape, dataset.num_classes, self.width, self.features)
 
-    def _train(self, network: Classifier, dataset: Dataset, on_step: OnStep) -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # sums in another order would be another extractor
-        try:
-            self._fit(network, dataset, on_step)
-        finally:
-            torch.set_num_threads(threads)
-
-    def _fit(self, network: Classifier, dataset: Dataset, on_step: OnStep) -> None:
+    def _train(self, network: "Classifier", dataset: Dataset, on_step: OnStep) -> None:
         g = generator(0, "extractor")
         for p in network.parameters():
             if p.dim() > 1:

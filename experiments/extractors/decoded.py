@@ -1,7 +1,5 @@
 """Latents judged by the images they stand for: an autoencoder's decoder, then another extractor."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 from dataclasses import dataclass
@@ -14,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError, check_range
-from fewstep.experiments.autoencoder import Autoencoder
 from fewstep.experiments.data import Dataset, Split
-from fewstep.experiments.extractors.base import EXTRACTORS, Extractor, Features, accelerator
+from fewstep.experiments.data.autoencoder import Autoencoder
+from fewstep.experiments.extractors.base import EXTRACTORS, Extractor, Features, accelerator, unfit
+from fewstep.registry import build_named
 
 
 @EXTRACTORS.register("decoded")
@@ -24,8 +23,7 @@ from fewstep.experiments.extractors.base import EXTRACTORS, Extractor, Features,
 class Decoded:
     """The features of ``extractor`` on images that ``autoencoder`` decodes latents to.
 
-    So is the FID of latent models taken (Rombach et al. 2022; Peebles & Xie 2023). Images, as a
-    reference file holds them, are taken as they are.
+    As in Rombach et al. 2022 and Peebles & Xie 2023. A reference file's images stay as they are.
 
     Attributes:
         autoencoder: that of the latents, a folder or a name of the hub in the local cache.
@@ -43,23 +41,19 @@ class Decoded:
 
     @cached_property
     def _inner(self) -> Extractor:
-        from fewstep.experiments.config import build_named  # which knows all extractors
-
-        told = "evaluation.extractor.extractor"
-        made: Extractor = build_named(EXTRACTORS, told, self.extractor)
-        if getattr(made, "learns", False) or isinstance(made, Decoded):
+        setting = "evaluation.extractor.extractor"
+        inner: Extractor = build_named(EXTRACTORS, setting, self.extractor)
+        if getattr(inner, "learns", False) or isinstance(inner, Decoded):
             raise UserError(
-                f"{told}: {self.extractor!r} does not work on decoded images; take one that learns "
-                "nothing from a data set (inception, dinov2, random_conv, raw)"
+                f"{setting}: {self.extractor!r} does not work on decoded images; take one that "
+                "learns nothing from a data set (inception, dinov2, random_conv, raw)"
             )
-        return made
+        return inner
 
     def check(self, dataset: Dataset) -> None:
         if dataset.is_image or len(dataset.shape) != 3:
-            raise UserError(
-                f"extractor decoded needs latents; {dataset.name} has {dataset.train.x.dtype} of "
-                f"shape {dataset.shape}"
-            )
+            has = f"{dataset.train.x.dtype} of shape {dataset.shape}"
+            raise unfit("decoded", "latents", dataset, has)
         if not self.autoencoder:
             raise UserError(
                 "extractor decoded needs the latents' autoencoder: write "
@@ -77,7 +71,7 @@ class Decoded:
         images = Dataset(f"{dataset.name}, decoded", one, one, 0)
         self._inner.check(images)
         of = self._inner.prepare(images, cache)
-        told = (autoencoder.sha256, autoencoder.scale, autoencoder.shift, of.sha256)
+        identity = (autoencoder.sha256, autoencoder.scale, autoencoder.shift, of.sha256)
 
         def decode(x: Tensor) -> Tensor:
             """Latents (N, C, H, W) -> uint8 images; images pass through."""
@@ -88,7 +82,7 @@ class Decoded:
 
         return Features(
             f"decoded-{of.name}",
-            hashlib.sha256(repr(told).encode()).hexdigest(),
+            hashlib.sha256(repr(identity).encode()).hexdigest(),
             extract,
             resize=of.resize,
             is_fid=of.is_fid,

@@ -4,8 +4,6 @@ Stein et al. 2023 (arXiv:2306.04675) found distances in them to follow human jud
 Inception's. Theirs are the class token's of ViT-L/14, of images resized to 224 x 224.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 from dataclasses import dataclass
@@ -17,21 +15,13 @@ from torch import Tensor
 
 from fewstep.errors import UserError, check_range
 from fewstep.experiments.data import Dataset, to_model
-from fewstep.experiments.extractors.base import (
-    EXTRACTORS,
-    Features,
-    accelerator,
-    as_rgb,
-    check_images,
-    check_weights,
-    in_batches,
-)
+from fewstep.experiments.extractors import base
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]
 FILES = ("config.json", "model.safetensors")
 
 
-@EXTRACTORS.register("dinov2")
+@base.EXTRACTORS.register("dinov2")
 @dataclass(frozen=True)
 class DINOv2:
     """The class token of a DINOv2 in a local folder, after an antialiased bicubic resize.
@@ -51,11 +41,7 @@ class DINOv2:
         check_range("extractor.size", self.size, 14)
 
     def check(self, dataset: Dataset) -> None:
-        check_images("dinov2", dataset)
-        if dataset.shape[0] not in (1, 3):
-            raise UserError(
-                f"extractor dinov2 needs 1 or 3 channels; {dataset.name} has {dataset.shape[0]}"
-            )
+        base.check_images("dinov2", dataset, rgb=True)
         if not self.path:
             raise UserError(
                 "extractor dinov2 needs its weights: write {name: dinov2, path: FOLDER}, "
@@ -69,17 +55,16 @@ class DINOv2:
                     f"extractor dinov2: no file {name} in {self.path}; nothing is downloaded"
                 )
 
-    def prepare(self, dataset: Dataset, cache: Path) -> Features:
+    def prepare(self, dataset: Dataset, cache: Path) -> base.Features:
         self.check(dataset)
         folder = Path(self.path).expanduser()
-        config, weights = (folder / name for name in FILES)
         hashes = [
-            check_weights("dinov2", "path", config, ""),
-            check_weights("dinov2", "path", weights, self.sha256),
+            base.check_weights("dinov2", "path", folder / name, expected)
+            for name, expected in zip(FILES, ("", self.sha256), strict=True)
         ]
         from transformers import AutoModel
 
-        device = accelerator()
+        device = base.accelerator()
         network = AutoModel.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
         )
@@ -87,15 +72,13 @@ class DINOv2:
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
 
         def features(x: Tensor) -> Tensor:
-            pixels = (to_model(as_rgb(x).to(device)) + 1) / 2
-            pixels = nnf.interpolate(
-                pixels, (self.size, self.size), mode="bicubic", antialias=True
-            ).clamp(0, 1)
+            pixels, size = (to_model(base.as_rgb(x).to(device)) + 1) / 2, (self.size, self.size)
+            pixels = nnf.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
             return network((pixels - mean) / std).last_hidden_state[:, 0]
 
-        return Features(
+        return base.Features(
             "dinov2",
             hashlib.sha256("".join(hashes).encode()).hexdigest(),
-            lambda x: in_batches(features, x, self.batch_size),
+            lambda x: base.in_batches(features, x, self.batch_size),
             resize=f"bicubic-antialias-{self.size}",
         )

@@ -4,8 +4,6 @@ The weights are those of TensorFlow's inception-2015-12-05 in PyTorch's format, 
 and torch-fidelity publish under names that end in -6726825d.pth. The user brings the file.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys
@@ -18,21 +16,13 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.experiments.data import Dataset
-from fewstep.experiments.extractors.base import (
-    EXTRACTORS,
-    Features,
-    accelerator,
-    as_rgb,
-    check_images,
-    check_weights,
-    in_batches,
-)
+from fewstep.experiments.extractors import base
 
 PUBLISHED = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 PACKAGE = "torch_fidelity"
 
 
-@EXTRACTORS.register("inception")
+@base.EXTRACTORS.register("inception")
 @dataclass(frozen=True)
 class Inception:
     """Inception-v3 pool features, D = 2048, after TensorFlow's resize to 299 x 299: the one of FID.
@@ -50,11 +40,7 @@ class Inception:
     batch_size: int = 50
 
     def check(self, dataset: Dataset) -> None:
-        check_images("inception", dataset)
-        if dataset.shape[0] not in (1, 3):
-            raise UserError(
-                f"extractor inception needs 1 or 3 channels; {dataset.name} has {dataset.shape[0]}"
-            )
+        base.check_images("inception", dataset, rgb=True)
         if not self.weights:
             raise UserError(
                 "extractor inception needs its weights: write "
@@ -63,23 +49,23 @@ class Inception:
         if importlib.util.find_spec(PACKAGE) is None:
             raise UserError("extractor inception needs torch-fidelity: pip install 'fewstep[fid]'")
         if not Path(self.weights).expanduser().is_file():
-            check_weights("inception", "weights", Path(self.weights).expanduser(), self.sha256)
+            base.check_weights("inception", "weights", Path(self.weights).expanduser(), self.sha256)
 
-    def prepare(self, dataset: Dataset, cache: Path) -> Features:
+    def prepare(self, dataset: Dataset, cache: Path) -> base.Features:
         self.check(dataset)
         file = Path(self.weights).expanduser()
-        sha256 = check_weights("inception", "weights", file, self.sha256)
-        device = accelerator()
+        sha256 = base.check_weights("inception", "weights", file, self.sha256)
+        device = base.accelerator()
         network = network_class()("inception", ["2048"], feature_extractor_weights_path=str(file))
         network.to(device)
 
         def features(x: Tensor) -> Tensor:
-            return network(as_rgb(x).to(device))[0]
+            return network(base.as_rgb(x).to(device))[0]
 
-        return Features(
+        return base.Features(
             "inception",
             sha256,
-            lambda x: in_batches(features, x, self.batch_size),
+            lambda x: base.in_batches(features, x, self.batch_size),
             resize="tf1-bilinear-299",
             is_fid=sha256 == PUBLISHED,
         )
@@ -91,16 +77,14 @@ def network_class() -> Any:
     The package imports torchvision for its other networks, whose PyPI build a CPU-only torch
     cannot load; this one does without.
     """
-    if PACKAGE not in sys.modules:
-        spec = importlib.util.find_spec(PACKAGE)
-        assert spec is not None
-        package = ModuleType(PACKAGE)
-        package.__path__ = list(spec.submodule_search_locations or ())
-        sys.modules[PACKAGE] = package
-        try:
-            module = importlib.import_module(f"{PACKAGE}.feature_extractor_inceptionv3")
-        finally:
-            del sys.modules[PACKAGE]  # whoever wants the whole of it, imports it
-    else:
-        module = importlib.import_module(f"{PACKAGE}.feature_extractor_inceptionv3")
-    return module.FeatureExtractorInceptionV3
+    module = f"{PACKAGE}.feature_extractor_inceptionv3"
+    if PACKAGE in sys.modules:
+        return importlib.import_module(module).FeatureExtractorInceptionV3
+    spec = importlib.util.find_spec(PACKAGE)
+    assert spec is not None
+    sys.modules[PACKAGE] = package = ModuleType(PACKAGE)
+    package.__path__ = list(spec.submodule_search_locations or ())
+    try:
+        return importlib.import_module(module).FeatureExtractorInceptionV3
+    finally:
+        del sys.modules[PACKAGE]  # a later import gets the whole package

@@ -1,6 +1,4 @@
-"""Random convolutions: features that nobody has trained, as a check on those that somebody has."""
-
-from __future__ import annotations
+"""Random convolutions: untrained features, as a check on trained ones."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,15 +8,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fewstep.errors import UserError, check_range
+from fewstep.errors import check_fields
 from fewstep.experiments.data import Dataset, to_model
-from fewstep.experiments.extractors.base import EXTRACTORS, Features, check_images, in_batches
-from fewstep.experiments.seeds import generator
+from fewstep.experiments.extractors import base
+from fewstep.experiments.rng import generator
 
 SMALLEST = 8  # pixels: two poolings and a grid of 2 x 2 are left of them
 
 
-@EXTRACTORS.register("random_conv")
+@base.EXTRACTORS.register("random_conv")
 @dataclass(frozen=True)
 class RandomConv:
     """Features of a convolutional network with random weights (He et al. 2015), from a fixed seed.
@@ -33,18 +31,15 @@ class RandomConv:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("features", "width"):
-            check_range(f"extractor.{name}", getattr(self, name), 1)
+        check_fields("extractor", self, "features width", 1)
 
     def check(self, dataset: Dataset) -> None:
-        check_images("random_conv", dataset)
+        base.check_images("random_conv", dataset)
         if min(dataset.shape[1:]) < SMALLEST:
-            raise UserError(
-                f"extractor random_conv needs images of at least {SMALLEST}x{SMALLEST}; "
-                f"{dataset.name} has shape {dataset.shape}"
-            )
+            smallest = f"images of at least {SMALLEST}x{SMALLEST}"
+            raise base.unfit("random_conv", smallest, dataset, f"shape {dataset.shape}")
 
-    def prepare(self, dataset: Dataset, cache: Path) -> Features:
+    def prepare(self, dataset: Dataset, cache: Path) -> base.Features:
         self.check(dataset)
         network = self._network(dataset.shape[0])
         sha256 = hashlib.sha256(save(network.state_dict())).hexdigest()
@@ -52,7 +47,7 @@ class RandomConv:
         def features(x: Tensor) -> Tensor:
             return network(to_model(x))
 
-        return Features("random_conv", sha256, lambda x: in_batches(features, x))
+        return base.Features("random_conv", sha256, lambda x: base.in_batches(features, x))
 
     def _network(self, channels: int) -> nn.Sequential:
         network = nn.Sequential(

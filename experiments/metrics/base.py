@@ -1,7 +1,5 @@
 """What a metric is: a number made of the samples' features and the reference's."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -9,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.errors import UserError
-from fewstep.experiments.reference import Reference
+from fewstep.experiments.metrics.reference import Reference
 from fewstep.registry import Registry
 
 Array = NDArray[np.float64]
@@ -38,11 +36,7 @@ class Metric(Protocol):
     against: ClassVar[Against]
 
     def measure(self, x: Array, reference: Reference) -> Value:
-        """The value of samples with features ``x`` (N, D).
-
-        Raises:
-            UserError: too few samples, or a reference that cannot serve.
-        """
+        """The value of samples with features ``x`` (N, D); ``UserError`` where they are too few."""
         ...
 
 

@@ -3,35 +3,22 @@
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y),   k(x, y) = (gamma x.y + coef)^degree
 
 estimated without bias by means over all pairs, x with x' != x (Gretton et al. 2012, eq. 3). The
-paper, and codes after it, take the mean over subsets of 1,000 to save time; the expectation is the
-same, the spread of all pairs is smaller, and no seed is needed.
+mean over subsets of 1,000, which the paper takes, has the same expectation and a larger spread.
 
 The standard error is that of a U-statistic, to first order (Hoeffding 1948; Serfling 1980, sec.
-5.3): with a_i = mean_j k(x_i, x_j) - mean_j k(x_i, y_j) and b_i likewise,
-
-    var = 4 var(a) / n + 4 var(b) / m
-
-Where both distributions are the same, the first order vanishes, and what it comes to is too large.
+5.3): with a_i = mean_j k(x_i, x_j) - mean_j k(x_i, y_j) and b_i likewise, var = 4 var(a) / n +
+4 var(b) / m. It is too large where both distributions are the same.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from fewstep.errors import check_range
-from fewstep.experiments.metrics.base import (
-    METRICS,
-    Against,
-    Array,
-    Better,
-    Value,
-    check_samples,
-)
+from fewstep.errors import check_fields, check_range
+from fewstep.experiments.metrics.base import METRICS, Against, Array, Better, Value, check_samples
 from fewstep.experiments.metrics.neighbours import ENTRIES
-from fewstep.experiments.reference import Reference
+from fewstep.experiments.metrics.reference import Reference
 
 
 @METRICS.register("kid")
@@ -53,8 +40,7 @@ class KID:
 
     def __post_init__(self) -> None:
         check_range("kid.degree", self.degree, 1)
-        check_range("kid.gamma", self.gamma, 0)
-        check_range("kid.coef", self.coef, 0)
+        check_fields("kid", self, "gamma coef", 0)
 
     def measure(self, x: Array, reference: Reference) -> Value:
         return self.of(x, reference.rows(len(x)))

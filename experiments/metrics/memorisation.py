@@ -4,23 +4,14 @@ Always against the training split, and beside the held-out split, whatever the r
 network that draws as the data were drawn comes as near to its training images as new real ones do.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from fewstep.experiments.metrics.base import (
-    METRICS,
-    Against,
-    Array,
-    Better,
-    Value,
-    check_samples,
-)
+from fewstep.experiments.metrics.base import METRICS, Against, Array, Better, Value, check_samples
 from fewstep.experiments.metrics.neighbours import nearest, radii
-from fewstep.experiments.reference import Reference
+from fewstep.experiments.metrics.reference import Reference
 
 # a squared distance between features that networks computed in float32, over their squared norm:
 # below, it is rounding (1e-6 of the features) that tells the two apart
@@ -32,9 +23,8 @@ SAME = 1e-12
 class Memorisation:
     """P(a sample is nearer to the training split than a held-out real one): 0.5 without copying.
 
-    Over all pairs of a sample and a held-out example, ties half: the Mann-Whitney statistic U / NM
-    of Meehan et al. 2020 (arXiv:2004.05675, sec. 3), over the whole space. Above 0.5 samples are
-    copies, or nearly; below, they are far from all real images.
+    Over all pairs, ties half: the Mann-Whitney statistic U / NM of Meehan et al. 2020
+    (arXiv:2004.05675, sec. 3). Above 0.5 samples are near copies; below, far from all real images.
     """
 
     name: ClassVar[str] = "memorisation"
@@ -72,14 +62,12 @@ class Authenticity:
     def measure(self, x: Array, reference: Reference) -> Value:
         train = reference.train
         reach = reference.kept(reference.trained("radii"), lambda: radii(train, 1))
-        return Value(self._of(x, train, reach))
+        return Value(self.of(x, train, reach))
 
-    def of(self, samples: Array, train: Array) -> float:
-        """Of feature sets (N, D) and (M, D)."""
+    def of(self, samples: Array, train: Array, reach: Array | None = None) -> float:
+        """Of feature sets (N, D) and (M, D); ``reach``: the ``radii`` of the latter, if known."""
         check_samples(self.name, 2, len(train))
-        return self._of(samples, train, radii(train, 1))
-
-    def _of(self, samples: Array, train: Array, reach: Array) -> float:
+        reach = radii(train, 1) if reach is None else reach
         index, distance = nearest(samples, train)
         zero = SAME * np.vdot(train, train) / len(train)
         return float((distance > np.maximum(reach[index], zero)).mean())

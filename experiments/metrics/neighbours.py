@@ -1,7 +1,5 @@
 """Distances between many feature vectors, a block of rows at a time, in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,27 +22,27 @@ def blocks(x: Array, y: Array) -> Iterator[tuple[slice, Array]]:
     for start in range(0, len(x), size):
         rows = slice(start, min(start + size, len(x)))
         part = x[rows]
-        found = part @ y.T
-        found *= -2
-        found += norms
-        found += (part**2).sum(axis=1)[:, None]
-        yield rows, np.maximum(found, 0, out=found)
+        squared = part @ y.T
+        squared *= -2
+        squared += norms
+        squared += (part**2).sum(axis=1)[:, None]
+        yield rows, np.maximum(squared, 0, out=squared)
 
 
 def radii(x: Array, k: int) -> Array:
     """(n,) squared distance of each row of ``x`` to its ``k``-th nearest other row."""
-    found = np.empty(len(x))
+    kth = np.empty(len(x))
     for rows, distances in blocks(x, x):
         # each row is its own nearest, at a distance that is 0 but for rounding
         distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = 0
-        found[rows] = np.partition(distances, k, axis=1)[:, k]
-    return found
+        kth[rows] = np.partition(distances, k, axis=1)[:, k]
+    return kth
 
 
 def nearest(x: Array, y: Array) -> tuple[NDArray[np.int64], Array]:
     """For each row of ``x``: which row of ``y`` is nearest, and its squared distance."""
-    index, found = np.empty(len(x), np.int64), np.empty(len(x))
+    index, smallest = np.empty(len(x), np.int64), np.empty(len(x))
     for rows, distances in blocks(x, y):
         index[rows] = distances.argmin(axis=1)
-        found[rows] = distances[np.arange(len(distances)), index[rows]]
-    return index, found
+        smallest[rows] = distances[np.arange(len(distances)), index[rows]]
+    return index, smallest

@@ -1,27 +1,27 @@
-"""Does an objective keep its word? Closed forms and calculus against loss and sampler.
+"""Checks of an objective: its loss and sampler against closed forms and calculus.
 
 The data are N(0, 0.7^2 I), for which the flow, and so the network that each loss is smallest at
-(``Objective.ideal``), is known. Everything is computed in float64 unless said otherwise.
+(``Objective.gaussian_optimum``), is known. Everything is computed in float64 unless said otherwise.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from fewstep.objectives.base import Objective
+from fewstep.deprecation import renamed
 from fewstep.objectives.conformance import algebra, sampling, training
-from fewstep.objectives.conformance.case import Case, Result
+from fewstep.objectives.conformance.case import Case, CheckFailed, Result
+from fewstep.objectives.core.base import Objective
 
 CHECKS: Mapping[str, Callable[[Case], Result]] = {
     "path": algebra.path,
     "tangents": algebra.tangents,
     "time domain": training.time_domain,
-    "loss of each row": training.rows,
+    "per-sample loss": training.rows,
     "gradients": training.gradients,
-    "least at the ideal": training.stationary,
+    "minimum at the optimum": training.stationary,
     "shared noise": training.shared_noise,
     "exact jumps": sampling.jumps,
     "exact samples": sampling.samples,
@@ -34,28 +34,33 @@ CHECKS: Mapping[str, Callable[[Case], Result]] = {
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a check found. ``held`` is None where it was not taken; ``told`` says why."""
+class CheckResult:
+    """What a check found. ``passed`` is None where it does not apply; ``detail`` says why."""
 
     name: str
-    held: bool | None
-    told: str
+    passed: bool | None
+    detail: str
 
 
-def conform(objective: Objective, names: Iterable[str] = CHECKS) -> list[Finding]:
-    """The findings of all checks, or of those in ``names``; about two seconds for all.
+def run_checks(objective: Objective, names: Iterable[str] = CHECKS) -> list[CheckResult]:
+    """The results of all checks, or of those in ``names``; about two seconds for all.
 
-    An objective that raises fails the check; its error is told.
+    An objective that raises fails the check; the error is its detail.
     """
-    case, findings = Case(objective), []
+    case, results = Case(objective), []
     for name in names:
         try:
             with torch.random.fork_rng([]):  # what is learned along with a network draws weights
-                held, told = CHECKS[name](case)
+                passed, detail = CHECKS[name](case)
         except Exception as error:  # a third party's fault is a finding, not an end
-            held, told = False, f"{type(error).__name__}: {error}"
-        findings.append(Finding(name, held, " ".join(told.split())))
-    return findings
+            kind = "" if isinstance(error, CheckFailed) else f"{type(error).__name__}: "
+            passed, detail = False, f"{kind}{error}"
+        results.append(CheckResult(name, passed, " ".join(detail.split())))
+    return results
 
 
-__all__ = ["CHECKS", "Finding", "conform"]
+__all__ = ["CHECKS", "CheckResult", "run_checks"]
+
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, {"Finding": "CheckResult", "conform": "run_checks"})

@@ -1,16 +1,22 @@
 """Checks by calculus: the path's formulas and the tangents a loss takes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fewstep.objectives.base import Progress
-from fewstep.objectives.conformance.case import END, TOTAL, Case, Result, bent, gap, judged
-from fewstep.objectives.paths import Linear, Trig, bridge
-from fewstep.objectives.tangent import watched
+from fewstep.objectives.conformance.case import (
+    END,
+    TOTAL,
+    Case,
+    Result,
+    nonlinear_test_net,
+    rel_error,
+    verdict,
+)
+from fewstep.objectives.core.base import Progress
+from fewstep.objectives.core.paths import LinearPath, TrigPath, convert_path
+from fewstep.objectives.core.tangent import Function, Tensors, observe_tangents
 
 ROWS = 64
 EXACT = 1e-9
@@ -25,34 +31,31 @@ def path(case: Case) -> Result:
     x, eps = case.noise(ROWS, 0), case.noise(ROWS, 1)
     x_t, v = path.mix(x, eps, t), path.velocity(x, eps, t)
     data, noise = path.data_and_noise(x_t, v, t)
-    zero, end = t.new_zeros(1), t.new_full((1,), t_max)
-    measures = [
-        ("velocity against d mix/dt", gap(v, _slope(lambda s: path.mix(x, eps, s), t)), DIFFERENCE),
-        ("x from x_t and velocity", gap(data, x), EXACT),
-        ("eps from x_t and velocity", gap(noise, eps), EXACT),
-        ("time_of", gap(path.time_of(path.alpha(t), path.sigma(t) * path.noise_std), t), EXACT),
-        ("alpha(0) - 1", float((path.alpha(zero) - 1).abs()), EXACT),
-        ("noise left at t = 0", float(path.sigma(zero).abs()), 0.1),
-        ("alpha(t_max)", float(path.alpha(end).abs()), EXACT),
-        ("sigma(t_max) - 1", float((path.sigma(end) - 1).abs()), EXACT),
-        (
-            "start against mix at t_max",
-            gap(path.start(eps[:1]), path.mix(x[:1], eps[:1], end)),
-            EXACT,
-        ),
+    zero, one, end = t.new_zeros(1), t.new_ones(1), t.new_full((1,), t_max)
+    compared = [
+        ("velocity against d mix/dt", v, _slope(lambda s: path.mix(x, eps, s), t), DIFFERENCE),
+        ("x from x_t and velocity", data, x, EXACT),
+        ("eps from x_t and velocity", noise, eps, EXACT),
+        ("time_of", path.time_of(path.alpha(t), path.sigma(t) * path.noise_std), t, EXACT),
+        ("alpha(0) - 1", path.alpha(zero), one, EXACT),
+        ("noise left at t = 0", path.sigma(zero), zero, 0.1),
+        ("alpha(t_max)", path.alpha(end), zero, EXACT),
+        ("sigma(t_max) - 1", path.sigma(end), one, EXACT),
+        ("start against mix at t_max", path.start(eps[:1]), path.mix(x[:1], eps[:1], end), EXACT),
     ]
     for name in ("alpha", "sigma"):
         f, df = getattr(path, name), getattr(path, f"d_{name}")
         _, exact = torch.func.jvp(f, (t,), (torch.ones_like(t),))  # type: ignore[misc]
-        measures.append((f"d_{name} against differences", gap(df(t), _slope(f, t)), DIFFERENCE))
-        measures.append((f"d_{name} against autograd", gap(df(t), exact), EXACT))
-    for other in (Linear(), Trig(0.5)):
-        moved, u = bridge(x_t, t, path, other)
-        back, again = bridge(moved, u, other, path)
+        compared.append((f"d_{name} against differences", df(t), _slope(f, t), DIFFERENCE))
+        compared.append((f"d_{name} against autograd", df(t), exact, EXACT))
+    for other in (LinearPath(), TrigPath(0.5)):
+        moved, u = convert_path(x_t, t, path, other)
+        back, again = convert_path(moved, u, other, path)
         here = f"bridge to {type(other).__name__}"
-        measures.append((here, gap(moved, other.mix(x, eps, u)), EXACT))
-        measures.append((f"{here} and back", max(gap(back, x_t), gap(again, t)), EXACT))
-    return judged(*measures)
+        compared.append((here, moved, other.mix(x, eps, u), EXACT))
+        compared.append((f"{here} and back", back, x_t, EXACT))
+        compared.append((f"time of the {here} and back", again, t, EXACT))
+    return verdict(*((what, rel_error(a, b), limit) for what, a, b, limit in compared))
 
 
 def _slope(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -63,20 +66,16 @@ def tangents(case: Case) -> Result:
     """Every tangent a loss takes, against central differences, on a curved network."""
     errors: list[float] = []
 
-    def watch(
-        f: Callable[..., Tensor],
-        primals: tuple[Tensor, ...],
-        directions: tuple[Tensor, ...],
-        tangent: Tensor,
-    ) -> None:
+    def watch(f: Function, primals: Tensors, directions: Tensors, tangent: Tensor) -> None:
         with torch.no_grad():
             ahead = f(*(p + STEP * v for p, v in zip(primals, directions, strict=True)))
             behind = f(*(p - STEP * v for p, v in zip(primals, directions, strict=True)))
-        errors.append(gap(tangent, (ahead - behind) / (2 * STEP)))
+        errors.append(rel_error(tangent, (ahead - behind) / (2 * STEP)))
 
-    with watched(watch):
+    nets = case.nets(online=nonlinear_test_net, ema=nonlinear_test_net)
+    with observe_tangents(watch):
         for i, progress in enumerate((Progress(TOTAL // 2, TOTAL), END)):
-            case.loss(case.nets(online=bent, ema=bent), case.batch(ROWS, i), i, progress)
+            case.loss(nets, case.batch(ROWS, i), i, progress)
     if not errors:
         return None, "the loss takes none"
-    return judged((f"{len(errors)} against central differences", max(errors), 10 * DIFFERENCE))
+    return verdict((f"{len(errors)} against central differences", max(errors), 10 * DIFFERENCE))

@@ -1,7 +1,5 @@
 """What the checks stand on: data with closed forms, every network of a loss, a record of calls."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,9 +7,10 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor, nn
 
-from fewstep.objectives.base import Batch, Loss, Net, Nets, Objective, Progress
-from fewstep.objectives.gaussian import GaussianFlow
-from fewstep.objectives.paths import Path, expand
+from fewstep.objectives.core.base import Batch, Loss, Net, Nets, Objective, Progress
+from fewstep.objectives.core.batch_math import expand
+from fewstep.objectives.core.gaussian import GaussianFlow
+from fewstep.objectives.core.paths import ProbabilityPath
 
 STD = 0.7  # of the data; neither 1 nor sigma_d, so that a factor left out shows
 TOTAL = 10**6
@@ -21,22 +20,32 @@ Result = tuple[bool | None, str]
 """Whether a check held (None: not taken), and why, with the measured number and its limit."""
 
 
-def judged(*measures: tuple[str, float, float]) -> Result:
+class CheckFailed(Exception):
+    """A check does not hold; the message says why."""
+
+
+def require(held: bool, detail: str) -> None:
+    """Raise ``CheckFailed`` unless ``held``."""
+    if not held:
+        raise CheckFailed(detail)
+
+
+def verdict(*measured: tuple[str, float, float]) -> Result:
     """Held if each (what, number, limit) stays within its limit.
 
     Tells all that do not, or else the one nearest its limit.
     """
-    bad = [m for m in measures if not m[1] <= m[2]]  # NaN is bad
-    told = bad or [max(measures, key=lambda m: m[1] / m[2] if m[2] else 0.0)]
-    lines = [f"{what}: {n:.2g} (limit {limit:.2g})" for what, n, limit in told]
+    bad = [m for m in measured if not m[1] <= m[2]]  # NaN is bad
+    shown = bad or [max(measured, key=lambda m: m[1] / m[2] if m[2] else 0.0)]
+    lines = [f"{what}: {n:.2g} (limit {limit:.2g})" for what, n, limit in shown]
     return not bad, "; ".join(lines)
 
 
-def gap(found: Tensor, expected: Tensor) -> float:
+def rel_error(actual: Tensor, expected: Tensor) -> float:
     """The largest difference, relative to the largest expected number (if above 1)."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return float("inf")
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,8 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Recorder:
-    """A network that keeps what it was asked."""
+class CallRecorder:
+    """A network that records its calls."""
 
     net: Net
     calls: list[Call] = field(default_factory=list)
@@ -64,13 +73,17 @@ class Recorder:
         return self.net(x, t, d, y)
 
 
-def linear(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-    """A network that is nobody's optimum, parallel to its input."""
+def linear_test_net(
+    x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
+) -> Tensor:
+    """A network that is no optimum, parallel to its input."""
     return x * expand(0.3 + 0.2 * t + (0 if d is None else 0.1 * d), x)
 
 
-def bent(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-    """A network that is nobody's optimum and curved in every input."""
+def nonlinear_test_net(
+    x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
+) -> Tensor:
+    """A network that is no optimum and curved in every input."""
     phase = t if d is None else t + 0.7 * d * d
     return torch.sin(1.3 * x + expand(phase, x)) * expand(1 + 0.5 * t * t, x)
 
@@ -82,7 +95,7 @@ class Case:
     objective: Objective
 
     @property
-    def path(self) -> Path:
+    def path(self) -> ProbabilityPath:
         return self.objective.path
 
     @cached_property
@@ -90,67 +103,67 @@ class Case:
         return GaussianFlow(self.path, STD)
 
     @cached_property
-    def ideal(self) -> Net | None:
-        """The network the loss is smallest at, if the objective tells it."""
-        return self.objective.ideal(self.flow, END)
+    def optimum(self) -> Net | None:
+        """The network the loss is smallest at, if the objective gives it."""
+        return self.objective.gaussian_optimum(self.flow, END)
 
     @property
-    def some(self) -> Net:
+    def test_net(self) -> Net:
         """The ideal network, or one parallel to its input all the same."""
-        return linear if self.ideal is None else self.ideal
+        return linear_test_net if self.optimum is None else self.optimum
 
     @cached_property
-    def former(self) -> Net:
-        """The ideal of the time just before the last ``freezes``."""
+    def snapshot(self) -> Net:
+        """The optimum just before the last step with ``takes_snapshot``."""
         total = 1000
-        frozen = [k for k in range(total) if self.objective.freezes(Progress(k, total))]
+        frozen = [k for k in range(total) if self.objective.takes_snapshot(Progress(k, total))]
         before = Progress(max(frozen[-1] - 1, 0), total) if frozen else END
-        return self.objective.ideal(self.flow, before) or linear
+        return self.objective.gaussian_optimum(self.flow, before) or linear_test_net
 
     def teacher(
         self, x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
         """The data's own velocity."""
-        assert d is None, "a teacher gives velocities: ask it with d=None"
+        assert d is None, "a teacher gives velocities: call it with d=None"
         return self.flow.velocity(x, t)
 
     @cached_property
-    def learned(self) -> nn.Module | None:
-        return self.objective.learned_parts()
+    def auxiliary(self) -> nn.Module | None:
+        return self.objective.auxiliary_module()
 
     @property
-    def couples(self) -> bool:
+    def makes_pairs(self) -> bool:
         """Whether it trains on pairs of noise and data, given to it or made by itself."""
-        return type(self.objective).couple is not Objective.couple
+        return type(self.objective).make_pairs is not Objective.make_pairs
 
-    def coupled(self, eps: Tensor, y: Tensor | None = None) -> Tensor:
+    def paired_data(self, eps: Tensor, y: Tensor | None = None) -> Tensor:
         """The data that the objective pairs with ``eps``."""
-        teacher = self.teacher if self.objective.needs_pairs else self.some
-        return self.objective.couple(teacher, eps, y)
+        teacher = self.teacher if self.objective.needs_pairs else self.test_net
+        return self.objective.make_pairs(teacher, eps, y)
 
     def nets(
         self,
         online: Net | None = None,
         ema: Net | None = None,
-        former: Net | None = None,
+        snapshot: Net | None = None,
         teacher: Net | None = None,
     ) -> Nets:
-        """Every network a loss may ask, ideal where not given."""
+        """Every network a loss may call, the optimum where not given."""
         return Nets(
-            online=online or self.some,
-            ema=ema or self.some,
+            online=online or self.test_net,
+            ema=ema or self.test_net,
             teacher=teacher or self.teacher,
-            learned=self.learned,
-            former=former or self.former,
+            auxiliary=self.auxiliary,
+            snapshot=snapshot or self.snapshot,
         )
 
     def batch(
         self, rows: int, seed: int, shape: Sequence[int] = (2,), y: Tensor | None = None
     ) -> Batch:
         """``rows`` data shaped ``shape`` in float64; pairs where the objective trains on them."""
-        eps = torch.randn(rows, *shape, generator=g(seed), dtype=torch.float64)
+        eps = self.noise(rows, seed, shape)
         if self.objective.needs_pairs:
-            return Batch(self.coupled(eps, y), y, eps=eps)
+            return Batch(self.paired_data(eps, y), y, eps=eps)
         return Batch(STD * eps, y)
 
     def noise(self, rows: int, seed: int, shape: Sequence[int] = (2,)) -> Tensor:

@@ -1,6 +1,6 @@
 """``python -m fewstep`` is the ``fewstep`` command."""
 
-from fewstep.cli.main import main
+from fewstep.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,4 @@
-"""Files that are there whole or not at all."""
-
-from __future__ import annotations
+"""Atomic file writes: a reader sees the old content or the whole new one."""
 
 import os
 import secrets
@@ -23,3 +21,10 @@ def replacing(file: Path) -> Iterator[Path]:
     except BaseException:
         other.unlink(missing_ok=True)
         raise
+
+
+def write_file(path: Path, content: str | bytes) -> Path:
+    """Write ``content`` to ``path`` atomically and return ``path``."""
+    with replacing(path) as other:
+        other.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path

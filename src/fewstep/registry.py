@@ -4,20 +4,20 @@ An entry is a frozen dataclass *instance*: its fields are the settings and their
 schema of a name's configuration is the dataclass itself and cannot drift from it.
 """
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from fewstep.errors import UserError, unknown
+from fewstep.errors import UserError, nearest, unknown
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, repr=False)
 class Registry(Generic[T]):
     """Names of one ``kind``, filled by ``add``/``register`` and by the entry points of ``group``.
 
@@ -26,12 +26,13 @@ class Registry(Generic[T]):
     is reported and passed over, so that a broken plug-in does not break the rest.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
-        self.kind = kind
-        self.group = group
-        self._entries: dict[str, T] = {}
-        self._loaded = False
-        self._left_out: dict[str, str] = {}
+    kind: str
+    group: str
+    reserved: Sequence[str] = ()  # names that no entry point may have
+    methods: Sequence[str] = ()  # that it must have
+    not_loaded: dict[str, str] = field(default_factory=dict, init=False)  # why, by its name
+    _entries: dict[str, T] = field(default_factory=dict, init=False)
+    _loaded: bool = field(default=False, init=False)
 
     def add(self, name: str, entry: T) -> None:
         """Register ``entry`` under ``name``; raises ``ValueError`` on a name already taken."""
@@ -49,17 +50,21 @@ class Registry(Generic[T]):
         return decorate
 
     def names(self) -> list[str]:
-        """All names, sorted."""
         self._load()
         return sorted(self._entries)
 
     def __getitem__(self, name: str) -> T:
         self._load()
         if name not in self._entries:
-            if name in self._left_out:
-                raise UserError(f"{self.kind} {name!r} cannot be loaded: {self._left_out[name]}")
-            raise unknown(self.kind, name, self._entries)
+            raise self.lookup_error(name, self.kind, self._entries)
         return self._entries[name]
+
+    def lookup_error(self, name: str, what: str, choices: Iterable[str]) -> UserError:
+        """Why there is no entry ``name``; ``what``: how to call an unknown name."""
+        self._load()
+        if name in self.not_loaded:
+            return UserError(f"{self.kind} {name!r} cannot be loaded: {self.not_loaded[name]}")
+        return unknown(what, name, choices)
 
     def __contains__(self, name: object) -> bool:
         self._load()
@@ -72,7 +77,67 @@ class Registry(Generic[T]):
         for point in entry_points(group=self.group):
             try:
                 loaded: Any = point.load()
-                self.add(point.name, loaded() if isinstance(loaded, type) else loaded)
+                entry = loaded() if isinstance(loaded, type) else loaded
+                self._check(point.name, entry)
+                self.add(point.name, entry)
             except Exception as error:  # a third party's fault must not stop everyone else
-                self._left_out[point.name] = f"{type(error).__name__}: {error}"
-                log.warning("entry point %s of %s left out: %s", point.name, self.group, error)
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                self.not_loaded[point.name] = reason
+                log.warning(
+                    "entry point %s of %s was not loaded: %s", point.name, self.group, reason
+                )
+
+    def _check(self, name: str, entry: Any) -> None:
+        if name in self.reserved:
+            raise ValueError(f"the name {name!r} is reserved")
+        if not is_dataclass(entry):
+            raise TypeError(f"{type(entry).__name__} is not a dataclass")
+        if lacking := [m for m in self.methods if not callable(getattr(entry, m, None))]:
+            raise TypeError(f"{type(entry).__name__} has no method {', '.join(lacking)}")
+
+
+def bookkeeping(default: Any) -> Any:
+    """A setting that cannot change a result: it is no part of a run's key."""
+    return field(default=default, metadata={"bookkeeping": True})
+
+
+def build(registry: Registry[Any], values: dict[str, Any]) -> Any:
+    """The registered entry ``values["name"]`` with its fields set to the rest; else a UserError."""
+    entry = registry[values["name"]]
+    settings = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if name != "name"
+    }
+    try:
+        return replace(entry, **settings)
+    except TypeError:
+        known = [f.name for f in fields(entry)]
+        extra = sorted(set(settings) - set(known))
+        raise UserError(
+            f"{registry.kind} {values['name']!r} has no setting "
+            f"{', '.join(extra)}{nearest(extra[0], known)} "
+            f"(choices: {', '.join(known) or 'none'})"
+        ) from None
+
+
+def build_named(
+    registry: Registry[Any], setting: str, value: Any, extra: Sequence[str] = ()
+) -> Any:
+    """The entry of ``value``, a name or ``{name: ..., setting: value}``.
+
+    ``extra``: what else ``setting`` could have been, where it is unknown: a UserError.
+    """
+    settings = named(setting, value)
+    if settings["name"] not in registry:
+        raise registry.lookup_error(settings["name"], setting, [*extra, *registry.names()])
+    return build(registry, settings)
+
+
+def named(setting: str, value: Any) -> dict[str, Any]:
+    """``"pca"`` or ``{name: pca, dimension: 32}`` as the latter; else a UserError."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        return {str(key): inner for key, inner in value.items()}
+    raise UserError(f"{setting} takes a name or {{name: NAME, setting: value}}, got {value!r}")

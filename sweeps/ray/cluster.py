@@ -1,11 +1,8 @@
 """Ray itself: started here for one launch, or joined where it runs already."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import tempfile
 import warnings
@@ -16,73 +13,58 @@ import ray
 from ray._private import services
 
 from fewstep.errors import UserError
-from fewstep.sweeps.local import gpus
+from fewstep.sweeps.cpu_threads import cores
+from fewstep.sweeps.local.worker_pool import gpus
 from fewstep.sweeps.ray.settings import RaySettings
-from fewstep.sweeps.threads import cores
 
 ANSWER_SECONDS = 5.0
 
 
 @contextlib.contextmanager
 def connected(settings: RaySettings) -> Iterator[None]:
-    """Connected to the cluster at ``settings.address``, or to one of our own that ends with us.
-
-    Raises:
-        UserError: there is no cluster at the address.
-    """
-    if ray.is_initialized():  # by whoever uses us as a library
+    """Connected to the cluster at ``settings.address``, or to one of our own that ends with us."""
+    if ray.is_initialized():  # by a host program
         yield
         return
-    if settings.address is not None:
-        with _joined(settings.address):
+    with temporary_folder("ray-") as folder:
+        try:
+            if settings.address is None:
+                ours = share(settings)
+                _init(
+                    num_cpus=ours["CPU"],
+                    num_gpus=ours["GPU"],
+                    include_dashboard=False,
+                    object_store_memory=settings.object_store_mb * 2**20,
+                    _temp_dir=os.path.abspath(settings.temp_dir or folder),
+                )
+            else:
+                host_port = reachable(settings.address)
+                with _refusing(settings.address):
+                    _init(address=host_port)
+                print(f"joined the Ray cluster at {host_port}", flush=True)
             yield
-        return
-    # Ray's default follows TMPDIR, and its sockets' names may have 107 bytes
-    folder = settings.temp_dir or tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    ours = share(settings)
-    try:
-        _init(
-            num_cpus=ours["CPU"],
-            num_gpus=ours["GPU"],
-            include_dashboard=False,
-            object_store_memory=settings.object_store_mb * 2**20,
-            _temp_dir=os.path.abspath(folder),
-        )
-        yield
-    finally:
-        ray.shutdown()
-        if settings.temp_dir is None:
-            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            ray.shutdown()  # of the connection, where a cluster was joined
 
 
-@contextlib.contextmanager
-def _joined(address: str) -> Iterator[None]:
-    place = found(address)
+def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
+    """In /tmp: Ray's default follows TMPDIR, and its sockets' names may have 107 bytes."""
+    return tempfile.TemporaryDirectory(prefix=prefix, dir="/tmp", ignore_cleanup_errors=True)
+
+
+def reachable(address: str) -> str:
+    """``HOST:PORT`` of the cluster; a UserError if none answers (Ray would wait for minutes)."""
     with _refusing(address):
-        _init(address=place)
-    print(f"joined the Ray cluster at {place}", flush=True)
-    try:
-        yield
-    finally:
-        ray.shutdown()  # of the connection; the cluster is left running
-
-
-def found(address: str) -> str:
-    """The ``HOST:PORT`` of the cluster at ``address``, where somebody answers.
-
-    Raises:
-        UserError: nobody does: Ray would wait for minutes, deaf to signals.
-    """
-    with _refusing(address):
-        place = services.canonicalize_bootstrap_address(address) if address == "auto" else address
-        if not answers(place):
-            raise ConnectionError(f"nobody answers at {place}")
-        return str(place)
+        if address == "auto":
+            address = str(services.canonicalize_bootstrap_address(address))
+        if not answers(address):
+            raise ConnectionError(f"nothing answers at {address}")
+    return address
 
 
 @contextlib.contextmanager
 def _refusing(address: str) -> Iterator[None]:
-    """What Ray and the network say of an address, in our words."""
+    """What Ray and the network say of an address, as one line of ours."""
     try:
         yield
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -91,11 +73,7 @@ def _refusing(address: str) -> Iterator[None]:
 
 
 def answers(address: str) -> bool:
-    """Whether somebody listens at ``HOST:PORT``; known within seconds.
-
-    Raises:
-        ValueError: it is no such address.
-    """
+    """Whether something listens at ``HOST:PORT`` (else a ValueError); known within seconds."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise ValueError("it is not of the form HOST:PORT")
@@ -125,8 +103,3 @@ def _init(**options: Any) -> None:
         ray.init(
             log_to_driver=False, configure_logging=True, logging_level=logging.CRITICAL, **options
         )
-
-
-def nodes() -> list[dict[str, float]]:
-    """What each machine of the cluster has: CPU, GPU, memory, ..."""
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.synthetic_runs import Run, write_sweep
 from scipy import stats
-from synthetic_runs import Run, write_sweep
 
 from fewstep.analysis import Summary, compare, load, load_samples, summarise
-from fewstep.analysis.statistics import PairedDifference, PairedRatio, holm
+from fewstep.analysis.significance import holm
+from fewstep.analysis.statistics import PairedDifference, PairedRatio
 from fewstep.errors import UserError
-from fewstep.reports import comparison as shown
+from fewstep.reports.tables import comparison
 
 RNG = np.random.default_rng(0)
 OLD = {m: RNG.lognormal(2, 0.2, (5, 2)) for m in ("FM", "sCM")}
@@ -46,7 +47,13 @@ def test_methods_of_both_are_compared_by_seed_with_holm_over_the_table(tmp_path:
     cell = made.cells["FM", "FM", 4]
     assert isinstance(cell.paired, PairedRatio)
     assert cell.paired.ratio == pytest.approx(stats.gmean(NEW["FM"][:, 1] / OLD["FM"][:, 1]))
-    assert (cell.distinguished, cell.underpowered, cell.seeds) == (True, False, (0, 1, 2, 3, 4))
+    assert (cell.significant, cell.underpowered, cell.seeds) == (True, False, (0, 1, 2, 3, 4))
+    with pytest.warns(
+        DeprecationWarning, match="is called Compared.significant"
+    ):  # the name in 0.1
+        assert cell.distinguished
+    with pytest.warns(DeprecationWarning, match="is called Comparison.unpaired_seeds"):
+        assert made.alone() == made.unpaired_seeds()
 
 
 def test_the_other_way_round_is_the_inverse(tmp_path: Path) -> None:
@@ -68,7 +75,7 @@ def test_a_method_against_a_baseline_of_another_sweep_or_of_its_own(tmp_path: Pa
     assert own.cells["sCM", "FM", 1].paired.n == 5
     with pytest.raises(UserError, match=r"baseline of its own.*choices: FM, sCM"):
         compare(old, old)
-    with pytest.raises(UserError, match=r"unknown method of sweep 'old' 'FN'; did you mean 'FM'"):
+    with pytest.raises(UserError, match=r"unknown method 'FN' of sweep 'old'; did you mean 'FM'"):
         compare(new, old, baseline="FN")
     with pytest.raises(UserError, match="'FM' is the only method"):
         compare(old, old, method="FM", baseline="FM")
@@ -111,7 +118,7 @@ def test_values_that_may_be_negative_are_subtracted(tmp_path: Path) -> None:
     assert isinstance(cell.paired, PairedDifference)
     assert cell.paired.difference == pytest.approx(-0.5)
     assert cell.underpowered
-    assert "Δ -0.500 [" in shown.markdown(compare(a, b)).replace("\\", "")
+    assert "Δ -0.500 [" in comparison.markdown(compare(a, b)).replace("\\", "")
 
 
 def test_within_a_sweep_it_says_what_is_left_out_and_how_it_was_measured(tmp_path: Path) -> None:
@@ -121,11 +128,11 @@ def test_within_a_sweep_it_says_what_is_left_out_and_how_it_was_measured(tmp_pat
     members += [Run("C", s, failure="nan") for s in range(3)]
     one = summary(tmp_path, "x", members)
     made = compare(one, one, baseline="A")
-    lines = shown.markdown(made).replace("\\", "").splitlines()
+    lines = comparison.markdown(made).replace("\\", "").splitlines()
     page = [line.split(" | ") for line in lines if line.startswith(("| B", "| C"))]
     assert [row[1].split(" [")[0] for row in page] == ["1.63", "failed (3/3)"]
     assert [row[2] for row in page] == ["not evaluated |", "failed (3/3) |"]
-    words = shown.caption(made)
+    words = comparison.caption(made)
     assert "left out: 0, 1 and 2 of A" in words  # at two steps, none has another
     assert "B takes 2 function evaluations (NFE)." in words
     assert "EMA weights" in words
@@ -133,7 +140,7 @@ def test_within_a_sweep_it_says_what_is_left_out_and_how_it_was_measured(tmp_pat
     assert "Holm over the one comparison of this table" in words
     pair = [Run(m, 0, {1: v}) for m, v in (("A", 1.0), ("B", 2.0))]
     single = summary(tmp_path / "1", "x", pair)
-    words = shown.caption(compare(single, single, baseline="A"))
+    words = comparison.caption(compare(single, single, baseline="A"))
     assert "nothing is tested" in words
     assert "Holm" not in words
 
@@ -142,16 +149,16 @@ def test_it_is_shown_with_what_differs(tmp_path: Path) -> None:
     longer = runs({"F|M": NEW["FM"]}, train_steps=900)
     new = summary(tmp_path, "ne_w", [*longer, Run("F|M", 9, {1: 1.0}, train_steps=900)])
     made = compare(new, summary(tmp_path, "old", runs({"F|M": OLD["FM"]})))
-    page = shown.markdown(made)
+    page = comparison.markdown(made)
     assert page.startswith("# ne\\_w / old\n")
     row = next(line for line in page.splitlines() if line.startswith("| F"))
     assert row.startswith(r"| F\|M | 0.")
     assert row.count(r" (5) \*") == 2
-    words = shown.caption(made)
+    words = comparison.caption(made)
     assert "Budgets differ: 900 training steps in ne_w, 500 in old." in words
     assert "Seeds without a partner are left out: 9 of F|M in ne_w." in words
     assert "Holm over the 2 comparisons" in words
-    rows = list(csv.DictReader(io.StringIO(shown.csv(made))))
+    rows = list(csv.DictReader(io.StringIO(comparison.csv(made))))
     assert [float(r["estimate"]) for r in rows] == [
         c.paired.ratio for c in made.cells.values() if isinstance(c.paired, PairedRatio)
     ]
@@ -161,8 +168,8 @@ def test_it_is_shown_with_what_differs(tmp_path: Path) -> None:
 def test_one_pair_has_a_ratio_and_no_test(tmp_path: Path) -> None:
     a, b = (summary(tmp_path, n, [Run("A", 0, {1: v})]) for n, v in (("a", 1.0), ("b", 2.0)))
     cell = compare(a, b).cells["A", "A", 1]
-    assert (cell.paired.n, cell.distinguished, math.isnan(cell.p_value)) == (1, False, True)
-    assert shown.shown(compare(a, b), ("A", "A", 1)) == "0.500 (1)"
+    assert (cell.paired.n, cell.significant, math.isnan(cell.p_value)) == (1, False, True)
+    assert comparison.shown(compare(a, b), ("A", "A", 1)) == "0.500 (1)"
 
 
 def test_a_table_over_several_sweeps_names_them_where_labels_clash(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.synthetic_runs import Run, write_sweep
 from scipy import stats
-from synthetic_runs import Run, write_sweep
 
 from fewstep.analysis import load, summarise
-from fewstep.analysis.costs import costs, improvement
-from fewstep.analysis.origin import cell_origin
+from fewstep.analysis.columns import cell_origin
+from fewstep.analysis.costs import Cost, Costs, costs, improvement
 from fewstep.errors import UserError
-from fewstep.experiments.written import written
+from fewstep.experiments.config.overrides import format_override
 
 TWO = {"processes": 2, "device_name": "H200"}
 
@@ -28,6 +28,10 @@ def runs() -> list[Run]:
         Run("PD", 0, {1: 45.0}, teacher="cd-s0", seconds=25.0),
         Run("CT", 0, failure="nan"),
     ]  # fmt: skip
+
+
+def by_method(table: Costs) -> dict[str, Cost]:
+    return {row.method: row for row in table.rows}
 
 
 def test_costs_and_the_teachers_share(tmp_path: Path) -> None:
@@ -54,7 +58,7 @@ def test_costs_and_the_teachers_share(tmp_path: Path) -> None:
 
 def test_the_gain_is_the_paired_log_ratio(tmp_path: Path) -> None:
     frame = load(write_sweep(tmp_path, runs()))
-    cd = costs(summarise(frame), frame).of("CD")
+    cd = by_method(costs(summarise(frame), frame))["CD"]
     logs = np.log([30 / 90, 31 / 91])
     half = stats.t.ppf(0.975, 1) * logs.std(ddof=1) / 2**0.5
     expected = 100 * (1 - np.exp(logs.mean() + np.array([0, half, -half])))
@@ -65,14 +69,14 @@ def test_the_gain_is_the_paired_log_ratio(tmp_path: Path) -> None:
     worse = cd.gain[4]
     assert worse is not None
     assert improvement(worse)[0] == pytest.approx(-100)
-    pd_ = costs(summarise(frame), frame).of("PD")
+    pd_ = by_method(costs(summarise(frame), frame))["PD"]
     assert pd_.gain[4] is None  # no seed that both have
 
 
 def test_another_baseline(tmp_path: Path) -> None:
     frame = load(write_sweep(tmp_path, runs()))
     summary = summarise(frame)
-    assert costs(summary, frame, "CD").of("FM").speedup == 100.0
+    assert by_method(costs(summary, frame, "CD"))["FM"].speedup == 100.0
     with pytest.raises(UserError, match=r"unknown baseline 'CDD'; did you mean 'CD'\?"):
         costs(summary, frame, "CDD")
 
@@ -123,7 +127,7 @@ def test_settings_that_make_a_cell() -> None:
         "evaluation.extractor=raw", "evaluation.guidance_interval=[0.1,0.9]",
         "objective.solver=heun",
     ]  # fmt: skip
-    assert [written(v) for v in (None, True, 1, [0, False])] == [
+    assert [format_override(v) for v in (None, True, 1, [0, False])] == [
         "null",
         "true",
         "1",

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic_runs import Run, write_sweep
+from helpers.synthetic_runs import Run, write_sweep
 
 from fewstep import analysis
-from fewstep.analysis.frame import COLUMNS, load, method_labels
+from fewstep.analysis.columns import COLUMNS
+from fewstep.analysis.frame import load, method_labels
 from fewstep.errors import UserError
-from fewstep.experiments.rundir import SweepDirectory
+from fewstep.experiments.store.run_directory import SweepDirectory
 
 
 def test_one_row_per_run_and_cell_with_costs(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
-from synthetic_runs import Run, write_sweep
+from helpers.synthetic_runs import Run, write_sweep
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "analysis.ipynb"
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fewstep.analysis.significance import holm
 from fewstep.analysis.statistics import (
     bootstrap,
     estimate,
     half_width,
-    holm,
     paired_difference,
     paired_log_ratio,
     spread,

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.synthetic_runs import Run, write_run, write_sweep
 from scipy import stats
-from synthetic_runs import Run, write_run, write_sweep
 
 from fewstep.analysis import Summary, load, load_samples, summarise
 from fewstep.errors import UserError

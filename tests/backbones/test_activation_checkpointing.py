@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.backbones import MLP, Backbone, DiT, UNet
 from fewstep.objectives import OBJECTIVES, Batch, Nets, Objective, Progress
-from fewstep.objectives.tangent import jvp
+from fewstep.objectives.core.tangent import jvp
 
 Awake = Callable[..., nn.Module]
 Inputs = Callable[[tuple[int, ...]], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -35,14 +35,14 @@ def loss_and_gradients(
     g = torch.Generator().manual_seed(3)
     x, eps = (torch.randn(ROWS, *shape, generator=g, dtype=torch.float64) for _ in range(2))
     y = torch.arange(ROWS) % 10
-    frozen = copy.deepcopy(net).requires_grad_(False).eval()
-    learned = objective.learned_parts()
+    frozen_copy = copy.deepcopy(net).requires_grad_(False).eval()
+    learned = objective.auxiliary_module()
     nets = Nets(
         online=net,
-        ema=frozen,
+        ema=frozen_copy,
         teacher=teacher if objective.needs_teacher else None,
-        learned=None if learned is None else learned.double(),
-        former=frozen,
+        auxiliary=None if learned is None else learned.double(),
+        snapshot=frozen_copy,
     )
     batch = Batch(x, y, y_true=y, eps=eps if objective.needs_pairs else None)
     torch.manual_seed(4)  # dropout

@@ -12,12 +12,12 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.backbones import MLP, Attentive, Backbone, Conditioned, DiT, UNet
-from fewstep.backbones.attention import attend
-from fewstep.backbones.embeddings import Fourier, Sinusoid
+from fewstep.backbones import MLP, AttentionSettings, Backbone, ConditioningSettings, DiT, UNet
+from fewstep.backbones.attention import multi_head_attention
+from fewstep.backbones.embeddings import FourierEmbedding, SinusoidalEmbedding
 from fewstep.backbones.layers import Modulation, normalise
 from fewstep.errors import UserError
-from fewstep.objectives.tangent import jvp
+from fewstep.objectives.core.tangent import jvp
 
 Awake = Callable[..., nn.Module]
 Inputs = Callable[[tuple[int, ...]], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[Callable[..., Backbone], tuple[int, ...]]] = {
 
 
 def test_fourier_features_are_random_waves_of_mean_square_one() -> None:
-    features = Fourier(20_000, 0.5).double()
+    features = FourierEmbedding(20_000, 0.5).double()
     t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
     value, slope = jvp(features, features, (t,), (torch.ones_like(t),))
     torch.testing.assert_close(value.square().mean(1), torch.ones_like(t), rtol=0.03, atol=0)
@@ -51,7 +51,9 @@ def test_the_slope_of_fourier_features_is_many_times_that_of_the_positional_ones
         _, tangent = jvp(features, features, (t,), (torch.ones_like(t),))
         return float(tangent.square().mean().sqrt())
 
-    ratio = slope(Fourier(4096, 1.0).double()) / slope(Sinusoid(128, 1.0).double())
+    ratio = slope(FourierEmbedding(4096, 1.0).double()) / slope(
+        SinusoidalEmbedding(128, 1.0).double()
+    )
     assert ratio == pytest.approx(35, rel=0.1)  # as the settings' docstring says
 
 
@@ -67,7 +69,7 @@ def test_fourier_features_are_the_same_for_every_seed_and_in_the_checkpoint() ->
 
 
 def test_the_scale_of_the_frequencies() -> None:
-    a, b = Fourier(64, 1.0), Fourier(64, 0.25)
+    a, b = FourierEmbedding(64, 1.0), FourierEmbedding(64, 0.25)
     torch.testing.assert_close(b.frequencies, a.frequencies / 4)
     assert torch.equal(a.phases, b.phases)
 
@@ -242,7 +244,7 @@ def test_attention_is_its_formula(scale: str, qk_norm: bool) -> None:
     g = torch.Generator().manual_seed(0)
     qkv = torch.randn(2, 7, 3 * 12, generator=g, dtype=torch.float64)
     settings = DiT(attention_scale=scale, qk_norm=qk_norm)
-    out = attend(qkv, 3, settings)
+    out = multi_head_attention(qkv, 3, settings)
     for head in range(3):
         own = slice(4 * head, 4 * head + 4)
         q, k, v = (part[..., own] for part in qkv.chunk(3, dim=-1))
@@ -256,9 +258,9 @@ def test_attention_is_its_formula(scale: str, qk_norm: bool) -> None:
 @pytest.mark.parametrize("scale", ["per_sqrt_dim", "per_dim"])
 def test_a_forced_kernel_gives_the_same_result(kernel: str, scale: str) -> None:
     qkv = torch.randn(2, 7, 3 * 12, dtype=torch.float64)
-    free = attend(qkv, 3, DiT(attention_scale=scale))
+    free = multi_head_attention(qkv, 3, DiT(attention_scale=scale))
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):  # there is none here: ours must win
-        forced = attend(qkv, 3, DiT(attention_scale=scale, attention=kernel))
+        forced = multi_head_attention(qkv, 3, DiT(attention_scale=scale, attention=kernel))
     torch.testing.assert_close(free, forced)
 
 
@@ -290,7 +292,7 @@ def test_another_error_of_the_kernel_is_passed_on(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(nnf, "scaled_dot_product_attention", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        attend(torch.randn(1, 2, 12), 1, DiT(attention="flash"))
+        multi_head_attention(torch.randn(1, 2, 12), 1, DiT(attention="flash"))
 
 
 # ---- dropout -----------------------------------------------------------------------------------
@@ -337,8 +339,8 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
 
 
 def test_the_shared_settings_have_the_same_defaults_everywhere() -> None:
-    shared, attentive = Conditioned.__annotations__, Attentive.__annotations__
+    shared, attentive = ConditioningSettings.__annotations__, AttentionSettings.__annotations__
     for kind, names in ((DiT, shared | attentive), (MLP, shared), (UNet, shared | attentive)):
-        assert issubclass(kind, Conditioned)
+        assert issubclass(kind, ConditioningSettings)
         for name in names:
             assert getattr(kind(), name) == getattr(DiT(), name), f"{kind.__name__}.{name}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.backbones import BACKBONES, MLP, Backbone, DiT, UNet
 from fewstep.backbones.dit import patchify, unpatchify
 from fewstep.errors import UserError
-from fewstep.objectives.tangent import jvp
+from fewstep.objectives.core.tangent import jvp
 
 Awake = Callable[..., nn.Module]
 Inputs = Callable[[tuple[int, ...]], tuple[Tensor, Tensor, Tensor, Tensor]]

@@ -34,13 +34,13 @@ def test_within_one_percent_of_the_published_size(size: str) -> None:
 
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_every_difference_from_the_published_network_is_known(size: str) -> None:
-    width = SIZES[size][0]
+    width = SIZES[size].width
     sinusoids = 128 * width  # theirs has 256
     variance = (width + 1) * CHANNELS * 2**2  # theirs predicts a variance beside the mean
     positions = TOKENS * width  # theirs counts the fixed position embedding
     theirs = count(family(f"dit_{size}_2")) + sinusoids + variance + positions
     # what the sum must be by the published architecture, layer by layer
-    depth, patch = SIZES[size][1], CHANNELS * 2**2
+    depth, patch = SIZES[size].depth, CHANNELS * 2**2
     block = 18 * width**2 + 15 * width  # 4 of attention, 8 of feed-forward, 6 of modulation
     embeddings = patch * width + width + (256 + width + 2 + CLASSES + 1) * width
     final = 2 * width**2 + 2 * width + 2 * patch * (width + 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.backbones import BACKBONES, UNet
-from fewstep.backbones.unet import Attention, Double, Halve, ResBlock, group_norm
+from fewstep.backbones.unet import Attention, Downsample, ResBlock, Upsample, group_norm
 
 Awake = Callable[..., nn.Module]
 Inputs = Callable[[tuple[int, ...]], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -129,8 +129,8 @@ def test_attention_treats_all_pixels_alike() -> None:
 
 def test_half_and_double_the_side() -> None:
     h, c = torch.randn(2, 4, 6, 8), torch.randn(2, 3)
-    assert Halve(4)(h, c).shape == (2, 4, 3, 4)
-    double = Double(4)
+    assert Downsample(4)(h, c).shape == (2, 4, 3, 4)
+    double = Upsample(4)
     with torch.no_grad():  # the convolution that does nothing
         double.conv.weight.copy_(nn.init.dirac_(torch.empty(4, 4, 3, 3)))
         double.conv.bias.zero_()

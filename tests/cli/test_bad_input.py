@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.commands import TINY, fewstep, succeed, tree
 
-from fewstep.cli.main import main
+from fewstep.cli.app import main
 from fewstep.errors import MANY, unknown
 
 
@@ -31,27 +31,21 @@ def assert_one_line(out: str, err: str, told: str | list[str]) -> None:
         assert part in err
 
 
-TRAIN = {
-    "objective=scmm": ["unknown objective 'scmm'", "did you mean 'scm'?", "flow_matching"],
-    "training.step=5": "unknown setting 'training.step'; did you mean 'training.steps'?",
-    "training.steps=many": "training.steps: Value 'many'",
-    "training.steps=-1": "training.steps must be at least 1, got -1",
-    "data=mnist": ["mnist not found: looked in data/mnist", "train-images-idx3-ubyte"],
-    "runs=file/runs": ["cannot write to run root 'file/runs'", "runs=DIR"],
-    "runs=/proc/runs": "cannot write to run root '/proc/runs'",
-    "backbone=mlp": "backbone mlp needs vectors (D,), got data of shape (1, 8, 8)",
-    "training.device=gpu": "training.device 'gpu' cannot be used here",
-}
-
-
-@pytest.mark.parametrize("override", TRAIN)
-def test_train(tmp_path, override):
-    (tmp_path / "file").write_text("in the way")
-    refused("train", "training.steps=3", override, cwd=tmp_path, told=TRAIN[override])
+def test_train(tmp_path: Path) -> None:
+    told = ["unknown objective 'scmm'", "did you mean 'scm'?", "flow_matching"]
+    refused("train", "training.steps=3", "objective=scmm", cwd=tmp_path, told=told)
 
 
 # The same main(), in this process: importing torch again for each would take minutes.
-MORE = {
+MORE: dict[str, str | list[str]] = {
+    "train training.step=5": "unknown setting 'training.step'; did you mean 'training.steps'?",
+    "train training.steps=many": "training.steps: Value 'many'",
+    "train training.steps=-1": "training.steps must be at least 1, got -1",
+    "train data=mnist": ["mnist not found: looked in data/mnist", "train-images-idx3-ubyte"],
+    "train runs=file/runs": ["cannot write to run root 'file/runs'", "runs=DIR"],
+    "train runs=/proc/runs": "cannot write to run root '/proc/runs'",
+    "train backbone=mlp": "backbone mlp needs vectors (D,), got data of shape (1, 8, 8)",
+    "train training.device=gpu": "unknown training.device 'gpu'; did you mean 'cpu'?",
     "train backbone=dit_digit": "did you mean 'dit_digits'?",
     "train data=digit": "unknown data set 'digit'; did you mean 'digits'?",
     "train trainng.steps=5": "unknown setting 'trainng.steps'; did you mean 'training.steps'?",
@@ -83,29 +77,34 @@ MORE = {
     "sweep digts": "unknown sweep 'digts'; did you mean 'digits'? (choices: digits",
     "sweep gone.yaml": "no sweep file at /",
     "sweep digits name=../x": "a sweep's name may hold",
-    "sweep digits objective=smc": "unknown value of axis objective 'smc'; did you mean 'scm'?",
+    "sweep digits objective=smc": "unknown value 'smc' of axis objective; did you mean 'scm'?",
     "sweep digits training.step=3": "did you mean 'training.steps'?",
     "sweep digits data=mnist backbone=dit_mnist": "mnist not found",
     "sweep digits data=mnist backbone=dit_mnist --plan": "mnist not found",
-    "sweep digits training.device=gpu": "training.device 'gpu' cannot be used here",
+    "sweep digits training.device=cuda:99": "training.device 'cuda:99' cannot be used here: ",
     "sweep digits --workers 0": "--workers must be at least 1, got 0",
-    "sweep digits resources.gpu=1": "unknown resource 'resources.gpu'; did you mean",
+    "sweep digits resources.gpu=1": "unknown resource 'gpu'; did you mean 'gpus'",
     "sweep digits sample.count=0": "sample.count must be at least 1, got 0",
-    "sweep digits ray.trails=3 --plan": "unknown setting of ray 'trails'; did you mean 'trials'?",
+    "sweep digits ray.trails=3 --plan": "unknown setting 'trails' of ray; did you mean 'trials'?",
     "sweep digits slurm.partitoin=low": "did you mean 'partition'?",
     "sweep digits local.worker=2 --launcher ray": "did you mean 'workers'?",
-    "sweep digits local.workers=two": "local.workers takes a whole number, got 'two'",
+    "sweep digits local.workers=two": "local.workers must be a whole number, got 'two'",
+    "sweep digits --launcher slrum": "unknown --launcher 'slrum'; did you mean 'slurm'?",
+    "sweep digits --launcher ray --workers 2": "--workers: the launcher ray has no setting",
+    "bench metrics --batch 0 --device nonsense": "see fewstep bench metrics --help",
+    "bench sweep training.steps=3": "(training.steps=3): see fewstep bench sweep --help",
     "sweep digits runs=file": "cannot write to run root 'file'",
+    "report": "Missing argument 'sweep': see fewstep report --help",
     "list objective": "unknown kind 'objective'; did you mean 'objectives'?",
-    "status digits": "unknown sweep under runs/ 'digits'",
+    "status digits": "unknown sweep 'digits' under runs/",
     "status digits training.steps=3": "takes no override but runs=DIR, got 'training.steps=3'",
     "sync": "no runs under runs/",
-    "sync training.lr=3": "unknown override of sync 'training.lr'",
+    "sync training.lr=3": "unknown setting 'training.lr' of sync",
     "sync --watch --every 0": "--every must be greater than 0, got 0",
-    "report digits": "unknown sweep under runs/ 'digits'",
+    "report digits": "unknown sweep 'digits' under runs/",
     "evaluate 3f2a": "no run '3f2a': neither a run directory, nor the beginning of a key",
     "sample 3f2a": "no run '3f2a'",
-    "sample 3f2a --out grid.txt": "--out 'grid.txt' is no picture (choices: .png",
+    "sample 3f2a --out grid.txt": "--out 'grid.txt' is not an image file (choices: .png",
     "sample 3f2a --out no/grid.png": "--out 'no/grid.png': no folder",
     "sample 3f2a --steps 0": "--steps must be at least 1, got 0",
     "sample 3f2a --count 0": "--count must be at least 1, got 0",
@@ -159,7 +158,7 @@ def keys(folder: Path) -> list[str]:
         (["evaluate", "KEY", "evaluation.extractor=cnn"], "extractor cnn needs labelled images"),
         (["evaluate", "KEY", "evaluation.reference_file=runs/train/KEY/spec.json"], "spec.json"),
         (["sample", "KEY"], "gaussians is not made of images"),
-        (["report", "trian"], "unknown sweep under runs/ 'trian'; did you mean 'train'?"),
+        (["report", "trian"], "unknown sweep 'trian' under runs/; did you mean 'train'?"),
         (["status", "trian"], "did you mean 'train'?"),
     ],
 )

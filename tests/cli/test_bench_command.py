@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from helpers.tiny import registered
 
-from fewstep.cli import bench as command
-from fewstep.cli.main import main
-from fewstep.experiments.bench import Cost, Regression
+from fewstep.cli.app import main
+from fewstep.cli.views import cost_table
+from fewstep.experiments.cost.step_benchmark import Cost, Regression
 from fewstep.objectives import OBJECTIVES
 
 POINTS = ["data=gaussians", "backbone.width=16", "backbone.depth=1", "--batch", "16"]
@@ -101,7 +101,7 @@ def test_a_cost_above_the_stated_one_is_marked(monkeypatch, capsys):
 
 
 def test_an_objective_that_states_nothing():
-    assert command.stated(Cost("a", "A", 1, 1.0, None)) == "-"
+    assert cost_table.stated(Cost("a", "A", 1, 1.0, None)) == "-"
 
 
 REFUSED: dict[str, str | list[str]] = {
@@ -109,7 +109,7 @@ REFUSED: dict[str, str | list[str]] = {
     "objective=[]": "objective=[] names none",
     "objective=scm,ect": "a list is written [a,b]",
     "objective=scm objective.finest=4": "unknown setting 'objective.finest'",
-    "training.batch_size=3": "bench takes objective=, backbone=, data= and their settings",
+    "training.batch_size=3": "unknown setting 'training.batch_size' of bench (choices: backbone,",
     "backbone=dit": "unknown backbone 'dit'",
     "objective=scm data=digits backbone=mlp": "backbone mlp needs vectors (D,)",
     "--shape 1,9": "--shape takes C,H,W or D, sizes of at least 1, got '1,9'",
@@ -120,7 +120,9 @@ REFUSED: dict[str, str | list[str]] = {
     "objective=scm --at 2": "--at must be at least 0 and at most 1, got 2.0",
     "objective=scm --classes -1": "--classes must be at least 0, got -1",
     "objective=scm --precision fp8": "unknown --precision 'fp8' (choices: bfloat16, float32)",
-    "objective=scm --device gpu": "device 'gpu' cannot be used here",
+    "objective=scm --device meta": "unknown --device 'meta' (choices: auto, cpu, cuda, mps)",
+    "objective=scm --device cudaa": "unknown --device 'cudaa'; did you mean 'cuda'?",
+    "objective=scm --batch 1000000000000": "a batch does not fit into the memory of cpu with",
     "--peak-tflops 0": ["--peak-tflops must be", "greater than 0, got 0.0"],
     "--json no/costs.json": "--json 'no/costs.json': no folder",
     "--json .": "--json '.': cannot be written",

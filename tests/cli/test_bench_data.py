@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.cli.main import main
+from fewstep.cli.app import main
 
 LITTLE = ("backbone.width=16", "backbone.depth=1", "backbone.heads=2")
 
@@ -42,10 +42,12 @@ def test_memory_files_and_disk_against_a_step(monkeypatch, capsys, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("training.steps=3", "bench data takes objective=, backbone=, data= and their settings"),
+        ("training.steps=3", "unknown setting 'training.steps' of bench data (choices: backbone,"),
         ("data=digit", "unknown data set 'digit'; did you mean 'digits'?"),
         ("data=image_folder data.root=nowhere", "no folder nowhere/images"),
         ("--rounds 0", "--rounds must be at least 1, got 0"),
+        ("--device meta", "unknown --device 'meta' (choices: auto, cpu, cuda, mps)"),
+        ("--batch 1000000000000", "a batch does not fit into the memory of cpu with --batch 1000"),
         ("--json no/speeds.json", "no folder"),
     ],
 )

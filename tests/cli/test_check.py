@@ -10,7 +10,7 @@ from helpers.commands import fewstep
 from helpers.tiny import registered
 from torch import Generator
 
-from fewstep.cli import check
+from fewstep.cli.commands import check
 from fewstep.errors import UserError
 from fewstep.objectives import OBJECTIVES, Batch, FlowMatching, Loss, Nets, Progress
 from fewstep.objectives.conformance import CHECKS
@@ -37,7 +37,7 @@ def test_a_failing_objective_is_told_with_exit_code_1(capsys: pytest.CaptureFixt
     with registered("objective", "twice", Twice()):
         assert check.check(["objective=twice"]) == 1
     told = capsys.readouterr().out
-    assert re.search(r"^loss of each row +fails +per_sample has shape \(128,\)", told, re.M), told
+    assert re.search(r"^per-sample loss +fails +per_sample has shape \(128,\)", told, re.M), told
     assert re.search(r"^path +holds", told, re.M)
 
 
@@ -49,7 +49,7 @@ def test_all_objectives_in_a_line_each(
     assert check.check([]) == 1
     sound, faulty = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"flow_matching +\d+ hold, \d+ not taken", sound)
-    assert re.match(r"twice +\d+ hold, \d+ fail, .*loss of each row \(per_sample has shape", faulty)
+    assert re.match(r"twice +\d+ hold, \d+ fail, .*per-sample loss \(per_sample has shape", faulty)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_all_objectives_in_a_line_each(
         (["objective=scmm"], "did you mean 'scm'"),
         (["objective=scm", "objective.sigma=1"], "did you mean 'objective.sigma_d'"),
         (["objective=scm", "objective.sigma_d=-1"], "objective.sigma_d must be"),
-        (["objective=scm", "data=digits"], "check takes objective=NAME and objective.* only"),
+        (["objective=scm", "data=digits"], "unknown setting 'data' of check (choices: objective)"),
         (["objective.sigma_d=1"], "check needs objective=NAME"),
         (["objective"], "not of the form key=value"),
     ],

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from helpers.commands import TINY
 
-from fewstep.cli import launch
-from fewstep.cli.main import main
-from fewstep.experiments import failures
-from fewstep.experiments.config import compose
+from fewstep.cli.app import main
+from fewstep.cli.commands import sweep as launch
+from fewstep.experiments.config.run_config import compose
 from fewstep.experiments.run import directory_of, prepare
-from fewstep.experiments.rundir import RunDirectory, SweepDirectory, write_json
+from fewstep.experiments.store import failures
+from fewstep.experiments.store.json_files import write_json
+from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
+from fewstep.sweeps.definition.member import Member
 from fewstep.sweeps.estimate import estimate
-from fewstep.sweeps.sweep import Member
 
 TORN = [b'{"a": ', b"", b"\xff\xfe{", b"[1]"]
 
@@ -58,7 +59,7 @@ def test_status_shows_which_run_cannot_be_read_and_all_others(
     states = [line.split()[3] for line in out.splitlines()[1:4]]
     assert states == ["failed", "unreadable", "failed"]
     assert f"{runs[1].key} runs/train/{runs[1].key}/{name}.json " in out
-    assert "remove that file, and launching the sweep makes it again" in out
+    assert "remove that file, and `fewstep sweep` writes it again" in out
     assert ("the run anew unless it is done" in out) == (name == "spec")
     assert "3 runs: 2 failed, 1 unreadable" in out
     code, out, err = told(capsys, monkeypatch, "status")
@@ -71,14 +72,14 @@ def test_status_shows_which_run_cannot_be_read_and_all_others(
 def test_what_is_of_the_moment_is_as_good_as_not_there(runs, monkeypatch, capsys, name, content):
     (runs[1].path / f"{name}.json").write_bytes(content)
     if name == "claim":  # it may be somebody's: see test_claim.py
-        monkeypatch.setattr("fewstep.experiments.claim.STALE_SECONDS", -1.0)
+        monkeypatch.setattr("fewstep.experiments.store.lease.STALE_SECONDS", -1.0)
     code, out, err = told(capsys, monkeypatch, "status train")
     assert (code, err) == (0, "")
     assert "3 runs: 3 failed" in out
 
 
 def test_lines_that_are_not_ours_are_passed_over(runs, monkeypatch, capsys):
-    runs[0].note("mine", begun="then")
+    runs[0].record_attempt("mine", begun="then")
     for name in ("attempts.jsonl", "metrics.jsonl"):
         with (runs[0].path / name).open("ab") as file:
             file.write(b'{"x": 1}\n[2]\n\xff\n')
@@ -106,12 +107,12 @@ def test_cancel_stops_all_others(runs, monkeypatch, capsys, name):
 @pytest.mark.parametrize("name", ["spec", "failure"])
 def test_retry_tries_all_others_and_tells(runs, monkeypatch, capsys, name):
     launched = []
-    monkeypatch.setattr(launch, "launch", lambda sweep, runs, *rest: launched.extend(runs) or 0)
+    monkeypatch.setattr(launch, "launch", lambda used, request, *_: launched.extend(request.runs))
     (runs[1].path / f"{name}.json").write_bytes(TORN[0])
     code, out, err = told(capsys, monkeypatch, "retry train")
     assert launched == [runs[0], runs[2]]
-    assert "2 failed runs are tried again" in out
-    assert f"not tried again: runs/train/{runs[1].key}/{name}.json is not valid JSON" in err
+    assert "retrying 2 failed runs" in out
+    assert f"not retried: runs/train/{runs[1].key}/{name}.json is not valid JSON" in err
     assert code == 2
 
 

@@ -31,7 +31,7 @@ def test_a_run_then_its_sweep(run, tmp_path):
     assert {k: v for k, v in after.items() if not k.startswith("diagnostics")} == before
 
     told = succeed("diagnose", "train", "--samples", 200, cwd=tmp_path)
-    assert f"{run.name} Flow matching, seed 0: known" in told
+    assert f"{run.name} Flow matching, seed 0: measured before" in told
     assert len(re.findall(r"Flow matching, seed 0: \d+ s", told)) == 1
     known = (run / "diagnostics/diagnostics.json").stat().st_mtime_ns
     assert known == after["diagnostics/diagnostics.json"][0]

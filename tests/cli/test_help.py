@@ -7,31 +7,24 @@ from helpers.commands import succeed
 
 from fewstep import __version__
 from fewstep.backbones import BACKBONES
-from fewstep.cli.main import main
+from fewstep.cli.app import COMMANDS, main
 from fewstep.experiments.data import DATA
 from fewstep.experiments.extractors import EXTRACTORS
+from fewstep.experiments.metrics import METRICS
 from fewstep.objectives import OBJECTIVES
-from fewstep.sweeps import definition
+from fewstep.sweeps.definition import parse as definition
+from fewstep.sweeps.launcher import LAUNCHERS
 
-COMMANDS = (
-    "train",
-    "sweep",
-    "status",
-    "evaluate",
-    "diagnose",
-    "sample",
-    "sync",
-    "report",
-    "list",
-    "check",
-    "bench",
-    "encode",
-)
+GROUPS = ("bench", "extractor")
+BENCH = ("step", "data", "metrics", "sweep", "analysis")
+SHOWN = [*COMMANDS, *GROUPS, *(f"bench {name}" for name in BENCH), "extractor train"]
 NAMES = {
     "objectives": OBJECTIVES.names(),
     "backbones": BACKBONES.names(),
     "data": DATA.names(),
     "extractors": EXTRACTORS.names(),
+    "metrics": METRICS.names(),
+    "launchers": LAUNCHERS.names(),
     "sweeps": definition.names(),
 }
 
@@ -44,15 +37,15 @@ def told(monkeypatch, capsys, *words: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [name for name in SHOWN if name != "extractor"])
 def test_every_command_shows_an_example(monkeypatch, capsys, command):
-    text = told(monkeypatch, capsys, command, "--help")
-    assert f"Example: fewstep {command}" in " ".join(text.split())
+    text = told(monkeypatch, capsys, *command.split(), "--help")
+    assert f"Example: fewstep {command.removesuffix(' step')}" in " ".join(text.split())
 
 
 def test_all_commands_are_told(tmp_path):
     text = succeed("--help", cwd=tmp_path)
-    assert all(f" {command} " in text for command in COMMANDS)
+    assert all(f" {command} " in text for command in (*COMMANDS, *GROUPS))
     assert "\x1b" not in text
     assert succeed("--version", cwd=tmp_path) == f"fewstep {__version__}\n"
 

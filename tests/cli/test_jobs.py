@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 from helpers.commands import TINY
 from helpers.slurm_commands import sweep_of
 
-from fewstep.cli import jobs
-from fewstep.cli.launch import retry, submit
-from fewstep.cli.status import _digits
+from fewstep.cli.commands import logs as command
+from fewstep.cli.commands import status
+from fewstep.cli.commands.cancel import cancel
+from fewstep.cli.commands.sweep import retry
+from fewstep.cli.views.status_table import digits
 from fewstep.errors import UserError
-from fewstep.experiments import failures
-from fewstep.experiments.claim import Claim
-from fewstep.experiments.config import compose
+from fewstep.experiments.config.run_config import compose
+from fewstep.experiments.early_stopping import mark_stopped
 from fewstep.experiments.run import prepare
-from fewstep.experiments.rundir import RunDirectory, SweepDirectory, write_json
-from fewstep.experiments.rungs import mark_stopped
-from fewstep.sweeps.launching import failed
+from fewstep.experiments.store import failures
+from fewstep.experiments.store.json_files import write_json
+from fewstep.experiments.store.lease import RunLease
+from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
+from fewstep.sweeps.launch_record import failed
+from fewstep.sweeps.launcher import LaunchRequest, launcher
 from fewstep.sweeps.slurm.submission import Slurm
 from fewstep.sweeps.status import run_status
 
@@ -47,7 +50,7 @@ def test_the_step_of_a_run_that_left_is_the_one_it_saved(begun):
 
 
 def test_the_time_left_is_that_of_the_phase_and_steps_a_second_are_of_training(begun):
-    with Claim(begun):
+    with RunLease(begun):
         now = run_status(begun)
         assert (now.phase, now.rate, now.left) == ("train", 9, pytest.approx(400 / 9))
         told = {"phase": "evaluate", "done": 2000, "total": 8000, "rate": 50.0, "time": 0}
@@ -59,46 +62,46 @@ def test_the_time_left_is_that_of_the_phase_and_steps_a_second_are_of_training(b
 
 def test_what_is_evaluated_after_the_result_is_no_restart(begun):
     assert run_status(begun).restarts == 0
-    begun.note("killed", begun="1")
+    begun.record_attempt("killed", begun="1")
     assert run_status(begun).restarts == 0
-    begun.note("whole", begun="2")
+    begun.record_attempt("whole", begun="2")
     assert run_status(begun).restarts == 1
-    begun.note("whole", ended="done")
+    begun.record_attempt("whole", ended="done")
     for token, how in (("more cells", "done"), ("a bad file", "bad_data"), ("again", "done")):
-        begun.note(token, begun="3")
+        begun.record_attempt(token, begun="3")
         assert run_status(begun).restarts == 1
-        begun.note(token, ended=how)
+        begun.record_attempt(token, ended=how)
         assert run_status(begun).restarts == 1
 
 
 def test_following_ends_where_nobody_is_at_work(begun, monkeypatch, capsys):
-    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", -1.0)
-    jobs.logs(begun.key, begun.path.parent.parent, follow=True)
+    monkeypatch.setattr(command, "START_SECONDS", -1.0)
+    command.logs(begun.key, follow=True, runs=str(begun.path.parent.parent))
     assert capsys.readouterr().out.splitlines() == [
         "a line",
-        f"run {begun.key}: interrupted at step 120 of 500; nobody is at work on it",
+        f"run {begun.key}: interrupted at step 120 of 500; no process has it",
     ]
-    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", float("inf"))
+    monkeypatch.setattr(command, "START_SECONDS", float("inf"))
     mark_stopped(begun, "asha", 120)  # nothing to wait for
-    jobs.logs(begun.key, begun.path.parent.parent, follow=True)
-    assert "stopped at step 120 of 500; nobody" in capsys.readouterr().out
+    command.logs(begun.key, follow=True, runs=str(begun.path.parent.parent))
+    assert "stopped at step 120 of 500; no process" in capsys.readouterr().out
 
 
 def test_following_waits_for_who_is_queued(begun, monkeypatch, capsys):
-    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(command, "START_SECONDS", -1.0)
     reasons = [{begun.key: "job 7: pending"}, {begun.key: "job 7: pending"}, {}]
-    monkeypatch.setattr(jobs, "waiting", lambda sweep: reasons.pop(0))
-    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.0)
-    jobs.logs(begun.key, begun.path.parent.parent, follow=True)
+    monkeypatch.setattr(status, "queued_runs", lambda sweep: reasons.pop(0))
+    monkeypatch.setattr(command, "POLL_SECONDS", 0.0)
+    command.logs(begun.key, follow=True, runs=str(begun.path.parent.parent))
     assert reasons == []
 
 
 def test_a_run_that_is_not_there_is_not_tried_again(begun):
-    root, wrong = begun.path.parent.parent, begun.key[:5] + "x"
-    for command in (partial(retry, classes=()), jobs.cancel):
+    root, wrong = str(begun.path.parent.parent), begun.key[:5] + "x"
+    for function in (retry, cancel):
         with pytest.raises(UserError, match=f"no run '{wrong}'; did you mean '{begun.key}'"):
-            command("train", root, keys=[wrong])
-    assert retry("train", root, (), [begun.key[:5]]) == 0  # there, and not failed
+            function("train", run=[wrong], runs=root)
+    assert retry("train", run=[begun.key[:5]], runs=root) == 0  # there, and not failed
 
 
 def test_what_somebody_cancelled_is_tried_again_only_if_asked_for(tmp_path, capsys):
@@ -109,10 +112,10 @@ def test_what_somebody_cancelled_is_tried_again_only_if_asked_for(tmp_path, caps
     assert failed(sweep, [], []) == ([bug], [])
     assert failed(sweep, ["cancelled"], []) == failed(sweep, [], ["b"]) == ([cancelled], [])
     assert failed(sweep, ["bug"], ["b"]) == ([], [])
-    assert failures.resumed(cancelled)  # by launching the sweep
+    assert failures.retried_on_launch(cancelled)  # by launching the sweep
     bug.remove("failure")
-    assert retry("mine", tmp_path, (), ()) == 0
-    hint = "1 cancelled ones go on with --class cancelled"
+    assert retry("mine", runs=str(tmp_path)) == 0
+    hint = "1 cancelled run: --class cancelled"
     assert capsys.readouterr().out == f"no failed runs in sweep mine; {hint}\n"
 
 
@@ -121,14 +124,15 @@ def test_what_somebody_cancelled_is_tried_again_only_if_asked_for(tmp_path, caps
     [(0.0057, "0.00570"), (12.345, "12.3"), (987.6, "988"), (0, "0.00"), (1e7, "1e+07")],
 )
 def test_distances_in_status_have_three_digits(value, told):
-    assert _digits(value) == told
-    assert _digits(-value) == (told if value == 0 else f"-{told}")
-    assert _digits(float("nan")) == "nan"
+    assert digits(value) == told
+    assert digits(-value) == (told if value == 0 else f"-{told}")
+    assert digits(float("nan")) == "nan"
 
 
-def test_where_nothing_is_submitted_nothing_is_to_be_followed(begun, monkeypatch, capsys):
-    monkeypatch.setattr(Slurm, "submit", lambda self, runs, wanted: [])
-    submit(SweepDirectory(begun.path.parent), [], {}, {})
-    assert capsys.readouterr().out == "nothing is left to submit\n"
-    submit(SweepDirectory(begun.path.parent), [begun], {}, {})
-    assert "to follow it: fewstep status train" in capsys.readouterr().out
+def test_where_nothing_is_submitted_nothing_is_to_be_followed(begun, monkeypatch):
+    monkeypatch.setattr(Slurm, "submit", lambda self, runs, resources: [])
+    slurm, sweep = launcher("slurm"), SweepDirectory(begun.path.parent)
+    outcome = slurm.launch(LaunchRequest(sweep, {}), lambda event, running: None)
+    assert (outcome.detached, outcome.notes) == (True, ["nothing is left to submit"])
+    outcome = slurm.launch(LaunchRequest.of([begun]), lambda event, running: None)
+    assert outcome.notes[-1] == "to follow it: fewstep status train --watch"

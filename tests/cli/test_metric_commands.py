@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from helpers.tiny import times_changed, tiny
 
-from fewstep.cli.metrics import bias, train_extractor, write_reference
+from fewstep.cli.commands.evaluate import bias
+from fewstep.cli.commands.reference import reference, train_extractor
 from fewstep.errors import UserError
 from fewstep.experiments.data import DATA
 from fewstep.experiments.run import prepare, run
-from fewstep.experiments.rundir import RunDirectory
+from fewstep.experiments.store.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +28,17 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 def test_an_extractor_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["data=digits", "extractor.steps=20", "extractor.width=8"]
-    train_extractor(tmp_path, asked)
+    train_extractor(asked, str(tmp_path))
     first = capsys.readouterr().out
     (file,) = (tmp_path / "_cache" / "extractors").glob("digits-cnn-*.safetensors")
     assert "train 20/20" in first
     assert str(file) in first
     assert "evaluation.extractor={name: cnn, steps: 20, width: 8}" in first
     before = times_changed(tmp_path)
-    train_extractor(tmp_path, asked)
+    train_extractor(asked, str(tmp_path))
     again = capsys.readouterr().out
     assert "steps/s" not in again
-    assert again.splitlines()[0] == first.splitlines()[1]  # accuracy
+    assert again.splitlines()[0] in first.splitlines()  # accuracy
     after = times_changed(tmp_path)
     assert {n: t for n, t in after.items() if not n.endswith(".lock")}.items() <= before.items()
 
@@ -45,12 +46,13 @@ def test_an_extractor_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_reference_files(tmp_path: Path) -> None:
     file = tmp_path / "test.npz"
     pca = ["extractor=pca", "extractor.dimension=3"]
-    write_reference(tmp_path, ["data=digits", *pca, "split=test", f"output={file}"], False)
+    root = str(tmp_path)
+    reference(["data=digits", *pca, "split=test", f"output={file}"], runs=root)
     with np.load(file) as held:
         assert held["mu"].shape == (3,)
         assert held["sigma"].shape == (3, 3)
         assert int(held["n"]) == 597
-    write_reference(tmp_path, ["data=digits", f"output={file}"], True)
+    reference(["data=digits", f"output={file}"], images=True, runs=root)
     with np.load(file) as held:
         images = DATA["digits"].load().train.x
         assert np.array_equal(held["arr_0"][..., 0], images[:, 0].numpy())
@@ -62,30 +64,26 @@ def test_reference_files(tmp_path: Path) -> None:
     [
         (["data=digits"], False, "reference needs output=FILE"),
         (["data=digits", "output=x.txt"], False, "ending in .npz"),
-        (["data=digits", "output=/nowhere/x.npz"], False, "a folder that is there"),
+        (["data=digits", "output=/nowhere/x.npz"], False, "in an existing folder"),
         (["data=digits", "output=x.npz", "split=dev"], False, "unknown split 'dev'"),
-        (["data=digits", "output=x.npz", "steps=3"], False, "takes data=, extractor=, split=, out"),
+        (["data=digits", "output=x.npz", "steps=3"], False, "unknown setting 'steps' of reference"),
         (["data=gaussians", "output=x.npz"], True, "gaussians is not made of images"),
         (["data=gaussians", "output=x.npz", "extractor=cnn"], False, "needs labelled images"),
     ],
 )
 def test_a_refused_reference_leaves_nothing(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    overrides: list[str],
-    images: bool,
-    says: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], images: bool, says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=says):
-        write_reference(tmp_path, overrides, images)
+        reference(overrides, images, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_bias_of_a_run(done: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    root = done.path.parent.parent
+    root = str(done.path.parent.parent)
     small = "evaluation.extractor={name: pca, dimension: 4}"
-    bias(done.key, root, [small], 1, "ema", 5)
+    bias(done.key, points=5, overrides=[small], runs=root)
     shown = capsys.readouterr().out
     (file,) = done.diagnostics.glob("bias-steps0001-ema-*.json")
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -95,8 +93,9 @@ def test_bias_of_a_run(done: RunDirectory, capsys: pytest.CaptureFixture[str]) -
     assert samples["sizes"] == real["sizes"] == [60, 194, 328, 463, 597]
     assert real["limit"] < real["values"][-1] < real["values"][0]
     assert f"{samples['limit']:.4g}" in shown
+    few = ["evaluation.extractor=raw", "evaluation.samples=100"]
     with pytest.raises(UserError, match="at least 320 samples in 64 dimensions, got 100"):
-        bias(done.key, root, ["evaluation.extractor=raw", "evaluation.samples=100"], 1, "ema", 5)
+        bias(done.key, points=5, overrides=few, runs=root)
 
 
 def test_what_analysis_sees_of_sample_sets_and_metrics(done: RunDirectory) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from helpers.commands import TINY_DIT, succeed, tree
 
-from fewstep.experiments.claim import Claim
-from fewstep.experiments.rundir import RunDirectory
+from fewstep.experiments.store.lease import RunLease
+from fewstep.experiments.store.run_directory import RunDirectory
 
 SWEEP = """
 name: small
@@ -110,7 +110,7 @@ def test_the_plan_of_more_tells_time_resources_and_where_they_are_from(done):
     assert re.search(r"seed=2 +0:\d\d$", lines[4])
     assert lines[5] == "resources of each run: 2 CPUs"
     assert re.fullmatch(
-        r"estimate: [\d.]+ minutes for 1 of 1 runs to do, one after another; 1 from runs of the "
+        r"estimate: [\d.]+ minutes for 1 of 1 run to do, one after another; 1 from runs of the "
         r"same objective, backbone and data \(4 finished runs on such backbones and data\)",
         lines[6],
     )
@@ -118,7 +118,7 @@ def test_the_plan_of_more_tells_time_resources_and_where_they_are_from(done):
     member = RunDirectory(folder / "runs/small" / lines[4].split()[0])
     member.path.mkdir()
     try:
-        with Claim(member):
+        with RunLease(member):
             assert ", 0 stale, 1 running, 2 cached)" in succeed(*more, cwd=folder)
     finally:
         shutil.rmtree(member.path)

@@ -18,21 +18,22 @@ from safetensors import SafetensorError
 from torch import Generator
 
 from fewstep.errors import UserError
-from fewstep.experiments.claim import Claim, at_work
-from fewstep.experiments.config import amend
-from fewstep.experiments.failures import failure_class, of_error
+from fewstep.experiments.config.run_config import amend
 from fewstep.experiments.run import (
-    Busy,
     Interrupted,
     RunFailed,
+    RunLocked,
     directory_of,
     load_config,
     prepare,
     requested,
     run,
 )
-from fewstep.experiments.rundir import RunDirectory
-from fewstep.experiments.trainer import NotFinite
+from fewstep.experiments.store.classify_error import failure_class
+from fewstep.experiments.store.failures import error_record
+from fewstep.experiments.store.lease import RunLease, live_lease
+from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.experiments.training.trainer import NotFinite
 from fewstep.objectives import Batch, FlowMatching, Loss, Nets, Progress
 
 N = 597  # held-out digits
@@ -207,14 +208,14 @@ def test_a_run_root_that_is_a_file(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
     directory = prepare(tiny(tmp_path, "training.steps=1"))
-    with Claim(directory):
+    with RunLease(directory):
         before = times_changed(directory.path)
-        with pytest.raises(Busy, match="another process"):
+        with pytest.raises(RunLocked, match="another process"):
             run(directory)
         changed = times_changed(directory.path)
         assert {n for n in changed if changed[n] != before[n]} <= {"run.lock"}
     assert run(directory)["steps"] == 1
-    assert not directory.claim.exists()  # the run let go of it
+    assert not directory.lease.exists()  # the run let go of it
 
 
 # ---------------------------------------------------------------------------------- how it fails
@@ -239,7 +240,7 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
 )
 def test_classes_of_failure(error: Exception, name: str) -> None:
     assert failure_class(error) == name
-    record = of_error(RunDirectory(Path("nowhere")), error)
+    record = error_record(RunDirectory(Path("nowhere")), error)
     assert record["class"] == name
     assert record["message"]
     assert record["step"] == getattr(error, "step", None)
@@ -252,7 +253,7 @@ def test_more_memory_than_there_is_is_no_bug() -> None:
 
 
 def test_a_message_of_many_lines_becomes_one() -> None:
-    told = of_error(RunDirectory(Path("nowhere")), RuntimeError("first\nsecond"))
+    told = error_record(RunDirectory(Path("nowhere")), RuntimeError("first\nsecond"))
     assert told["message"] == "first"
 
 
@@ -287,7 +288,7 @@ def test_a_failed_run_is_tried_again_from_its_checkpoint(tmp_path: Path) -> None
         assert directory.failure() == caught.value.record
         assert "MemoryError" in caught.value.record["traceback"]
         assert checkpoint_steps(directory) == [2]
-        assert at_work(directory) is None
+        assert live_lease(directory) is None
         flag.unlink()
         steps: list[int] = []
         run(directory, on_progress=lambda phase, done, total, rate: steps.append(done))
@@ -372,13 +373,13 @@ def test_bookkeeping_asked_later_is_heeded_and_leaves_the_key(tmp_path: Path) ->
 
 def test_source_hash_sees_what_the_class_is_made_of() -> None:
     from fewstep.backbones import BACKBONES
-    from fewstep.experiments import provenance
+    from fewstep.experiments.store import provenance
     from fewstep.objectives import OBJECTIVES
 
     made_of = provenance._sources(type(OBJECTIVES["flow_matching"]).__module__, set())
-    room = "fewstep.objectives"
-    assert {f"{room}.{m}" for m in ("flow_matching", "base", "paths", "samplers")} <= made_of
-    assert f"{room}.scm" not in made_of
+    expected = ("flow_matching", "core.base", "core.paths", "core.samplers")
+    assert {f"fewstep.objectives.{m}" for m in expected} <= made_of
+    assert "fewstep.objectives.scm" not in made_of
     assert "fewstep.backbones.embeddings" in provenance._sources(
         type(BACKBONES["dit_digits"]).__module__, set()
     )

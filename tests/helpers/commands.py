@@ -14,6 +14,10 @@ from helpers import warm
 
 TIMEOUT_SECONDS = 180.0
 
+# show what is deprecated, and the words of such a warning of fewstep
+WARNING_ENVIRONMENT = {"PYTHONWARNINGS": "default::DeprecationWarning"}
+DEPRECATED = "the old name will be removed in"
+
 # a network and a data set on which thousands of steps take seconds
 TINY = (
     "data=gaussians",
@@ -37,12 +41,12 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in changing} | {"OMP_NUM_THREADS": "1"}
 
 
-def start(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-    """The command, started; its output comes with ``communicate``."""
+def start(*arguments: object, cwd: Path, **variables: str) -> subprocess.Popen[str]:
+    """The command, started with more ``variables``; its output comes with ``communicate``."""
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "fewstep", *map(str, arguments)],
         cwd=cwd,
-        env=environment(),
+        env={**environment(), **variables},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -81,22 +85,22 @@ def run(
         return subprocess.CompletedProcess(arguments, process.exitcode, *said)
 
 
-def fewstep(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command in ``environment()``, run to its end."""
-    return run(*arguments, cwd=cwd, environment=environment())
+def fewstep(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The command in ``environment()`` and more ``variables``, run to its end."""
+    return run(*arguments, cwd=cwd, environment={**environment(), **variables})
 
 
-def succeed(*arguments: object, cwd: Path) -> str:
+def succeed(*arguments: object, cwd: Path, **variables: str) -> str:
     """The command's stdout; fails the test, with all it said, unless it exits with 0."""
-    done = fewstep(*arguments, cwd=cwd)
+    done = fewstep(*arguments, cwd=cwd, **variables)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def wait_for(
-    condition: Callable[[], object], what: str, seconds: float = 180.0, every: float = 0.02
+    condition: Callable[[], object], what: str, seconds: float = 180.0, every: float = 0.05
 ) -> None:
-    """Return once ``condition()`` holds; a command is not to be asked fifty times a second."""
+    """Return once ``condition()`` holds, asked ``every`` so many seconds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s in vain for {what}"

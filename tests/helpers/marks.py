@@ -1,6 +1,7 @@
 """Simulated tables whose truth is known: how often their marks are wrong, and what they find.
 
-``python tests/helpers/marks.py`` prints the table of docs/analysis.md; the tests ask for less.
+``python tests/helpers/marks.py`` prints the table of docs/concepts/statistics.md; the tests ask for
+less.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import math
 
 import numpy as np
 
-from fewstep.analysis.ranking import shown_worse
-from fewstep.analysis.statistics import holm, t_test
+from fewstep.analysis.significance import holm, shown_worse
+from fewstep.analysis.statistics import t_test
 
 STEPS = 6
 SEEDS = (3, 5, 10)

@@ -24,17 +24,18 @@ import torch
 from helpers.tiny import tiny
 from torch import Generator, Tensor, nn
 
-from fewstep.experiments import distributed, worker
-from fewstep.experiments import trainer as training
-from fewstep.experiments.config import RunConfig
+from fewstep.experiments import worker
+from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset, Rows
-from fewstep.experiments.drawing import Cell, draw
-from fewstep.experiments.network import load_network
-from fewstep.experiments.parallel import Disagreement
-from fewstep.experiments.rundir import RunDirectory
-from fewstep.experiments.trainer import Interrupted, Trainer
+from fewstep.experiments.distributed import process_group
+from fewstep.experiments.distributed.data_parallel import Disagreement
+from fewstep.experiments.evaluation.sampling import SamplingConfig, draw
+from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.experiments.training import trainer
+from fewstep.experiments.training.network import load_network
+from fewstep.experiments.training.trainer import Interrupted, Trainer
 from fewstep.objectives import OBJECTIVES, Batch, FlowMatching, Loss, Nets, Progress
-from fewstep.objectives.base import full, mean_square, randn
+from fewstep.objectives.core.batch_math import full, mean_square, randn
 
 TESTS = Path(__file__).resolve().parents[1]
 SAMPLES, BATCH = 37, 10
@@ -80,7 +81,7 @@ class Whimsical(FlowMatching):
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         loss = super().loss(nets, batch, progress, g)
-        return replace(loss, per_sample=loss.per_sample * (1 + distributed.ranks().rank))
+        return replace(loss, per_sample=loss.per_sample * (1 + process_group.ranks().rank))
 
 
 OWN = {"two_calls": TwoCalls(), "whimsical": Whimsical()}
@@ -89,7 +90,7 @@ OWN = {"two_calls": TwoCalls(), "whimsical": Whimsical()}
 @contextmanager
 def in_float64() -> Iterator[None]:
     """Networks of float64 numbers, none of them 0, and an objective of the tests' own."""
-    build, take = training.build_network, Trainer._batch
+    build, take = trainer.build_network, Trainer._batch
 
     def stirred(config: RunConfig, dataset: Dataset) -> nn.Module:
         network = build(config, dataset)
@@ -102,7 +103,7 @@ def in_float64() -> Iterator[None]:
         eps = None if batch.eps is None else batch.eps.double()
         return Batch(batch.x.double(), batch.y, batch.y_true, eps)
 
-    training.build_network = stirred
+    trainer.build_network = stirred
     Trainer._batch = doubled  # type: ignore[method-assign]
     torch.set_default_dtype(torch.float64)
     for name, objective in OWN.items():
@@ -110,7 +111,7 @@ def in_float64() -> Iterator[None]:
     try:
         yield
     finally:
-        training.build_network = build
+        trainer.build_network = build
         Trainer._batch = take  # type: ignore[method-assign]
         torch.set_default_dtype(torch.float32)
         for name in OWN:
@@ -147,7 +148,8 @@ def play(scene: Scene) -> dict[str, Any]:
     found["last"] = made.last
     network = load_network(config, made.dataset, directory.checkpoints, "raw")
     found["samples"] = [
-        draw(config, made.dataset, network, Cell(**cell), SAMPLES, BATCH) for cell in scene.cells
+        draw(config, made.dataset, network, SamplingConfig(**cell), SAMPLES, BATCH)
+        for cell in scene.cells
     ]
     found["samples"] = [(drawn.x, drawn.nfe) for drawn in found["samples"]]
     return found
@@ -220,7 +222,7 @@ class Exhausts(FlowMatching):
     title: ClassVar[str] = "Exhausts"
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
-        if distributed.ranks().rank == 1 and progress.step == 1:
+        if process_group.ranks().rank == 1 and progress.step == 1:
             raise MemoryError("rank 1 has no memory left")
         return super().loss(nets, batch, progress, g)
 
@@ -230,12 +232,12 @@ def main() -> int:
     if story.is_dir():
         OBJECTIVES.add("exhausts", Exhausts())
         return worker.main([str(story)])
-    ranks = distributed.join()
+    ranks = process_group.init_process_group()
     with in_float64():
         scenes = [Scene(**scene) for scene in json.loads(story.read_text())]
         found = {scene.name: play(scene) for scene in scenes}
     torch.save(found, story.with_name(f"found-{ranks.rank}.pt"))
-    distributed.leave()
+    process_group.destroy_process_group()
     return 0
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.experiments.rundir import RunDirectory
+from fewstep.experiments.store.run_directory import RunDirectory
 
 # a token that an earlier Ray has left is asked for by some ways of starting it, and not by others
 OPEN = {"RAY_AUTH_MODE": "disabled"}
@@ -67,10 +67,8 @@ def is_there(address: str) -> bool:
 
 
 def main() -> None:
-    from fewstep.sweeps.launcher import Event
-    from fewstep.sweeps.ray.launcher import RayLauncher
-    from fewstep.sweeps.ray.settings import RaySettings
-    from fewstep.sweeps.resources import Resources
+    from fewstep.sweeps.definition.resources import Resources
+    from fewstep.sweeps.launcher import Event, LaunchRequest, launcher
 
     def on_event(event: Event, working: Sequence[RunDirectory]) -> None:
         if event.run is not None:
@@ -83,7 +81,8 @@ def main() -> None:
     settings, asked = (json.loads(told) for told in sys.argv[1:3])
     runs = [RunDirectory(Path(path)) for path in sys.argv[3:]]
     resources = {run.key: Resources(**asked) for run in runs} if asked else None
-    outcome = RayLauncher(RaySettings.parse(settings), resources).launch(runs, on_event)
+    request = LaunchRequest.of(runs, resources)
+    outcome = launcher("ray", settings).launch(request, on_event)
     print(outcome)
 
 

@@ -1,4 +1,4 @@
-"""A real SLURM cluster on this machine (tests/slurm/box), and runs on it."""
+"""A real SLURM cluster on this machine (tests/sweeps/slurm/cluster/box), and runs on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from helpers.commands import environment, wait_for
 
-BOX = Path(__file__).parents[1] / "slurm/box"
+BOX = Path(__file__).parents[1] / "sweeps/slurm/cluster/box"
 # each process of tests has ports of its own: up to PORT + 400 a cluster
 PORT = 17817 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "slurmdbd", "mariadbd", "mariadb")
@@ -60,7 +60,7 @@ class Box:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=300,
         )
         assert done.returncode == 0, f"{name} {words}: {done.stdout}\n{done.stderr}"
 

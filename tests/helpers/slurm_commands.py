@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.experiments.claim import JOB
-from fewstep.experiments.rundir import RunDirectory, SweepDirectory, read_json, write_json
-from fewstep.sweeps.slurm.queue import FIELDS
+from fewstep.experiments.store.json_files import read_json, write_json
+from fewstep.experiments.store.lease import JOB
+from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
+from fewstep.sweeps.slurm.squeue import FIELDS
 from fewstep.sweeps.slurm.submission import FOLDER
 
 COMMANDS = {
@@ -59,7 +60,7 @@ def long_ago(sweep: SweepDirectory) -> None:
 def began(run: RunDirectory, job: str | None, when: str = LATER, **how: str) -> None:
     """An attempt of that job; of this machine's where there is none."""
     told = None if job is None else {"launcher": "slurm", "id": job, "restart": 0}
-    run.note(f"{job} {when}", begun=when, job=told, **run.kept(), **how)
+    run.record_attempt(f"{job} {when}", begun=when, job=told, **run.saved_work(), **how)
 
 
 class Commands:
@@ -116,7 +117,7 @@ class Commands:
         """How many scripts there were."""
         return len(os.listdir(self.folder / "scripts"))
 
-    def asked(self) -> int:
+    def metric_requests(self) -> int:
         """How often somebody asked squeue."""
         file = self.folder / "asked"
         return len(file.read_text().splitlines()) if file.exists() else 0

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from helpers.commands import TINY, run, wait_for
 from helpers.slurm import Box
+from helpers.third_party import SLOW, held, third_party
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.experiments.rundir import RunDirectory, SweepDirectory
+from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 
 BASE = (
     "base: {evaluation.steps: [1], training.log_every: 20, training.checkpoint_every: 20,"
@@ -24,45 +25,6 @@ BASE = (
 )
 LONG, SHORT = 300, 20
 NAP = 0.04  # seconds a step of the long run takes on the cluster
-
-# a run that lasts, leaves the processors to others, and all but stands still where it must
-SLOW = """
-import os, time
-from dataclasses import dataclass
-from pathlib import Path
-from fewstep.objectives import FlowMatching
-
-@dataclass(frozen=True)
-class Slow(FlowMatching):
-    def loss(self, nets, batch, progress, g):
-        time.sleep(float(os.environ.get("NAP", 0)))
-        held = Path(os.environ.get("HELD", ""), f"steps-{progress.total}")
-        if progress.step >= 100 and held.exists():
-            time.sleep(2)
-        return super().loss(nets, batch, progress, g)
-"""
-FLAKY = """
-from dataclasses import dataclass
-from fewstep.objectives import FlowMatching
-
-@dataclass(frozen=True)
-class Flaky(FlowMatching):
-    def loss(self, nets, batch, progress, g):
-        if progress.step == 3:
-            {fault}
-        return super().loss(nets, batch, progress, g)
-"""
-
-
-def third_party(folder: Path, name: str, code: str) -> None:
-    """An installed package with an objective ``name``, the last class of ``code``."""
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}_mod.py").write_text(code)
-    info = folder / f"{name}-1.dist-info"
-    info.mkdir()
-    last = code.rsplit("class ", 1)[1].split("(")[0]
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(f"[fewstep.objectives]\n{name} = {name}_mod:{last}\n")
 
 
 class Sweep:
@@ -107,7 +69,7 @@ class Sweep:
 
     def job(self, case: str) -> dict[str, str]:
         """What the attempt that has the run says of its job."""
-        claim = json.loads(self.runs[case].claim.read_text())
+        claim = json.loads(self.runs[case].lease.read_text())
         return claim["job"]
 
     def training(self, case: str, step: int = 40) -> Callable[[], bool]:
@@ -116,19 +78,15 @@ class Sweep:
         def holds() -> bool:
             run = self.runs[case]
             progress = run.progress()
-            return bool(progress and progress["done"] >= step and run.claim.exists())
+            return bool(progress and progress["done"] >= step and run.lease.exists())
 
         return holds
 
     @contextmanager
     def held(self, steps: int = LONG) -> Iterator[None]:
         """Meanwhile runs of so many steps take 2 s for each beyond the hundredth."""
-        hold = self.folder / f"steps-{steps}"
-        hold.touch()
-        try:
+        with held(self.folder, steps):
             yield
-        finally:
-            hold.unlink(missing_ok=True)
 
     def wait(self, seconds: float = 300) -> None:
         """Until every job is over."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fewstep.experiments.rundir import SweepDirectory
-from fewstep.experiments.tracking import sync
+from fewstep.experiments.store.run_directory import SweepDirectory
+from fewstep.experiments.tracking.sync import sync
 
 if __name__ == "__main__":
     root, sweep, *uri = sys.argv[1:]

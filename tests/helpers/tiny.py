@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.config_store import ConfigStore
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.experiments import config as configuration
-from fewstep.experiments.config import Override, RunConfig, compose
+from fewstep.experiments.config import run_config
+from fewstep.experiments.config.run_config import Override, RunConfig, compose
 from fewstep.experiments.run import prepare, run
-from fewstep.experiments.rundir import RunDirectory
-from fewstep.experiments.trainer import Trainer
+from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.experiments.training.trainer import Trainer
 from fewstep.objectives import OBJECTIVES
 
 TINY: list[Override] = [
@@ -86,11 +85,10 @@ def times_changed(folder: Path) -> dict[str, int]:
 @contextmanager
 def registered(group: str, name: str, entry: Any) -> Iterator[None]:
     """``entry`` in the registry of ``group`` as long as the context lasts."""
-    registry = configuration.GROUPS[group]
+    registry = run_config.GROUPS[group]
     registry.add(name, entry)
     try:
         yield
     finally:
         del registry._entries[name]
-        ConfigStore.instance().repo.get(group, {}).pop(f"{name}.yaml", None)
-        configuration._composed.cache_clear()
+        run_config._composed.cache_clear()

@@ -18,9 +18,9 @@ from pathlib import Path
 
 # not fewstep.cli, which looks at the terminal and the environment when it is imported
 IMPORTED = (
-    *("fewstep.sweeps.plan", "fewstep.experiments.run", "fewstep.experiments.tracking"),
+    *("fewstep.sweeps.plan", "fewstep.experiments.run", "fewstep.experiments.tracking.sync"),
     *("fewstep.analysis", "fewstep.reports.report", "mlflow", "matplotlib.pyplot", "typer", "rich"),
-    *("torch._dynamo", "sklearn.datasets", "scipy.linalg"),
+    *("torch._dynamo", "scipy.linalg"),
 )
 
 _forkserver = multiprocessing.get_context("forkserver")

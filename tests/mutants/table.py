@@ -6,7 +6,7 @@ one, a sigma_d left out, noise not shared, gradients into targets, halves and la
 They stand in the .txt files beside this one:
 
     @ file: why it is a fault
-    - text, in objectives/<file>.py exactly once
+    - text, in objectives/ or objectives/core/, <file>.py, exactly once
     + what it becomes
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Mutant:
-    """In ``objectives/<file>.py``, ``old`` (there exactly once) becomes ``new``."""
+    """In ``<file>.py`` of ``objectives/``, ``old``, there once, becomes ``new``."""
 
     file: str
     why: str
@@ -35,6 +35,12 @@ def read(text: str) -> list[Mutant]:
         old, new = ("\n".join(x[2:] for x in lines if x.startswith(sign)) for sign in ("- ", "+ "))
         found.append(Mutant(file, why, old, new))
     return found
+
+
+def source(root: Path, mutant: Mutant) -> Path:
+    """The file below ``root`` that the mutant changes."""
+    (file,) = (root / "objectives").rglob(f"{mutant.file}.py")
+    return file
 
 
 MUTANTS = [

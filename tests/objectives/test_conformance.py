@@ -1,4 +1,4 @@
-"""Every registered objective keeps its word, and ``conform`` sees those that do not."""
+"""Every registered objective keeps its word, and ``run_checks`` sees those that do not."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from fewstep.objectives import (
     Progress,
     Shortcut,
 )
-from fewstep.objectives.base import mean_square, rand, randn
-from fewstep.objectives.conformance import CHECKS, conform
-from fewstep.objectives.conformance.case import END, TOTAL, Case, Recorder, bent
+from fewstep.objectives.conformance import CHECKS, run_checks
+from fewstep.objectives.conformance.case import END, TOTAL, CallRecorder, Case, nonlinear_test_net
+from fewstep.objectives.core.batch_math import mean_square, rand, randn
 
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", OBJECTIVES.names())
 def test_conformance(name: str, check: str) -> None:
-    (finding,) = conform(OBJECTIVES[name], [check])
-    assert finding.held is not False, finding.told
+    (finding,) = run_checks(OBJECTIVES[name], [check])
+    assert finding.passed is not False, finding.detail
 
 
 @pytest.mark.parametrize("name", OBJECTIVES.names())
 def test_ideal_is_given_by_every_objective_of_ours(name: str) -> None:
-    assert Case(OBJECTIVES[name]).ideal is not None
+    assert Case(OBJECTIVES[name]).optimum is not None
 
 
 # with the settings under which the online network is asked most
@@ -61,7 +61,7 @@ EVERY_WAY: list[Objective] = [
 @pytest.mark.parametrize("labelled", [False, True])
 def test_each_row_is_back_propagated_once(objective: Objective, labelled: bool) -> None:
     """No target carries gradients, and no row is trained twice or forgotten."""
-    case, record = Case(objective), Recorder(bent)
+    case, record = Case(objective), CallRecorder(nonlinear_test_net)
     for progress in (Progress(0, TOTAL), Progress(TOTAL // 2, TOTAL), END):
         record.calls.clear()
         y = torch.zeros(64, dtype=torch.int64) if labelled else None
@@ -139,9 +139,9 @@ class Raising(FlowMatching):
 
 
 FAULTY: list[tuple[Objective, set[str]]] = [
-    (Backwards(), {"least at the ideal"}),
+    (Backwards(), {"minimum at the optimum"}),
     (Unlabelled(), {"labels"}),
-    (Reduced(), {"time domain", "loss of each row"}),
+    (Reduced(), {"time domain", "per-sample loss"}),
     (Careless(), {"determinism", "float32"}),
     (Halfway(), {"exact jumps", "exact samples"}),
     (Leaking(), {"gradients", "shared noise", "exact samples"}),
@@ -150,19 +150,21 @@ FAULTY: list[tuple[Objective, set[str]]] = [
 
 @pytest.mark.parametrize(("objective", "failing"), FAULTY, ids=lambda v: type(v).__name__)
 def test_faults_are_found(objective: Objective, failing: set[str]) -> None:
-    found = {f.name for f in conform(objective) if f.held is False}
+    found = {f.name for f in run_checks(objective) if f.passed is False}
     assert failing <= found
 
 
 def test_errors_are_findings() -> None:
-    findings = {f.name: f for f in conform(Raising())}
-    assert findings["path"].held
-    assert findings["gradients"].held is False
-    assert findings["gradients"].told == "RuntimeError: no loss today"
+    findings = {f.name: f for f in run_checks(Raising())}
+    assert findings["path"].passed
+    assert findings["gradients"].passed is False
+    assert findings["gradients"].detail == "RuntimeError: no loss today"
 
 
 def test_without_an_ideal_its_checks_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FlowMatching, "ideal", Objective.ideal)
-    told = {f.name: f.told for f in conform(FlowMatching()) if f.held is None}
-    assert told["least at the ideal"] == told["exact samples"] == "no ideal() is given"
-    assert not [f for f in conform(FlowMatching()) if f.held is False]
+    monkeypatch.setattr(FlowMatching, "gaussian_optimum", Objective.gaussian_optimum)
+    told = {f.name: f.detail for f in run_checks(FlowMatching()) if f.passed is None}
+    assert (
+        told["minimum at the optimum"] == told["exact samples"] == "no gaussian_optimum() is given"
+    )
+    assert not [f for f in run_checks(FlowMatching()) if f.passed is False]

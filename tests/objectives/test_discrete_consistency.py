@@ -11,8 +11,17 @@ from scipy.stats import norm
 from torch import Tensor
 
 from fewstep.objectives import ECT, ICT, Consistency, ConsistencyDistillation, Loss, Progress
-from fewstep.objectives.conformance.case import END, STD, Call, Case, Recorder, bent, g, gap
-from fewstep.objectives.paths import expand
+from fewstep.objectives.conformance.case import (
+    END,
+    STD,
+    Call,
+    CallRecorder,
+    Case,
+    g,
+    nonlinear_test_net,
+    rel_error,
+)
+from fewstep.objectives.core.batch_math import expand
 
 EDMS = [ICT(), ECT(), ICT(sigma_d=1.3), ECT(sigma_d=1.3)]
 
@@ -30,7 +39,7 @@ def test_neighbouring_times_on_the_whole_grid(
     objective: Consistency | ConsistencyDistillation, n: int
 ) -> None:
     case = Case(objective)
-    online, ema = Recorder(bent), Recorder(bent)
+    online, ema = CallRecorder(nonlinear_test_net), CallRecorder(nonlinear_test_net)
     loss = case.loss(case.nets(online, ema), case.batch(4096, 0), 0)
     (here,), (there,) = online.calls, ema.calls
     assert sorted(set(loss.t.tolist())) == [i / n for i in range(1, n + 1)]
@@ -38,9 +47,9 @@ def test_neighbouring_times_on_the_whole_grid(
     counts = Counter(loss.t.tolist())
     assert max(counts.values()) < 1.2 * 4096 / n
     # |F - (x_t - f(x_s, s)) / t|^2
-    f_s = there.x - expand(there.t, there.x) * bent(there.x, there.t)
+    f_s = there.x - expand(there.t, there.x) * nonlinear_test_net(there.x, there.t)
     target = (here.x - f_s) / expand(here.t, here.x)
-    error = (bent(here.x, here.t) - target).square().mean(1)
+    error = (nonlinear_test_net(here.x, here.t) - target).square().mean(1)
     torch.testing.assert_close(loss.per_sample, error)
 
 
@@ -49,7 +58,11 @@ def test_neighbouring_times_on_the_whole_grid(
 def test_target_network(
     objective: type[Consistency] | type[ConsistencyDistillation], target: str
 ) -> None:
-    case, online, ema = Case(objective(target=target)), Recorder(bent), Recorder(bent)
+    case, online, ema = (
+        Case(objective(target=target)),
+        CallRecorder(nonlinear_test_net),
+        CallRecorder(nonlinear_test_net),
+    )
     case.loss(case.nets(online, ema), case.batch(8, 0), 0)
     assert (len(online.calls), len(ema.calls)) == ((1, 1) if target == "ema" else (2, 0))
 
@@ -69,13 +82,13 @@ def test_distillation_follows_the_teacher_with_the_solvers_order(solver: str, or
 
 def test_distillation_clips_and_guides() -> None:
     case = Case(ConsistencyDistillation(clip=0.5, intervals=4))
-    ema = Recorder(bent)
-    case.loss(case.nets(bent, ema), case.batch(64, 0), 0)
+    ema = CallRecorder(nonlinear_test_net)
+    case.loss(case.nets(nonlinear_test_net, ema), case.batch(64, 0), 0)
     assert float(ema.calls[0].x.abs().max()) == 0.5
     y = torch.arange(64) % 10
     for scale, calls in ((1.0, 2), (1.5, 4)):  # Heun
         case = Case(ConsistencyDistillation(teacher_guidance=scale))
-        teacher = Recorder(case.teacher)
+        teacher = CallRecorder(case.teacher)
         case.loss(case.nets(teacher=teacher), case.batch(64, 0, y=y), 0)
         assert len(teacher.calls) == calls
 
@@ -92,16 +105,16 @@ def test_preconditioning_is_edms(objective: ICT | ECT) -> None:
     x_sigma, x_t = x + expand(sigma, x) * eps, objective.path.mix(x, eps, t)
     c_in = 1 / (sigma**2 + sd**2).sqrt()
     c_skip, c_out = sd**2 * c_in**2, sigma * sd * c_in
-    asked = Recorder(bent)
+    asked = CallRecorder(nonlinear_test_net)
     found = objective.denoise(asked, x_t, t, None)
-    assert gap(asked.calls[0].x, expand(c_in, x) * x_sigma) < 1e-12
-    F = bent(expand(c_in, x) * x_sigma, t)
-    assert gap(found, expand(c_skip, x) * x_sigma - expand(c_out, x) * F) < 1e-12
+    assert rel_error(asked.calls[0].x, expand(c_in, x) * x_sigma) < 1e-12
+    F = nonlinear_test_net(expand(c_in, x) * x_sigma, t)
+    assert rel_error(found, expand(c_skip, x) * x_sigma - expand(c_out, x) * F) < 1e-12
 
 
 def asked_twice(objective: ICT | ECT, progress: Progress = END) -> tuple[Loss, Call, Call]:
-    """The loss of a network that is nobody's optimum, and its calls at sigma and at r < sigma."""
-    case, record = Case(objective), Recorder(bent)
+    """The loss of a network that is not an optimum, and its calls at sigma and at r < sigma."""
+    case, record = Case(objective), CallRecorder(nonlinear_test_net)
     loss = case.loss(case.nets(record, None), case.batch(4096, 0), 0, progress)
     behind, here = record.calls
     assert (behind.grad, here.grad) == (False, True)
@@ -114,7 +127,7 @@ def level(objective: ICT | ECT, call: Call) -> Tensor:
 
 def denoised(objective: ICT | ECT, call: Call) -> Tensor:
     x_t = objective.sigma_d * call.x
-    return objective.denoise(bent, x_t, call.t, None)
+    return objective.denoise(nonlinear_test_net, x_t, call.t, None)
 
 
 def test_ict_doubles_its_levels() -> None:
@@ -141,7 +154,7 @@ def test_ict_proposal_is_a_discretised_log_normal() -> None:
     mass = norm.cdf(grid.log().numpy(), -1.1, 2.0)
     expected = torch.from_numpy(mass[1:] - mass[:-1])
     torch.testing.assert_close(objective.proposal(grid), expected / expected.sum())
-    case, record = Case(objective), Recorder(bent)
+    case, record = Case(objective), CallRecorder(nonlinear_test_net)
     loss = case.loss(case.nets(record), case.batch(50_000, 0), 0, Progress(150, 800))
     above = 0.5 * loss.t.tan()
     drawn = (above[:, None] - grid[1:]).abs().argmin(1).bincount(minlength=20) / 50_000

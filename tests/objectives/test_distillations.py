@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from fewstep.objectives import LiveReflow, Progress, ProgressiveDistillation, Reflow
-from fewstep.objectives.conformance.case import END, STD, Case, Recorder, bent, gap
-from fewstep.objectives.paths import expand
+from fewstep.objectives.conformance.case import (
+    END,
+    STD,
+    CallRecorder,
+    Case,
+    nonlinear_test_net,
+    rel_error,
+)
+from fewstep.objectives.core.batch_math import expand
 
 
 def test_stages_have_equal_shares_and_freeze_at_their_start() -> None:
@@ -18,8 +25,8 @@ def test_stages_have_equal_shares_and_freeze_at_their_start() -> None:
     stages = [objective.stage(Progress(k, 400)) for k in range(400)]
     assert [stages.count(k) for k in range(4)] == [100] * 4
     assert objective.stage(Progress(400, 400)) == 3
-    frozen = [k for k in range(400) if objective.freezes(Progress(k, 400))]
-    assert frozen == [100, 200, 300]
+    frozen_copy = [k for k in range(400) if objective.takes_snapshot(Progress(k, 400))]
+    assert frozen_copy == [100, 200, 300]
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -27,10 +34,12 @@ def test_each_stage_halves_the_steps_of_the_one_before(stage: int) -> None:
     objective = ProgressiveDistillation(finest=16)
     case, progress = Case(objective), Progress(100 * stage + 50, 400)
     before = Progress(100 * stage - 50, 400)
-    ideal = objective.ideal(case.flow, progress)
-    former = Recorder(objective.ideal(case.flow, before) if stage else bent)
-    teacher, online = Recorder(case.teacher), Recorder(ideal)
-    nets = case.nets(online, former=former, teacher=teacher)
+    ideal = objective.gaussian_optimum(case.flow, progress)
+    former = CallRecorder(
+        objective.gaussian_optimum(case.flow, before) if stage else nonlinear_test_net
+    )
+    teacher, online = CallRecorder(case.teacher), CallRecorder(ideal)
+    nets = case.nets(online, snapshot=former, teacher=teacher)
     loss = case.loss(nets, case.batch(512, 0), 0, progress)
     behind, silent = (former, teacher) if stage else (teacher, former)
     assert not silent.calls
@@ -45,23 +54,23 @@ def test_each_stage_halves_the_steps_of_the_one_before(stage: int) -> None:
     times = case.path.times(steps)
     noise = case.noise(20, 0)
     sampled = objective.sample(ideal, noise, None, times, torch.Generator())
-    assert gap(sampled, STD * noise) < 1e-12
+    assert rel_error(sampled, STD * noise) < 1e-12
 
 
 def test_target_in_numbers() -> None:
     objective = ProgressiveDistillation(clip=0.6)
     x, t = Case(objective).noise(64, 0), torch.full((64,), 0.75, dtype=torch.float64)
-    between = (x - 0.25 * bent(x, t)).clamp(-0.6, 0.6)
-    expected = (bent(x, t) + bent(between, t - 0.25)) / 2
-    torch.testing.assert_close(objective.two_steps(bent, x, t, 0.5, None), expected)
+    between = (x - 0.25 * nonlinear_test_net(x, t)).clamp(-0.6, 0.6)
+    expected = (nonlinear_test_net(x, t) + nonlinear_test_net(between, t - 0.25)) / 2
+    torch.testing.assert_close(objective.two_steps(nonlinear_test_net, x, t, 0.5, None), expected)
 
 
 def test_progressive_guidance_acts_on_the_teacher_alone() -> None:
     objective = ProgressiveDistillation(teacher_guidance=2.0)
     case, y = Case(objective), torch.arange(8)
     for progress, calls in ((Progress(0, 700), 4), (END, 2)):
-        behind = Recorder(bent)
-        nets = case.nets(former=behind, teacher=behind)
+        behind = CallRecorder(nonlinear_test_net)
+        nets = case.nets(snapshot=behind, teacher=behind)
         case.loss(nets, case.batch(8, 0, y=y), 0, progress)
         assert len(behind.calls) == calls
 
@@ -81,9 +90,9 @@ def euler(case: Case, eps: Tensor, steps: int) -> Tensor:
 def test_pairs_are_the_teachers_flow() -> None:
     case = Case(Reflow(pair_steps=20))
     eps = case.noise(64, 0)
-    assert gap(case.coupled(eps), euler(case, eps, 20)) < 1e-12
+    assert rel_error(case.paired_data(eps), euler(case, eps, 20)) < 1e-12
     fine = Case(Reflow(pair_steps=64, pair_solver="heun"))
-    assert gap(fine.coupled(eps), STD * eps) < 1e-3
+    assert rel_error(fine.paired_data(eps), STD * eps) < 1e-3
 
 
 def test_pairs_are_guided() -> None:
@@ -92,21 +101,21 @@ def test_pairs_are_guided() -> None:
 
     eps, y = Case(Reflow()).noise(8, 0), torch.arange(8)
     for scale, speed in ((1.0, 3.0), (2.0, 5.0)):
-        pairs = Reflow(teacher_guidance=scale).couple(teacher, eps, y)
+        pairs = Reflow(teacher_guidance=scale).make_pairs(teacher, eps, y)
         torch.testing.assert_close(pairs, eps - speed)
-        live = LiveReflow(pair_guidance=scale).couple(teacher, eps, y)
+        live = LiveReflow(pair_guidance=scale).make_pairs(teacher, eps, y)
         torch.testing.assert_close(live, eps - speed)
 
 
 def test_reflow_regresses_the_pairs_own_line() -> None:
-    case, record = Case(Reflow()), Recorder(bent)
+    case, record = Case(Reflow()), CallRecorder(nonlinear_test_net)
     batch = case.batch(4096, 0)
     loss = case.loss(case.nets(record), batch, 0)
     assert batch.eps is not None
     (call,) = record.calls
     x_t = expand(1 - call.t, call.x) * batch.x + expand(call.t, call.x) * batch.eps
     torch.testing.assert_close(call.x, x_t)
-    error = (bent(call.x, call.t) - (batch.eps - batch.x)).square().mean(1)
+    error = (nonlinear_test_net(call.x, call.t) - (batch.eps - batch.x)).square().mean(1)
     torch.testing.assert_close(loss.per_sample, error)
     assert float(loss.t.mean()) == pytest.approx(0.5, abs=0.02)
     assert float(loss.t.var()) == pytest.approx(1 / 12, abs=0.01)
@@ -116,7 +125,11 @@ def test_reflow_regresses_the_pairs_own_line() -> None:
 
 @pytest.mark.parametrize("target", ["ema", "online"])
 def test_live_pairs_come_from_the_network_named(target: str) -> None:
-    case, online, ema = Case(LiveReflow(target=target)), Recorder(bent), Recorder(bent)
+    case, online, ema = (
+        Case(LiveReflow(target=target)),
+        CallRecorder(nonlinear_test_net),
+        CallRecorder(nonlinear_test_net),
+    )
     loss = case.loss(case.nets(online, ema), case.batch(68, 0), 0)
     assert (len(online.calls), len(ema.calls)) == ((1, 8) if target == "ema" else (9, 0))
     behind = (ema if target == "ema" else online).calls[:8]
@@ -128,7 +141,7 @@ def test_live_pairs_come_from_the_network_named(target: str) -> None:
 
 def test_live_pairs_are_straight() -> None:
     case = Case(LiveReflow(reflow_share=0.5))
-    record = Recorder(case.some)
+    record = CallRecorder(case.test_net)
     batch = case.batch(64, 0)
     loss = case.loss(case.nets(record), batch, 0)
     assert float(loss.per_sample[:32].max()) < 1e-20
@@ -141,18 +154,20 @@ def test_live_pairs_are_straight() -> None:
 
 
 def test_live_flow_rows_are_flow_matching() -> None:
-    case, record = Case(LiveReflow(reflow_share=0.5)), Recorder(bent)
+    case, record = Case(LiveReflow(reflow_share=0.5)), CallRecorder(nonlinear_test_net)
     batch = case.batch(64, 0)
     loss = case.loss(case.nets(record), batch, 0)
     call, x = record.calls[-1], batch.x[32:]
     t = call.t[32:]
     eps = (call.x[32:] - expand(1 - t, x) * x) / expand(t, x)
-    error = (bent(call.x[32:], t, torch.zeros(32).double()) - (eps - x)).square().mean(1)
+    error = (
+        (nonlinear_test_net(call.x[32:], t, torch.zeros(32).double()) - (eps - x)).square().mean(1)
+    )
     torch.testing.assert_close(loss.per_sample[32:], error)
 
 
 def test_live_rows_keep_their_labels() -> None:
-    case, record = Case(LiveReflow()), Recorder(bent)
+    case, record = Case(LiveReflow()), CallRecorder(nonlinear_test_net)
     true = torch.arange(64) % 10
     dropped = torch.full_like(true, 10)
     batch = replace(case.batch(64, 0, y=dropped), y_true=true)
@@ -169,6 +184,6 @@ def test_fine_sampling_follows_the_datas_own_flow() -> None:
     case = Case(LiveReflow(finest=16))
     noise = case.noise(8, 0)
     for steps, flag in ((8, 1.0), (16, 0.0), (32, 0.0)):
-        record = Recorder(case.some)
+        record = CallRecorder(case.test_net)
         case.sample(record, noise, steps)
         assert all(c.d is not None and (c.d == flag).all() for c in record.calls)

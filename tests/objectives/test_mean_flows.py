@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 
 from fewstep.objectives import AlphaFlow, ImprovedMeanFlow, Loss, MeanFlow, Progress
-from fewstep.objectives.conformance.case import END, STD, TOTAL, Case, Recorder, bent
-from fewstep.objectives.paths import expand
+from fewstep.objectives.conformance.case import (
+    END,
+    STD,
+    TOTAL,
+    CallRecorder,
+    Case,
+    nonlinear_test_net,
+)
+from fewstep.objectives.core.batch_math import expand
 
 ROWS = 64
 T = torch.linspace(0.3, 0.95, ROWS, dtype=torch.float64)
@@ -22,18 +29,21 @@ D = 0.3 * T
 def labelled(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
     """A network that sees its label: half as much without one."""
     factor = torch.full_like(t, 0.5) if y is None else 1 + 0.1 * y
-    return expand(factor, x) * bent(x, t, d)
+    return expand(factor, x) * nonlinear_test_net(x, t, d)
 
 
 def total_derivative(x: Tensor, t: Tensor, d: Tensor, along: Tensor) -> Tensor:
-    """d/dt of bent(x_t, t, d) with t - d held, by central differences."""
+    """d/dt of nonlinear_test_net(x_t, t, d) with t - d held, by central differences."""
     h = 1e-6
-    return (bent(x + h * along, t + h, d + h) - bent(x - h * along, t - h, d - h)) / (2 * h)
+    return (
+        nonlinear_test_net(x + h * along, t + h, d + h)
+        - nonlinear_test_net(x - h * along, t - h, d - h)
+    ) / (2 * h)
 
 
 def sides(objective: MeanFlow, rows: int = 4096) -> tuple[Loss, Tensor, Tensor, Tensor, Tensor]:
-    """The loss of ``bent``, and x_t, t, d, v, of which the loss only tells t and d."""
-    case, record = Case(objective), Recorder(bent)
+    """The loss of ``nonlinear_test_net``, and x_t, t, d, v; the loss only gives t and d."""
+    case, record = Case(objective), CallRecorder(nonlinear_test_net)
     batch = case.batch(rows, 0)
     loss = case.loss(case.nets(record), batch, 0)
     assert loss.d is not None
@@ -45,7 +55,7 @@ def sides(objective: MeanFlow, rows: int = 4096) -> tuple[Loss, Tensor, Tensor, 
 
 DIRECTIONS: dict[type[MeanFlow], Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     MeanFlow: lambda x, t, v: v,
-    ImprovedMeanFlow: lambda x, t, v: bent(x, t, torch.zeros_like(t)),
+    ImprovedMeanFlow: lambda x, t, v: nonlinear_test_net(x, t, torch.zeros_like(t)),
 }
 
 
@@ -54,7 +64,7 @@ def test_loss_in_numbers(objective: MeanFlow) -> None:
     """|F - (v - d du/dt)|^2 / (|...|^2 + c)^p, the derivative by differences."""
     loss, x, t, d, v = sides(objective)
     du_dt = total_derivative(x, t, d, DIRECTIONS[type(objective)](x, t, v))
-    squared = (bent(x, t, d) - (v - expand(d, x) * du_dt)).square().sum(1)
+    squared = (nonlinear_test_net(x, t, d) - (v - expand(d, x) * du_dt)).square().sum(1)
     expected = squared / (squared + objective.c) ** objective.p
     torch.testing.assert_close(loss.per_sample, expected, rtol=1e-5, atol=1e-7)
 
@@ -64,7 +74,7 @@ def test_weight_carries_no_gradient() -> None:
     shift = torch.zeros(ROWS, 2, dtype=torch.float64, requires_grad=True)
 
     def net(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        return bent(x, t, d) + shift
+        return nonlinear_test_net(x, t, d) + shift
 
     loss = case.loss(case.nets(net), case.batch(ROWS, 0), 0)
     (gradient,) = torch.autograd.grad(loss.per_sample.sum(), shift)
@@ -77,7 +87,7 @@ def test_weight_carries_no_gradient() -> None:
 @pytest.mark.parametrize(("objective", "share"), [(MeanFlow(), 0.25), (ImprovedMeanFlow(), 0.5)])
 def test_two_logit_normal_draws_in_order(objective: MeanFlow, share: float) -> None:
     case = Case(objective)
-    loss = case.loss(case.nets(bent), case.batch(40_000, 0), 0)
+    loss = case.loss(case.nets(nonlinear_test_net), case.batch(40_000, 0), 0)
     assert loss.d is not None
     n = int(share * 40_000)
     assert (loss.d[:n] > 0).all()
@@ -132,24 +142,26 @@ def test_improved_guidance_in_numbers() -> None:
 
 def test_alpha_one_is_flow_matching_at_every_length() -> None:
     loss, x, t, d, v = sides(AlphaFlow(alpha=1.0), 4096)
-    squared = (bent(x, t, d) - v).square().sum(1)
+    squared = (nonlinear_test_net(x, t, d) - v).square().sum(1)
     torch.testing.assert_close(loss.per_sample, squared / (squared + 1e-3))
 
 
 def test_alpha_zero_is_mean_flow() -> None:
     case, mean = Case(AlphaFlow(alpha=0.0)), Case(MeanFlow(jump_share=0.5, c=1e-3))
-    found, expected = (c.loss(c.nets(bent), c.batch(ROWS, 0), 0).per_sample for c in (case, mean))
+    found, expected = (
+        c.loss(c.nets(nonlinear_test_net), c.batch(ROWS, 0), 0).per_sample for c in (case, mean)
+    )
     torch.testing.assert_close(found, expected)
 
 
 def test_alpha_to_zero_converges_to_mean_flow() -> None:
     """(F - target) / alpha -> F - (v - d du/dt), linearly in alpha."""
     x, v = torch.randn(2, ROWS, 2, generator=torch.Generator().manual_seed(0)).double()
-    F = bent(x, T, D)
+    F = nonlinear_test_net(x, T, D)
     limit = F - (v - expand(D, x) * total_derivative(x, T, D, v))
     errors = []
     for alpha in (1e-2, 1e-3, 1e-4):
-        target = AlphaFlow().two_parts(bent, x, T, D, v, alpha, None)
+        target = AlphaFlow().two_parts(nonlinear_test_net, x, T, D, v, alpha, None)
         errors.append(float(((F - target) / alpha - limit).abs().max()))
     assert errors[2] < 1e-3
     assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)
@@ -159,16 +171,16 @@ def test_alpha_to_zero_converges_to_mean_flow() -> None:
 @pytest.mark.parametrize("shift", ["sample", "network"])
 def test_a_part_and_the_rest_of_a_jump(shift: str) -> None:
     x, v = torch.randn(2, ROWS, 2, generator=torch.Generator().manual_seed(0)).double()
-    found = AlphaFlow(shift=shift).two_parts(bent, x, T, D, v, 0.3, None)
-    first = bent(x, T, 0.3 * D) if shift == "network" else v
-    rest = bent(x - expand(0.3 * D, x) * first, T - 0.3 * D, 0.7 * D)
+    found = AlphaFlow(shift=shift).two_parts(nonlinear_test_net, x, T, D, v, 0.3, None)
+    first = nonlinear_test_net(x, T, 0.3 * D) if shift == "network" else v
+    rest = nonlinear_test_net(x - expand(0.3 * D, x) * first, T - 0.3 * D, 0.7 * D)
     torch.testing.assert_close(found, 0.3 * first + 0.7 * rest)
 
 
 def test_alpha_loss_in_numbers() -> None:
     """Rows with jumps weigh alpha / (s + c), the others 1 / (s + c)."""
     objective = AlphaFlow(alpha=0.3)
-    case, record, rows = Case(objective), Recorder(bent), 512
+    case, record, rows = Case(objective), CallRecorder(nonlinear_test_net), 512
     batch = case.batch(rows, 0)
     loss = case.loss(case.nets(record), batch, 0)
     assert loss.d is not None
@@ -176,8 +188,10 @@ def test_alpha_loss_in_numbers() -> None:
     eps = (call.x - expand(1 - call.t, call.x) * batch.x) / expand(call.t, call.x)
     target = eps - batch.x
     two = objective.two_parts
-    target[:256] = two(bent, call.x[:256], call.t[:256], loss.d[:256], target[:256], 0.3, None)
-    squared = (bent(call.x, call.t, loss.d) - target).square().sum(1)
+    target[:256] = two(
+        nonlinear_test_net, call.x[:256], call.t[:256], loss.d[:256], target[:256], 0.3, None
+    )
+    squared = (nonlinear_test_net(call.x, call.t, loss.d) - target).square().sum(1)
     weight = torch.where(torch.arange(rows) < 256, 0.3, 1.0) / (squared + 1e-3)
     torch.testing.assert_close(loss.per_sample, weight * squared)
 
@@ -185,7 +199,7 @@ def test_alpha_loss_in_numbers() -> None:
 def test_ideal_is_a_fixed_point_where_the_flow_is_followed() -> None:
     """With the flow's own shift, every alpha below 1 leaves the average velocity as it is."""
     case = Case(AlphaFlow())
-    x, ideal = STD * case.noise(ROWS, 0), case.some
+    x, ideal = STD * case.noise(ROWS, 0), case.test_net
     for alpha in (0.1, 0.5, 0.9):
         found = AlphaFlow(shift="network").two_parts(ideal, x, T, D, x, alpha, None)
         torch.testing.assert_close(found, ideal(x, T, D))
@@ -215,7 +229,7 @@ def test_alpha_falls_along_a_sigmoid() -> None:
 
 
 def test_labels_of_jumps_reach_the_first_and_the_second_part() -> None:
-    case, record = Case(AlphaFlow(alpha=0.5, shift="network")), Recorder(labelled)
+    case, record = Case(AlphaFlow(alpha=0.5, shift="network")), CallRecorder(labelled)
     y = torch.arange(ROWS) % 10
     case.loss(case.nets(record), case.batch(ROWS, 0, y=y), 0)
     assert [len(c.x) for c in record.calls] == [32, 32, 64]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.objectives import SCD, SCM, GaussianFlow, Progress
-from fewstep.objectives.conformance.case import END, STD, Case, Recorder, bent
-from fewstep.objectives.scm import LogWeight, trig_ideal
-from fewstep.objectives.tangent import jvp
+from fewstep.objectives import SCD, SCM, GaussianFlow, Nets, Progress
+from fewstep.objectives.conformance.case import END, STD, CallRecorder, Case, nonlinear_test_net
+from fewstep.objectives.core.tangent import jvp
+from fewstep.objectives.scm import LogWeight
 
 WARM = SCM(tangent_warmup=0)
 
@@ -22,7 +22,7 @@ def test_tangent_vanishes_on_the_exact_map(sigma_d: float) -> None:
     objective = SCM(sigma_d=sigma_d, tangent_warmup=0)
     case, flow = Case(objective), GaussianFlow(objective.path, STD)
     t, x = torch.linspace(0.05, 1.55, 200, dtype=torch.float64), case.noise(200, 0)
-    exact = trig_ideal(flow, sigma_d)
+    exact = SCM(sigma_d=sigma_d).gaussian_optimum(flow, END)
     F, tangent = objective.tangent(exact, x, flow.velocity(x, t), t, None, END)
     torch.testing.assert_close(F, exact(x / sigma_d, t))
     assert float(tangent.abs().max()) < 1e-12
@@ -57,11 +57,11 @@ def test_tangent_is_the_derivative_along_the_path(sigma_d: float) -> None:
     case, path = Case(objective), objective.path
     x, eps = STD * case.noise(50, 0), case.noise(50, 1)
     t, h = torch.linspace(0.1, 1.5, 50, dtype=torch.float64), 1e-6
-    after = objective.denoise(bent, path.mix(x, eps, t + h), t + h, None)
-    before = objective.denoise(bent, path.mix(x, eps, t - h), t - h, None)
+    after = objective.denoise(nonlinear_test_net, path.mix(x, eps, t + h), t + h, None)
+    before = objective.denoise(nonlinear_test_net, path.mix(x, eps, t - h), t - h, None)
     expected = t.cos()[:, None] * (after - before) / (2 * h)
     x_t, dx_t = path.mix(x, eps, t), path.velocity(x, eps, t)
-    _, tangent = objective.tangent(bent, x_t, dx_t, t, None, END)
+    _, tangent = objective.tangent(nonlinear_test_net, x_t, dx_t, t, None, END)
     torch.testing.assert_close(tangent, expected, rtol=1e-6, atol=1e-7)
 
 
@@ -70,7 +70,7 @@ def test_denoiser_in_numbers() -> None:
     x, t = torch.tensor([[2.0]]).double(), torch.tensor([0.6]).double()
     F = math.sin(1.3 * 4 + 0.6) * (1 + 0.5 * 0.36)
     expected = math.cos(0.6) * 2 - math.sin(0.6) * 0.5 * F
-    assert float(WARM.denoise(bent, x, t, None)) == pytest.approx(expected)
+    assert float(WARM.denoise(nonlinear_test_net, x, t, None)) == pytest.approx(expected)
 
 
 class Level(torch.nn.Module):
@@ -85,7 +85,7 @@ def test_loss_in_numbers(size: str) -> None:
     """exp(w)/D |g/(|g| + c)|^2 - w, its gradient -2 exp(w)/D g/(|g| + c), its times' spread."""
     objective = SCM(tangent_warmup=0, tangent_norm=0.3, tangent_size=size)
     case, rows, D = Case(objective), 20_000, 4
-    record = Recorder(bent)
+    record = CallRecorder(nonlinear_test_net)
     x = STD * case.noise(rows, 0, (D,))
     batch = replace(case.batch(rows, 0), x=x)
     shift = torch.zeros(rows, D, dtype=torch.float64, requires_grad=True)
@@ -93,7 +93,7 @@ def test_loss_in_numbers(size: str) -> None:
     def net(u: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         return record(u, t) + shift
 
-    loss = case.loss(replace(case.nets(net), learned=Level()), batch, 0)
+    loss = case.loss(Nets(net, auxiliary=Level()), batch, 0)
     (gradient,) = torch.autograd.grad(loss.per_sample.sum(), shift)
     scale = math.exp(0.4) / D
     step = -gradient / (2 * scale)
@@ -103,7 +103,7 @@ def test_loss_in_numbers(size: str) -> None:
     x_t = 0.5 * record.calls[0].x
     z = (x_t - t.cos()[:, None] * x) / t.sin()[:, None]
     dx_t = t.cos()[:, None] * z - t.sin()[:, None] * x
-    _, g = objective.tangent(bent, x_t, dx_t, t, None, END)
+    _, g = objective.tangent(nonlinear_test_net, x_t, dx_t, t, None, END)
     norm = g.norm(dim=1) / (2.0 if size == "rms" else 1.0)
     torch.testing.assert_close(step, g / (norm + 0.3)[:, None], rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(loss.logs["tangent_norm"], norm.mean())
@@ -124,7 +124,7 @@ def test_distillation_moves_along_the_teacher() -> None:
     """sCD's loss is 0 where sCT's is not: with a teacher, dx_t/dt is the flow's own."""
     for objective, exact in ((SCD(tangent_warmup=0), True), (WARM, False)):
         case = Case(objective)
-        loss = case.loss(replace(case.nets(), learned=None), case.batch(64, 0), 0)
+        loss = case.loss(case.nets(), case.batch(64, 0), 0)
         assert (float(loss.per_sample.max()) < 1e-20) == exact
 
 
@@ -144,17 +144,17 @@ def test_distillation_guides_its_teacher() -> None:
 def test_jvp_of_a_network_that_recomputes_its_activations() -> None:
     """Value with gradients, tangent without; and the switch is put back."""
 
-    class Checkpointed(torch.nn.Module):
+    class CheckpointedNetwork(torch.nn.Module):
         checkpointing = True
 
         def forward(
             self, x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
         ) -> Tensor:
             seen.append(self.checkpointing)
-            return bent(x, t)
+            return nonlinear_test_net(x, t)
 
     seen: list[bool] = []
-    net = Checkpointed()
+    net = CheckpointedNetwork()
     x = torch.ones(4, 2, dtype=torch.float64, requires_grad=True)
     t, one = torch.full((4,), 0.3).double(), torch.ones(4).double()
     value, tangent = jvp(net, lambda x, t: net(x, t), (x, t), (torch.ones_like(x), one))
@@ -162,7 +162,7 @@ def test_jvp_of_a_network_that_recomputes_its_activations() -> None:
     assert net.checkpointing
     assert value.requires_grad
     assert not tangent.requires_grad
-    ahead, behind = (bent(x + h, t + h) for h in (1e-6, -1e-6))
+    ahead, behind = (nonlinear_test_net(x + h, t + h) for h in (1e-6, -1e-6))
     torch.testing.assert_close(tangent, ((ahead - behind) / 2e-6).detach(), rtol=1e-7, atol=1e-8)
 
 

@@ -10,8 +10,14 @@ import torch
 from torch import Generator, Tensor
 
 from fewstep.objectives import OBJECTIVES, Batch, Progress, Shortcut, ShortcutContinuous
-from fewstep.objectives.conformance.case import Call, Case, Recorder, bent, gap
-from fewstep.objectives.paths import expand
+from fewstep.objectives.conformance.case import (
+    Call,
+    CallRecorder,
+    Case,
+    nonlinear_test_net,
+    rel_error,
+)
+from fewstep.objectives.core.batch_math import expand
 
 KVFRANS = OBJECTIVES["shortcut_kvfrans"]
 assert isinstance(KVFRANS, Shortcut)
@@ -19,8 +25,8 @@ assert isinstance(KVFRANS, Shortcut)
 
 def online(objective: Shortcut | ShortcutContinuous, batch: Batch) -> tuple[Call, Tensor | None]:
     """What the trained network was asked, and the lengths the loss says it trained."""
-    case, record = Case(objective), Recorder(bent)
-    loss = case.loss(replace(case.nets(record), ema=bent), batch, 0)
+    case, record = Case(objective), CallRecorder(nonlinear_test_net)
+    loss = case.loss(case.nets(record, ema=nonlinear_test_net), batch, 0)
     (call,) = [c for c in record.calls if c.grad]
     return call, loss.d
 
@@ -40,24 +46,24 @@ def test_targets_come_from_the_network_named(
     objective: Shortcut | ShortcutContinuous, target: str
 ) -> None:
     held = Case(replace(objective, target=target, bootstrap_share=0.5))
-    ema, on = Recorder(bent), Recorder(bent)
+    ema, on = CallRecorder(nonlinear_test_net), CallRecorder(nonlinear_test_net)
     held.loss(held.nets(on, ema), held.batch(64, 0), 0)
     assert len(ema.calls) == (2 if target == "ema" else 0)
     assert len(on.calls) == (1 if target == "ema" else 3)
 
 
 def test_targets_in_numbers() -> None:
-    """The two halves of a network that is nobody's optimum."""
+    """The two halves of a network that is not an optimum."""
     held = Case(Shortcut(bootstrap_share=1.0))
-    record = Recorder(bent)
+    record = CallRecorder(nonlinear_test_net)
     loss = held.loss(held.nets(record, record), held.batch(70, 0), 0)
     whole = next(c for c in record.calls if c.grad)
     x, t, d = whole.x, whole.t, loss.d
     assert d is not None
     asked = torch.where(d <= 2 / 128, 0.0, d / 2).double()
-    s1 = bent(x, t, asked)
-    s2 = bent(x - expand(d / 2, x) * s1, t - d / 2, asked)
-    error = (bent(x, t, d) - (s1 + s2) / 2).square().mean(1)
+    s1 = nonlinear_test_net(x, t, asked)
+    s2 = nonlinear_test_net(x - expand(d / 2, x) * s1, t - d / 2, asked)
+    error = (nonlinear_test_net(x, t, d) - (s1 + s2) / 2).square().mean(1)
     torch.testing.assert_close(loss.per_sample, error)
 
 
@@ -105,8 +111,8 @@ def test_code_trains_flow_matching_on_the_grid() -> None:
 
 def test_halves_of_the_finest_are_flow_matching() -> None:
     for objective, flow in ((Shortcut(), 0.0), (KVFRANS, 1 / 128)):
-        held, ema = Case(objective), Recorder(bent)
-        loss = held.loss(held.nets(bent, ema), held.batch(512, 0), 0)
+        held, ema = Case(objective), CallRecorder(nonlinear_test_net)
+        loss = held.loss(held.nets(nonlinear_test_net, ema), held.batch(512, 0), 0)
         assert loss.d is not None
         n = int((loss.d > 0).sum())
         for c in ema.calls:
@@ -123,7 +129,7 @@ def test_guidance_acts_on_the_finest_group_only() -> None:
     def zero(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         return torch.zeros_like(x)
 
-    held, ema = Case(KVFRANS), Recorder(net)
+    held, ema = Case(KVFRANS), CallRecorder(net)
     y = torch.arange(512) % 10
     loss = held.loss(held.nets(zero, ema), held.batch(512, 0, y=y), 0)
     assert [len(c.x) for c in ema.calls] == [64, 9, 64, 9]
@@ -142,7 +148,7 @@ def test_clipping_of_targets_and_between_the_halves() -> None:
 
     for clip, target in ((None, 1e4), (4.0, 16.0)):
         held = Case(Shortcut(bootstrap_share=1.0, clip=clip))
-        ema = Recorder(huge)
+        ema = CallRecorder(huge)
         loss = held.loss(held.nets(zero, ema), held.batch(70, 0), 0)
         assert loss.per_sample.unique().tolist() == [target]
         between = float(ema.calls[1].x.abs().max())
@@ -190,7 +196,7 @@ def test_continuous_times_and_lengths() -> None:
 
 def test_continuous_loss_is_the_sum_of_two_means() -> None:
     held = Case(ShortcutContinuous(bootstrap_share=0.25))
-    loss = held.loss(held.nets(bent, bent), held.batch(64, 0), 0)
+    loss = held.loss(held.nets(nonlinear_test_net, nonlinear_test_net), held.batch(64, 0), 0)
     total = loss.logs["loss_flow"] + loss.logs["loss_bootstrap"]
     torch.testing.assert_close(loss.per_sample.detach().mean(), total)
     torch.testing.assert_close(
@@ -206,13 +212,13 @@ def test_continuous_halves_of_the_ideal_are_its_whole() -> None:
 
 def test_continuous_samples_as_flow_where_told() -> None:
     held = Case(ShortcutContinuous(as_flow=True))
-    record = Recorder(held.some)
+    record = CallRecorder(held.test_net)
     sampled = held.sample(record, held.noise(20, 0), [1.0, 0.7, 0.35, 0.0])
     assert all(c.d is not None and (c.d == 0).all() for c in record.calls)
     x = held.noise(20, 0)
     for t, u in ((1.0, 0.7), (0.7, 0.35), (0.35, 0.0)):
         x = x + (u - t) * held.flow.velocity(x, torch.full((20,), t, dtype=x.dtype))
-    assert gap(sampled, x) < 1e-12
+    assert rel_error(sampled, x) < 1e-12
 
 
 def test_small_batches_come_to_every_length_in_turn() -> None:

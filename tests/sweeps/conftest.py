@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.sweeps import definition
-from fewstep.sweeps.definition import Sweep
+from fewstep.sweeps.definition import parse as definition
+from fewstep.sweeps.definition.parse import Sweep
 
 
 @pytest.fixture
@@ -23,8 +23,11 @@ def write(tmp_path: Path) -> Callable[..., Sweep]:
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """Ray with two cores and a GPU that is not there; starting it takes seconds."""
-    from fewstep.sweeps.ray import cluster
+    from fewstep.sweeps.ray.environment import ray_environment
     from fewstep.sweeps.ray.settings import RaySettings
 
-    with cluster.connected(RaySettings(cpus=2, gpus=1)):
-        yield
+    with ray_environment():
+        from fewstep.sweeps.ray import cluster
+
+        with cluster.connected(RaySettings(cpus=2, gpus=1)):
+            yield

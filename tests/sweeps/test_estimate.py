@@ -11,7 +11,7 @@ from helpers.commands import TINY
 from fewstep.experiments.run import Interrupted, run
 from fewstep.experiments.worker import ProgressFile
 from fewstep.objectives import OBJECTIVES
-from fewstep.sweeps import definition
+from fewstep.sweeps.definition import parse as definition
 from fewstep.sweeps.plan import Plan, longest_first, plan
 
 STEPS = 40
@@ -74,8 +74,8 @@ def test_a_run_takes_as_long_as_the_finished_ones_of_its_kind(planned):
     assert made.estimate.unknown == 6
     assert made.estimate.hours == pytest.approx(3 * (scm + scm * ratio) / 3600)
     assert made.estimate.basis == (
-        "3 from runs of the same objective, backbone and data, 3 from another objective's on them, "
-        "by the cost of a step, 6 unknown (2 finished runs on such backbones and data)"
+        "3 from runs of the same objective, backbone and data, 3 scaled from another objective by "
+        "the cost of a step, 6 unknown (2 finished runs on such backbones and data)"
     )
     # the unknown first, in the sweep's order; then the longest
     assert [r.directory.key for r in made.to_do] == [

@@ -11,15 +11,16 @@ import hydra
 import pytest
 from helpers.commands import TINY, tree
 
+import fewstep
 from fewstep.backbones.mlp import MLP
 from fewstep.errors import UserError
-from fewstep.experiments import config as configuration
-from fewstep.experiments import failures, provenance
-from fewstep.experiments.claim import Claim
+from fewstep.experiments.config import run_config as configuration
 from fewstep.experiments.data.toy import Gaussians
+from fewstep.experiments.early_stopping import mark_stopped
 from fewstep.experiments.run import Interrupted, RunFailed, prepare, run
-from fewstep.experiments.rungs import mark_stopped
-from fewstep.sweeps import definition
+from fewstep.experiments.store import failures, provenance
+from fewstep.experiments.store.lease import RunLease
+from fewstep.sweeps.definition import parse as definition
 from fewstep.sweeps.plan import STATES, Plan, plan
 
 SWEEP = """
@@ -75,7 +76,7 @@ def test_states(sweep, tmp_path):
     cancelled.write("failure", failures.record(cancelled, "cancelled", "by somebody"))
 
     before = tree(tmp_path)
-    with Claim(runs["running"].directory):
+    with RunLease(runs["running"].directory):
         second = sweep()
     after = tree(tmp_path)
     touched = str(runs["running"].directory.path.relative_to(tmp_path))  # by the claim
@@ -97,6 +98,7 @@ def test_sweep_json_names_the_members(sweep, tmp_path):
     made.write()
     written = json.loads((tmp_path / "runs/states/sweep.json").read_text())
     assert written == {
+        "fewstep": fewstep.__version__,
         "name": "states",
         "description": "one run for each state",
         "axes": ["case"],
@@ -184,6 +186,7 @@ def test_planning_many_runs_builds_and_loads_each_thing_once(tmp_path, monkeypat
     count(Gaussians, "load")
     count(hydra, "compose")
     configuration._composed.cache_clear()
+    configuration._default_composition.cache_clear()
     provenance._hash.cache_clear()
     (tmp_path / "many.yaml").write_text(
         "axes:\n"
@@ -201,7 +204,7 @@ def test_planning_many_runs_builds_and_loads_each_thing_once(tmp_path, monkeypat
         ]
     )
     assert len(plan(sweep).runs) == 120
-    assert calls == {"MLP.build": 6, "Gaussians.load": 1, "hydra.compose": 2}
+    assert calls == {"MLP.build": 6, "Gaussians.load": 1, "hydra.compose": 1}
     done = plan(sweep.with_overrides(["training.lr=1e-4", "backbone.width=16"]))
     done.write()
     finished = [run(planned.directory) for planned in done.runs]

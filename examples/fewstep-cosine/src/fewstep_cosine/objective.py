@@ -18,15 +18,26 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fewstep.objectives import Batch, GaussianFlow, Loss, Net, Nets, Objective, Path, Progress
-from fewstep.objectives.base import mean_square, rand, randn
-from fewstep.objectives.paths import expand
+from fewstep.objectives import (
+    Batch,
+    GaussianFlow,
+    Loss,
+    Net,
+    Nets,
+    Objective,
+    ProbabilityPath,
+    Progress,
+    expand,
+    mean_square,
+    rand,
+    randn,
+)
 
 HALF_PI = math.pi / 2
 
 
 @dataclass(frozen=True)
-class Cosine(Path):
+class Cosine(ProbabilityPath):
     """x_t = cos(pi t / 2) x + sin(pi t / 2) eps, t in [0, 1]."""
 
     t_max: ClassVar[float] = 1.0
@@ -78,7 +89,7 @@ class CosineFlow(Objective):
         """So that a run of it can teach: distillation asks for nothing else."""
         return net(x_t, t, y=y)
 
-    def ideal(self, flow: GaussianFlow, progress: Progress) -> Net:
+    def gaussian_optimum(self, flow: GaussianFlow, progress: Progress) -> Net:
         """What ``fewstep check`` holds loss and sampler against."""
         return lambda x, t, d=None, y=None: flow.velocity(x, t)
 

@@ -1,0 +1,187 @@
+"""What a run's files say of how it was trained, at what cost, and where it comes from."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from fewstep.experiments.config.overrides import format_override
+from fewstep.experiments.store.json_files import Json
+from fewstep.experiments.store.run_directory import RunDirectory
+
+RUN_COLUMNS: dict[str, str] = {
+    "sweep": "string", "key": "string", "seed": "Int64",
+    "status": "string",  # done | failed | stopped | running | new
+    "failure_class": "string",  # also "stopped" for a run that ended before its planned steps
+    "failure_message": "string",
+    "method": "string",  # display label: title and the choices that vary
+    "title": "string", "objective": "string", "backbone": "string", "data": "string",
+}  # fmt: skip
+EVALUATION: dict[str, str] = {
+    "cell": "string",  # stem of the evaluation's and the samples' file; missing: no cell
+    "steps": "Int64",  # sampling steps
+    "times": "string",  # "uniform" or the times given, space separated
+    "sampler": "string",  # "solver=heun, ..." or "default"
+    "weights": "string",  # ema | raw
+    "guidance": "float64", "sample_set": "Int64",
+    "metric": "string",  # label, e.g. FD-digits-cnn@597
+    "metric_id": "string", "metric_name": "string",
+    "extractor": "string", "extractor_sha256": "string",
+    "better": "string",  # lower | higher | neither
+    "value": "float64",
+    "error": "float64",  # standard error over draws of the samples; few metrics know it
+    "floor": "float64", "nfe": "Int64", "samples": "Int64",
+    "reference": "string", "reference_samples": "Int64", "reference_sha256": "string",
+}  # fmt: skip
+PROTOCOL: dict[str, str] = {
+    "batch_size": "Int64", "lr": "float64", "schedule": "string", "warmup": "Int64",
+    "betas": "string", "eps": "float64", "weight_decay": "float64", "clip": "float64",
+    "ema": "float64", "label_dropout": "float64", "precision": "string", "init": "string",
+}  # fmt: skip
+ORIGIN: dict[str, str] = {
+    "commit": "string", "dirty": "boolean",
+    "lock": "string",  # hash of all packages installed; runs/_cache/environments has their list
+    "fewstep": "string", "python": "string", "torch": "string", "host": "string",
+    "job": "string",  # "slurm 4711_2", "ray"
+    "objective_source": "string", "backbone_source": "string",
+    "started": "string", "finished": "string",
+    "command": "string",  # that trains it again
+}  # fmt: skip
+CELL_ORIGIN: dict[str, str] = {
+    "evaluated_commit": "string", "evaluated_dirty": "boolean", "evaluated_lock": "string",
+    "evaluated_host": "string", "evaluated_job": "string",
+    "evaluation": "string",  # what to add to ``command`` for this cell
+}  # fmt: skip
+COLUMNS: dict[str, str] = {
+    **RUN_COLUMNS,
+    **EVALUATION,
+    "budget": "string",  # what all runs of the sweep spend, where they were made to spend the same
+    "planned_steps": "Int64",  # optimisation steps asked for
+    "planned_cells": "string",  # sampling step counts asked for, space separated
+    "train_steps": "Int64", "images_seen": "Int64", "train_seconds": "float64",
+    "steps_per_second": "float64", "sample_images_per_second": "float64",
+    "peak_memory_bytes": "Int64", "parameters": "Int64",
+    **PROTOCOL,
+    # "target=online, share=0.25": all but the name
+    "objective_settings": "string", "backbone_settings": "string", "data_settings": "string",
+    "processes": "Int64",
+    "device": "string",  # what a person would call it
+    "device_hours": "float64",  # of training: processes x hours
+    "train_flops": "float64",  # where the record has them
+    "teacher": "string",  # key of the run it learned from; what that one and its teachers took:
+    "teacher_images_seen": "Int64", "teacher_train_seconds": "float64",
+    "teacher_device_hours": "float64", "teacher_train_flops": "float64",
+    **ORIGIN,
+    **CELL_ORIGIN,
+}  # fmt: skip
+"""Nullable types throughout: a run that failed has no steps and no value, and must not turn a
+column of integers into floats."""
+CELL_COLUMNS = [*EVALUATION, "sample_images_per_second", *CELL_ORIGIN]
+"""What differs from cell to cell; all else is the run's."""
+
+
+def protocol(config: Json) -> Json:
+    """How it is trained, from its configuration."""
+    training = config.get("training", {})
+    known = {name: training.get(name) for name in PROTOCOL}
+    if known["betas"] is not None:
+        known["betas"] = " ".join(f"{beta:g}" for beta in known["betas"])
+    for group in ("objective", "backbone", "data"):
+        given = config.get(group)
+        settings = given.items() if isinstance(given, Mapping) else ()
+        pairs = [f"{k}={format_override(v)}" for k, v in settings if k not in ("name", "root")]
+        known[f"{group}_settings"] = ", ".join(pairs) or None
+    teacher = config.get("teacher")
+    return {**known, "teacher": None if teacher is None else Path(teacher).name}
+
+
+def costs(result: Json) -> Json:
+    """On how much, for how long; from result.json, or what stands for it."""
+    provenance = result.get("provenance", {})
+    processes, seconds = provenance.get("processes", 1), result.get("train_seconds")
+    return {
+        "processes": processes if seconds is not None else None,
+        "device": provenance.get("device_name", provenance.get("device")),
+        "device_hours": None if seconds is None else seconds * processes / 3600,
+        "train_flops": result.get("train_flops"),
+    }
+
+
+def origin(result: Json, spec: Json) -> Json:
+    """Where it comes from."""
+    provenance = result.get("provenance", {})
+    return {
+        **{name: provenance.get(name) for name in ORIGIN},
+        "torch": provenance.get("versions", {}).get("torch"),
+        "job": job(provenance.get("job")),
+        "command": spec.get("command"),
+    }
+
+
+def cell_origin(record: Json) -> Json:
+    """Where a cell comes from, and the settings with which the run's command makes it."""
+    provenance, cell = record.get("provenance", {}), record["cell"]
+    times = cell.get("times")
+    settings = {
+        "steps": [cell["steps"]] if times is None else [],
+        "times": None if times is None else [times],
+        "weights": [cell["weights"]],
+        "guidance": [cell["guidance"]],
+        "sample_sets": cell["sample_set"] + 1 if cell["sample_set"] else None,
+        **record.get("asked", {}),
+    }
+    if metric := settings.pop("metric", None):
+        settings["metrics"] = [metric]
+    overrides = {f"evaluation.{k}": v for k, v in settings.items() if v is not None}
+    sampler = dict(cell.get("sampler") or {})
+    if interval := sampler.pop("guidance_interval", None):
+        overrides["evaluation.guidance_interval"] = [float(end) for end in interval.split("-")]
+    overrides |= {f"objective.{k}": v for k, v in sampler.items()}
+    return {
+        **{
+            f"evaluated_{name}": provenance.get(name)
+            for name in ("commit", "dirty", "lock", "host")
+        },
+        "evaluated_job": job(provenance.get("job")),
+        "evaluation": shlex.join(f"{k}={format_override(v)}" for k, v in overrides.items()),
+    }
+
+
+def job(record: Json | None) -> str | None:
+    """What a launcher said of its job, in few words."""
+    if not record:
+        return None
+    return " ".join(str(record[name]) for name in ("launcher", "id") if record.get(name)) or None
+
+
+def add_teachers(facts: Sequence[Json], root: Path) -> None:
+    """Add to each of the runs what its teacher, and the teacher's own, have cost.
+
+    A teacher that is not among them is looked for by its key in the run root's other sweeps.
+    """
+    known = {str(fact["key"]): fact for fact in facts}
+
+    def spent(key: str | None, column: str, depth: int = 0) -> float | None:
+        if key is None or pd.isna(key) or depth > 10:
+            return None
+        if key not in known:
+            known[key] = _elsewhere(key, root)
+        fact = known[key]
+        before = spent(fact.get("teacher"), column, depth + 1)
+        own = fact.get(column)
+        return own if before is None or own is None else own + before
+
+    for fact in facts:
+        for column in ("images_seen", "train_seconds", "device_hours", "train_flops"):
+            fact[f"teacher_{column}"] = spent(fact["teacher"], column)
+
+
+def _elsewhere(key: str, root: Path) -> Json:
+    for file in sorted(root.glob(f"*/{key}/result.json")):
+        run = RunDirectory(file.parent)
+        result, spec = run.result() or {}, run.spec() or {}
+        teacher = protocol(spec.get("config", {}))["teacher"]
+        spent = {name: result.get(name) for name in ("images_seen", "train_seconds")}
+        return {**spent, **costs(result), "teacher": teacher}
+    return {}

@@ -1,0 +1,125 @@
+"""Which cells make up one table, and the refusal to mix what can not be compared."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+import pandas as pd
+
+from fewstep.errors import UserError, nearest
+
+RUN = ["sweep", "key"]
+"""What names a run; the same configuration has the same key in two sweeps."""
+MAIN = ("FID", "FD")  # what a table holds by default
+
+
+class AmbiguousCells(UserError):
+    """Several kinds of cells could stand in one place.
+
+    Attributes:
+        option: the filter that chooses among them. choices: its values.
+    """
+
+    def __init__(self, message: str, option: str, choices: Sequence[object]) -> None:
+        super().__init__(f"{message}; choose with --{option} (in Python {option}=)")
+        self.option, self.choices = option, choices
+
+
+class Filters(TypedDict, total=False):
+    """What a caller may choose; None (or left out) means that there must be only one.
+
+    Of sample sets there may be several: a run's value is its mean over all of them.
+    """
+
+    weights: str | None  # ema | raw
+    guidance: float | None
+    sample_set: int | None
+    metric: str | None  # label (FD-digits-cnn@597), name (kid) or beginning of an id; else FD
+    sampler: str | None  # of the methods that were evaluated with it; others keep their own
+    times: str | None  # "uniform" or the times, space separated; likewise
+
+
+def counted(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Rows that are results: cells of networks trained on their whole budget.
+
+    A run may fail later, at another cell; what it had evaluated until then stands. Runs that were
+    ended early have cells only where somebody asked for them.
+    """
+    whole = (frame["train_steps"] >= frame["planned_steps"]).fillna(frame["status"] == "done")
+    return frame["cell"].notna() & (whole.astype(bool) | (frame["status"] == "stopped"))
+
+
+def select(frame: pd.DataFrame, filters: Filters) -> pd.DataFrame:
+    """The counted rows that ``filters`` leave, all of one protocol.
+
+    Raises ``UserError``: a filter leaves nothing, or the rows mix two metrics, weights or
+    guidances, or two samplers or times for one method; the message names both.
+    """
+    _refuse_doubles(frame.drop_duplicates(RUN))
+    rows = frame[counted(frame)]
+    for column in ("weights", "guidance", "sample_set"):
+        if (wanted := filters.get(column)) is not None:
+            rows = _narrow(rows, column, rows[column] == wanted, wanted)
+    if metric := filters.get("metric"):
+        named = (rows["metric"] == metric) | (rows["metric_name"].str.lower() == metric.lower())
+        named |= rows["metric_id"].str.startswith(metric)
+        rows = _narrow(rows, "metric", named, metric)
+    elif (main := rows["metric_name"].isin(MAIN)).any():
+        rows = rows[main]
+    for column in ("sampler", "times"):
+        if (wanted := filters.get(column)) is not None:
+            has_it = rows[column] == wanted
+            others = ~rows["method"].isin(rows.loc[has_it, "method"])
+            rows = _narrow(rows, column, has_it, wanted, others)
+    _refuse_mixtures(rows)
+    return rows
+
+
+def _narrow(
+    rows: pd.DataFrame,
+    column: str,
+    keep: "pd.Series[bool]",
+    wanted: object,
+    others: "pd.Series[bool] | bool" = False,
+) -> pd.DataFrame:
+    if len(rows) and not keep.any():
+        choices = [str(v) for v in _distinct(rows[column])]
+        message = f"no cells with {column} {wanted!r}{nearest(wanted, choices)}"
+        raise UserError(f"{message} (choices: {', '.join(choices)})")
+    return rows[keep | others]
+
+
+def _refuse_doubles(runs: pd.DataFrame) -> None:
+    """Two runs of one method and seed differ in something that is not in the labels."""
+    doubled = runs[runs.duplicated(["method", "seed"], keep=False)]
+    if len(doubled):
+        method, seed = doubled["method"].iloc[0], doubled["seed"].iloc[0]
+        keys = doubled.loc[(doubled["method"] == method) & (doubled["seed"] == seed), "key"]
+        raise UserError(f"{method!r} has more than one run of seed {seed}: {_either(keys)}")
+
+
+def _refuse_mixtures(rows: pd.DataFrame) -> None:
+    if rows["metric_id"].nunique() > 1:
+        ids = dict(zip(rows["metric_id"], rows["metric"], strict=True))
+        identities = " and ".join(f"{label} [{identity}]" for identity, label in ids.items())
+        raise AmbiguousCells(f"a table holds one metric, got {identities}", "metric", list(ids))
+    for column in ("weights", "guidance"):
+        if rows[column].nunique() > 1:
+            kinds = _distinct(rows[column])
+            raise AmbiguousCells(f"a table holds one {column}, got {_either(kinds)}", column, kinds)
+    # A sampler belongs to its objective, so methods may differ in it; one method may not.
+    for column, scope in (("sampler", ["method"]), ("times", ["method", "steps"])):
+        distinct = rows.drop_duplicates([*scope, column])
+        mixed = distinct[distinct.duplicated(scope, keep=False)]
+        if len(mixed):
+            same = (mixed[scope] == mixed[scope].iloc[0]).all(axis=1)
+            kinds = _distinct(mixed.loc[same, column])
+            identities = f"{mixed['method'].iloc[0]!r} was evaluated with more than one {column}"
+            raise AmbiguousCells(f"{identities}: {_either(kinds)}", column, kinds)
+
+
+def _distinct(values: Iterable[object]) -> list[object]:
+    return [value for value in dict.fromkeys(values) if not pd.isna(value)]  # type: ignore[call-overload]
+
+
+def _either(values: Iterable[object]) -> str:
+    return " and ".join(str(value) for value in _distinct(values))

@@ -1,0 +1,1 @@
+"""Extensions of fewstep, each in its own file."""

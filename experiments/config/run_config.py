@@ -1,0 +1,320 @@
+"""From overrides to a checked ``RunConfig``, and from that to a run's key.
+
+Hydra composes the groups (objective, backbone, data) and parses the overrides. Each registered
+dataclass, a third party's included, is an option of its group with typed, checked fields.
+"""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from functools import cache, cached_property, partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
+from hydra.version import VersionBase
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.basecontainer import BaseContainer
+
+from fewstep.backbones import BACKBONES, Backbone
+from fewstep.errors import UserError, check_choice
+from fewstep.experiments.config import hydra_schema
+from fewstep.experiments.config.hydra_schema import GROUPS, Composed, plain_values
+from fewstep.experiments.config.settings import Evaluation, Tracking, Training
+from fewstep.experiments.data import DATA, DataSource
+from fewstep.experiments.extractors import EXTRACTORS
+from fewstep.experiments.metrics import METRICS
+from fewstep.experiments.store.run_directory import find_run
+from fewstep.objectives import OBJECTIVES, Objective, sampling_fields
+from fewstep.registry import build, build_named
+
+KEY_LENGTH = 12
+NAME_BYTES = 200  # of the 255 that a file name may have: others are made of it
+HOST_STATE = (ConfigStore, GlobalHydra, HydraConfig, JobRuntime, VersionBase)
+# paths, records and evaluation: nothing that could change the training
+NOT_IN_KEY = ("runs", "sweep", "tracking", "evaluation")
+
+
+@dataclass
+class Root:
+    """The settings at the top level; the groups are added by name."""
+
+    objective: Any = None
+    backbone: Any = None
+    data: Any = None
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    tracking: Tracking = field(default_factory=Tracking)
+    teacher: str | None = None
+    seed: int = 0
+    runs: str = "runs"
+    sweep: str = "train"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The whole resolved configuration of one run. ``values`` is what spec.json keeps."""
+
+    values: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        _ = self.objective, self.backbone, self.data, self.training
+        sweep_name(self.values["sweep"])
+        for extractor in self.evaluation.extractors:
+            if extractor != "auto":
+                build_named(EXTRACTORS, "evaluation.extractor", extractor, extra=("auto",))
+        for metric in self.evaluation.metrics:
+            build_named(METRICS, "evaluation.metrics", metric)
+        for sampler in self.evaluation.samplers:
+            with_sampler(self.objective, sampler)
+
+    @cached_property
+    def objective(self) -> Objective:
+        return build(OBJECTIVES, self.values["objective"])
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        return build(BACKBONES, self.values["backbone"])
+
+    @cached_property
+    def data(self) -> DataSource:
+        return build(DATA, self.values["data"])
+
+    @cached_property
+    def training(self) -> Training:
+        return Training(**self.values["training"])
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        return Evaluation(**self.values["evaluation"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.values["seed"])
+
+    @cached_property
+    def key(self) -> str:
+        """The run's identity: a hash of every setting that can change its result."""
+        values = {k: copy.deepcopy(v) for k, v in self.values.items() if k not in NOT_IN_KEY}
+        for group in ("training", "objective", "data"):
+            for f in fields(getattr(self, group)):
+                if f.metadata.get("bookkeeping") or f.metadata.get("sampling"):
+                    values[group].pop(f.name, None)
+        values["data"].pop("root", None)
+        if values.get("teacher") is None:
+            values.pop("teacher", None)
+        else:  # a run's directory is named by its key
+            values["teacher"] = Path(values["teacher"]).name
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def sweep_name(value: Any) -> str:
+    """``value`` as the name of a folder under the run root; ``UserError`` where it can be none."""
+    name, length = str(value), len(str(value).encode())
+    if name == "mlartifacts" or name.startswith("mlflow.db"):  # beside the sweeps
+        raise UserError(f"a sweep cannot be called {name!r}: MLflow keeps its files there")
+    if not name[:1].isalnum() or not all(c.isalnum() or c in "-_." for c in name):
+        raise UserError(
+            f"a sweep's name may hold letters, digits, '-', '_' and '.', and begins with "
+            f"a letter or digit, got {name!r}"
+        )
+    if length > NAME_BYTES:
+        brief = f"{name[:20]}..."
+        raise UserError(f"a sweep's name may have {NAME_BYTES} bytes, got {length}: {brief!r}")
+    return name
+
+
+def with_sampler(objective: Objective, sampler: Mapping[str, Any]) -> Objective:
+    """``objective`` with these settings of its sampler; ``UserError`` where it has no such."""
+    known = sampling_fields(objective)
+    for name in sampler:
+        check_choice(f"setting of {objective.title}'s sampler", name, known)
+    try:
+        return replace(objective, **sampler)  # type: ignore[type-var]
+    except TypeError as error:
+        raise UserError(f"evaluation.samplers: {dict(sampler)}: {error}") from None
+
+
+Override = str | tuple[str, Any]
+"""``"a.b=1"`` in Hydra's grammar, or the pair ``("a.b", 1)``."""
+
+
+def compose(overrides: Iterable[Override]) -> RunConfig:
+    """The configuration that ``overrides`` make of the defaults; the last of a kind wins.
+
+    Raises ``UserError``: an unknown key or option (with the nearest one), a wrong type, a bad
+    value.
+    """
+    choices: dict[str, str] = {}
+    assignments: list[tuple[str, Any]] = []
+    for override in overrides:
+        key, value = pair(override)
+        if key not in GROUPS:
+            assignments.append((key, value))
+        elif isinstance(value, str):
+            choices[key] = value
+        else:
+            raise UserError(f"{key} takes the name of one {GROUPS[key].kind}, got {value!r}")
+    chosen = {**_defaults(), **choices}
+    if "backbone" not in choices:
+        chosen["backbone"] = DATA[chosen["data"]].suggested_backbone
+    for group, registry in GROUPS.items():
+        _ = registry[chosen[group]]  # raises our own error for an unknown name
+    values = _composed(tuple(sorted(chosen.items()))).values_with(assignments)
+    if values["teacher"] is not None:
+        values["teacher"] = _teacher(str(values["teacher"]), Path(values["runs"]))
+    return RunConfig(values)
+
+
+@cache
+def _defaults() -> dict[str, str]:
+    text = (files("fewstep.experiments.config") / "run.yaml").read_text(encoding="utf-8")
+    listed = [entry for entry in OmegaConf.create(text).defaults if isinstance(entry, DictConfig)]
+    return {str(k): str(v) for entry in listed for k, v in entry.items()}
+
+
+def _teacher(teacher: str, root: Path) -> str:
+    # a path that ends in a key need not hold a run yet: a sweep names its runs before it makes them
+    path = Path(teacher)
+    is_key = re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", path.name)
+    if is_key and "/" in teacher and not (path / "spec.json").exists():
+        return str(path.absolute())
+    try:
+        run = find_run(teacher, root)
+        spec = run.spec() or {}
+    except UserError as error:
+        raise UserError(f"teacher: {error}") from None
+    if spec.get("key") != run.key:  # the student's key has the folder's name in it
+        raise UserError(
+            f"teacher: {run.path} holds run {spec.get('key')}; call the folder by that key"
+        )
+    return str(run.path)
+
+
+def amend(config: RunConfig, overrides: Iterable[Override]) -> RunConfig:
+    """``config`` with other settings; ``UserError`` where they would change its key."""
+    chosen = tuple(sorted((group, config.values[group]["name"]) for group in GROUPS))
+    amended = OmegaConf.merge(copy.deepcopy(_composed(chosen).config), config.values)
+    assert isinstance(amended, DictConfig)
+    for override in overrides:
+        key, value = pair(override)
+        before = RunConfig(plain_values(amended)).key
+        hydra_schema.assign(amended, key, value, hydra_schema.flat_keys(amended))
+        if RunConfig(plain_values(amended)).key != before:
+            raise UserError(
+                f"{key}={value} would make another run of {config.key}: train that one instead "
+                f"(what may change here: evaluation.*, and what only the sampler reads: "
+                f"{', '.join(f'objective.{f}' for f in sampling_fields(config.objective)) or '-'})"
+            )
+    return RunConfig(plain_values(amended))
+
+
+def pair(override: Override) -> tuple[str, Any]:
+    """An override as (key, value), whichever way it was written."""
+    return parse(override) if isinstance(override, str) else override
+
+
+def parse(override: str) -> tuple[str, Any]:
+    """``"a.b=1"`` -> ``("a.b", 1)``, in Hydra's grammar; ``UserError`` for anything else."""
+    return copy.deepcopy(_parsed(override))
+
+
+@cache  # a program composes the same few many times
+def _parsed(override: str) -> tuple[str, Any]:
+    try:
+        with _own_hydra():
+            parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        key, equals, value = override.partition("=")
+        if key and equals:
+            raise UserError(
+                f"override {override!r}: {value!r} is no value in Hydra's grammar; a text with "
+                f"other than plain characters is written in quotes, as key='\"a text\"' in a shell"
+            ) from None
+        raise UserError(f"override {override!r} is not of the form key=value") from None
+    if parsed.type != OverrideType.CHANGE or parsed.package:
+        raise UserError(f"override {override!r}: write key=value, without '+', '~' or '@'")
+    if parsed.is_sweep_override():
+        raise UserError(
+            f"override {override!r} gives several values where one is meant; "
+            f"a list is written [a,b], and axes of values belong in a sweep's YAML"
+        )
+    if not parsed.key_or_group:
+        raise UserError(f"override {override!r} is not of the form key=value")
+    return parsed.key_or_group, parsed.value()
+
+
+def setting_names() -> list[str]:
+    """The dotted names of all settings that a run can have, whatever its groups."""
+    names = ["seed", "teacher"]
+    for group, kind in (("training", Training), ("evaluation", Evaluation)):
+        names += [f"{group}.{f.name}" for f in fields(kind)]
+    for group, registry in GROUPS.items():
+        own = {f.name for name in registry.names() for f in fields(registry[name]) if f.init}
+        names += [group, *(f"{group}.{name}" for name in sorted(own))]
+    return names
+
+
+@cache
+def _composed(chosen: Sequence[tuple[str, str]]) -> Composed:
+    """What Hydra would compose of one choice of groups: ten times faster, once it has composed."""
+    config = copy.deepcopy(_default_composition())
+    for group, name in chosen:  # one may have been registered a moment ago
+        config[group] = OmegaConf.structured(_schema(name, GROUPS[group][name]))
+    return Composed(config)
+
+
+@cache
+def _default_composition() -> DictConfig:
+    with _own_hydra() as store:
+        store.store(name="root", node=Root)
+        for group, name in _defaults().items():
+            store.store(group=group, name=name, node=_schema(name, GROUPS[group][name]))
+        with hydra.initialize_config_module("fewstep.experiments.config", version_base="1.3"):
+            return hydra.compose("run")
+
+
+@contextmanager
+def _own_hydra() -> Iterator[ConfigStore]:
+    # Hydra in its initial state; afterwards all its state (singletons and OmegaConf's resolvers) is
+    # the host program's again. Only Hydra's plugins, which take long to find, are shared.
+    Plugins.instance()
+    known = ConfigStore.instance().repo
+    instances, resolvers = Singleton._instances, BaseContainer._resolvers
+    Singleton._instances = {k: v for k, v in instances.items() if k not in HOST_STATE}
+    BaseContainer._resolvers = dict(resolvers)
+    try:
+        store = ConfigStore.instance()
+        store.repo = {name: known[name] for name in ("hydra", "_dummy_empty_config_.yaml")}
+        yield store
+    finally:
+        Singleton._instances, BaseContainer._resolvers = instances, resolvers
+
+
+def _schema(name: str, entry: Any) -> Any:
+    hints = get_type_hints(type(entry))
+    schema: list[tuple[str, Any, Any]] = [("name", str, field(default=name))]
+    for f in fields(entry):
+        value: Any = getattr(entry, f.name)
+        if f.name == "root":  # where data lies is the machine's business
+            value = "${oc.env:FEWSTEP_DATA," + str(value) + "}"
+        if isinstance(value, list | tuple):
+            schema.append((f.name, hints[f.name], field(default_factory=partial(list, value))))
+        elif f.init:
+            schema.append((f.name, hints[f.name], field(default=value)))
+    return make_dataclass(f"{type(entry).__name__}Schema", schema)

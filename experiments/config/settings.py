@@ -1,0 +1,174 @@
+"""The settings of a run that belong to no objective, backbone or data set."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fewstep.errors import UserError, check_choice, check_fields, check_range
+from fewstep.registry import bookkeeping, named
+
+PRECISIONS = ("float32", "bfloat16")
+SCHEDULES = ("constant", "cosine")
+WEIGHTS = ("ema", "raw")
+SPLITS = ("train", "test")
+PARALLEL = ("ddp", "fsdp")
+INITS = ("auto", "random", "teacher")
+
+
+@dataclass
+class Training:
+    """How a network is trained, whatever its objective.
+
+    Attributes:
+        steps: optimiser updates. batch_size: images an update.
+        lr: AdamW's peak learning rate. warmup: steps of linear warm-up to it.
+        schedule: constant | cosine (to 0 at the last step).
+        betas, eps, weight_decay: AdamW's.
+        clip: bound on the gradient's global norm, or null.
+        ema: decay of the averaged weights, reached as (1 + step) / (10 + step) grows.
+        label_dropout: share of labels replaced by "none" (needed for guidance).
+        precision: float32 | bfloat16 (autocast; weights stay float32).
+        init: auto | random | teacher, the first weights. auto takes the teacher's where the
+            objective learns from one and its backbone and path are the student's.
+        device: auto | cpu | cuda | cuda:0 | mps. compile: torch.compile the network.
+        parallel: ddp | fsdp, how several processes (torchrun's, say) share a run: every one has the
+            whole network, or (FSDP2) a part of it. batch_size is that of all together.
+        activation_checkpointing: recompute activations in the backward pass, to save memory.
+        log_every, validate_every, checkpoint_every: steps between; 0 for never.
+    """
+
+    steps: int = 2000
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup: int = 0
+    schedule: str = "constant"
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    ema: float = 0.999
+    label_dropout: float = 0.0
+    precision: str = "float32"
+    init: str = "auto"
+    device: str = bookkeeping("auto")
+    compile: bool = bookkeeping(False)
+    parallel: str = bookkeeping("ddp")
+    activation_checkpointing: bool = bookkeeping(False)
+    log_every: int = bookkeeping(50)
+    validate_every: int = bookkeeping(250)
+    checkpoint_every: int = bookkeeping(500)
+
+    def __post_init__(self) -> None:
+        check_fields("training", self, "steps batch_size", 1)
+        check_fields(
+            "training", self, "warmup weight_decay log_every validate_every checkpoint_every", 0
+        )
+        check_fields("training", self, "lr eps clip", 0, open_low=True)
+        check_fields("training", self, "ema label_dropout", 0, 1)
+        if len(self.betas) != 2:
+            raise UserError(f"training.betas must be two numbers, got {list(self.betas)}")
+        for beta in self.betas:
+            check_range("training.betas", beta, 0, 0.999999)
+        check_choice("training.precision", self.precision, PRECISIONS)
+        check_choice("training.schedule", self.schedule, SCHEDULES)
+        check_choice("training.init", self.init, INITS)
+        check_choice("training.parallel", self.parallel, PARALLEL)
+
+
+@dataclass
+class Evaluation:
+    """Which cells a run is evaluated at: the product of steps (and times), weights, guidance, sets.
+
+    None of it changes the training, so none of it is part of a run's key.
+
+    Attributes:
+        steps: numbers of uniform sampling steps. times: irregular schedules, each falling from
+            the path's t_max to 0; a single one may be written without the outer brackets.
+        samplers: [{solver: heun}, ...], settings of the objective's own sampler, each a cell; none
+            stands for the objective's own.
+        weights: ema | raw, one or both. guidance: scales of classifier-free guidance (1: none).
+        guidance_interval: [from, to], the shares of noise sigma / (alpha + sigma), 0 to 1, at which
+            guidance acts: the linear path's time, the same noise levels for every objective.
+        sample_sets: independent sets of samples per cell.
+        samples: N, or null for as many as the held-out split has.
+        metrics: fd | kid | precision | ..., or {name: kid, degree: 2} to set what it has.
+        reference: train | test, the split samples are compared with; the other one is the floor.
+        reference_file: an npz of mu and sigma, or of images arr_0, in place of the split.
+        extractor: whose features are compared; "auto" takes cnn for images, raw for vectors. With
+            settings, {name: pca, dimension: 32}; several in a list.
+        batch_size: images sampled at a time.
+    """
+
+    steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 32, 128])
+    times: list[list[float]] = field(default_factory=list)
+    samplers: list[dict[str, Any]] = field(default_factory=list)
+    weights: list[str] = field(default_factory=lambda: ["ema"])
+    guidance: list[float] = field(default_factory=lambda: [1.0])
+    guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    sample_sets: int = 1
+    samples: int | None = None
+    metrics: list[Any] = field(default_factory=lambda: ["fd"])
+    reference: str = "train"
+    reference_file: str | None = None
+    extractor: Any = "auto"
+    batch_size: int = 1000
+
+    def __post_init__(self) -> None:
+        for steps in self.steps:
+            check_range("evaluation.steps", steps, 1)
+        for scale in self.guidance:
+            check_range("evaluation.guidance", scale, 0)
+        for weights in self.weights:
+            check_choice("evaluation.weights", weights, WEIGHTS)
+        check_fields("evaluation", self, "sample_sets batch_size", 1)
+        check_fields("evaluation", self, "samples", 2)
+        check_choice("evaluation.reference", self.reference, SPLITS)
+        name, interval = "evaluation.guidance_interval", list(self.guidance_interval)
+        if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+            rule = "two rising shares of noise in [0, 1]"
+            raise UserError(f"{name} must be {rule}, got {interval}")
+        for name, values in (("metrics", self.metrics), ("extractor", self.extractors)):
+            if not values:
+                raise UserError(f"evaluation.{name}=[] names none")
+            for value in values:
+                named(f"evaluation.{name}", value)
+
+    @property
+    def extractors(self) -> list[Any]:
+        """``extractor``, which may be a single one, as a list."""
+        several = isinstance(self.extractor, list | tuple)
+        return list(self.extractor) if several else [self.extractor]
+
+    def metric_requests(self) -> list[dict[str, Any]]:
+        """Each metric in each extractor, as requested; kept in a cell's file beside its value.
+
+        The first one is a run's main one, which searches and ``status`` look at.
+        """
+        rest = {} if self.reference_file is None else {"reference_file": self.reference_file}
+        return [
+            {
+                "samples": self.samples,
+                "reference": self.reference,
+                "extractor": extractor,
+                **({} if metric == "fd" else {"metric": metric}),
+                **rest,
+            }
+            for metric in map(_brief, self.metrics)
+            for extractor in map(_brief, self.extractors)
+        ]
+
+
+def _brief(value: Any) -> Any:
+    return value["name"] if isinstance(value, dict) and len(value) == 1 else value
+
+
+@dataclass
+class Tracking:
+    """Where sweeps are recorded.
+
+    Attributes:
+        uri: MLflow's tracking URI; null takes MLFLOW_TRACKING_URI, else sqlite under the run root.
+        enabled: whether a sweep is synced when it ends (``fewstep sync`` always can be).
+    """
+
+    uri: str | None = None
+    enabled: bool = True

@@ -1,0 +1,111 @@
+"""A metric with an identity: two values may stand in one table only if it is the same."""
+
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.experiments.config.settings import Evaluation
+from fewstep.experiments.data import Dataset
+from fewstep.experiments.extractors import EXTRACTORS, Extractor
+from fewstep.experiments.metrics import METRICS, Metric, Value
+from fewstep.experiments.metrics.reference import Array, Reference, short_hash
+from fewstep.experiments.store.json_files import Json
+from fewstep.registry import build_named
+
+
+class MetricInstance:
+    """One metric of ``samples`` samples against one reference. ``request``: as the settings say."""
+
+    def __init__(self, metric: Metric, reference: Reference, samples: int, request: Json) -> None:
+        self.metric, self.reference = metric, reference
+        self.samples, self.request = samples, request
+
+    @cached_property
+    def identity(self) -> Json:
+        """Everything that must be equal for two values to be compared, and a label and an id."""
+        reference, features = self.reference, self.reference.features
+        data, is_fid = reference.dataset, features.is_fid and self.metric.name.startswith("FD")
+        if features.decode is not None and reference.file is None:
+            is_fid = False  # against what the autoencoder makes of images, not images
+        name = self.metric.name.replace("FD", "FID") if is_fid else self.metric.name
+        identity: Json = {
+            "name": name,
+            "extractor": features.name,
+            "extractor_sha256": features.sha256,
+            "data": data.name,
+            "samples": self.samples,
+            **reference.identity,
+            "resize": features.resize,
+            "rounding": reference.preprocess,
+        }
+        if self.metric.against == "rows" and (known := identity["reference_samples"]):
+            identity["reference_samples"] = min(known, self.samples)
+        if self.metric.against == "train":
+            identity |= {
+                "reference": "train",
+                "reference_sha256": data.train.sha256,
+                "reference_samples": len(data.train),
+                "held_out_sha256": data.test.sha256,
+            }
+        if parameters := asdict(self.metric):  # type: ignore[call-overload]
+            identity["parameters"] = parameters
+        label = f"{name}-{data.name}{'' if is_fid else f'-{features.name}'}@{self.samples}"
+        against = {"train": "", "test": "-vs-test"}
+        label += against.get(identity["reference"], f"-vs-{identity['reference_sha256'][:8]}")
+        return {**identity, "label": label, "id": short_hash(identity)}
+
+    def of(self, features: Array) -> Value:
+        """Of the features of exactly N samples, (N, D)."""
+        n = len(features)
+        assert n == self.samples, f"{n} samples where {self.samples} were asked for"
+        return self.metric.measure(features, self.reference)
+
+    def of_samples(self, x: Tensor) -> Value:
+        """Of raw samples (N, ...)."""
+        return self.of(self.reference.features.extract(x))
+
+    @cached_property
+    def floor(self) -> float | None:
+        """Real against real: N images of the other split; None where it has fewer than N."""
+        held_out = self.reference.held_out(self.samples)
+        return None if held_out is None else self.of(held_out).value
+
+
+def metric_instances(evaluation: Evaluation, dataset: Dataset, cache: Path) -> list[MetricInstance]:
+    """All that ``evaluation`` asks for; those of one extractor share a ``Reference``."""
+    path, samples = evaluation.reference_file, evaluation.samples or len(dataset.test)
+    file = None if path is None else Path(path).expanduser()
+    references: dict[str, Reference] = {}
+    instances = []
+    for request in evaluation.metric_requests():
+        key = repr(request["extractor"])
+        if key not in references:
+            features = extractor(request["extractor"], dataset).prepare(dataset, cache)
+            references[key] = Reference(features, dataset, cache, evaluation.reference, file)
+        metric = build_named(METRICS, "evaluation.metrics", request.get("metric", "fd"))
+        instances.append(MetricInstance(metric, references[key], samples, request))
+    return instances
+
+
+def main_metric(evaluation: Evaluation, dataset: Dataset, cache: Path) -> MetricInstance:
+    """The first one, which a search minimises; ``UserError`` where lower is not better."""
+    one = replace(evaluation, metrics=evaluation.metrics[:1], extractor=evaluation.extractors[0])
+    (instance,) = metric_instances(one, dataset, cache)
+    if instance.metric.better != "lower":
+        name = instance.metric.name
+        raise UserError(
+            f"a search minimises the first of evaluation.metrics, which cannot be {name}"
+        )
+    return instance
+
+
+def extractor(request: Any, dataset: Dataset) -> Extractor:
+    """The extractor that is asked for; "auto" is the data set's own."""
+    if request == "auto":
+        request = "cnn" if dataset.is_image and dataset.num_classes else "raw"
+    entry: Extractor = build_named(EXTRACTORS, "evaluation.extractor", request)
+    return entry

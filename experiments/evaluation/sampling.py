@@ -1,0 +1,144 @@
+"""Samples of a network: from the same noise and labels for all objectives of a seed.
+
+Several processes of a run share the network's rows, and nothing else: each has all N samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import UserError
+from fewstep.experiments.config.run_config import RunConfig, with_sampler
+from fewstep.experiments.data import Dataset, to_uint8
+from fewstep.experiments.distributed.batch_sharding import ShardedBatchNet
+from fewstep.experiments.distributed.process_group import ranks
+from fewstep.experiments.rng import generator
+from fewstep.experiments.store.json_files import Json
+from fewstep.objectives import Guided, Net, Objective, ProbabilityPath
+from fewstep.objectives.core.guidance import EVERYWHERE
+from fewstep.objectives.core.wrappers import BatchedNet, CountedNet, OnImages
+
+BLOCK = 10_000  # samples held on the device at once; fixed, for fresh noise is drawn block by block
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a run's network is sampled.
+
+    ``times`` is None for ``steps`` uniform steps. ``sampler`` holds settings of the objective's
+    sampler in place of its own.
+    """
+
+    steps: int
+    times: tuple[float, ...] | None = None
+    weights: str = "ema"
+    guidance: float = 1.0
+    sample_set: int = 0
+    guidance_interval: tuple[float, float] = EVERYWHERE
+    sampler: tuple[tuple[str, Any], ...] = ()
+
+    def objective(self, objective: Objective) -> Objective:
+        """``objective`` with this cell's sampler."""
+        return with_sampler(objective, dict(self.sampler))
+
+    def schedule(self, path: ProbabilityPath) -> Sequence[float]:
+        """The times of its steps on ``path``, falling to 0."""
+        return path.times(self.steps if self.times is None else self.times)
+
+    def guided(self, net: Net, path: ProbabilityPath) -> Net:
+        """``net`` with this cell's guidance."""
+        if self.guidance == 1:
+            return net
+        return Guided(net, self.guidance, path, self.guidance_interval)
+
+    def describe(self, objective: Objective) -> Json:
+        """The cell as its file tells it, the objective's sampler settings included.
+
+        A guidance interval is one of them where it restricts anything.
+        """
+        record = asdict(self)
+        record["times"] = None if self.times is None else list(self.times)
+        low, high = record.pop("guidance_interval")
+        sampler = self.objective(objective).sampler_settings()
+        if self.guidance != 1 and (low, high) != EVERYWHERE:
+            sampler["guidance_interval"] = f"{low:g}-{high:g}"
+        return {**record, "sampler": sampler}
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """``x``: raw data (N, ...); ``y``: conditions or None; ``nfe``: network calls a sample."""
+
+    x: Tensor
+    y: Tensor | None
+    nfe: int
+
+
+def calls(config: RunConfig, dataset: Dataset, cell: SamplingConfig) -> int:
+    """How often a cell asks the network, counted on one image and a network that says zero.
+
+    An adaptive solver may ask a real one more often.
+    """
+    objective = cell.objective(config.objective)
+    net = CountedNet(lambda x, t, d=None, y=None: torch.zeros_like(x))
+    y = None if dataset.train.y is None else torch.zeros_like(dataset.train.y[:1])
+    guided, times = cell.guided(net, objective.path), cell.schedule(objective.path)
+    objective.sample(guided, torch.zeros(1, *dataset.shape), y, times, torch.Generator())
+    return net.calls
+
+
+@torch.no_grad()
+def draw(
+    config: RunConfig,
+    dataset: Dataset,
+    net: nn.Module,
+    cell: SamplingConfig,
+    samples: int,
+    batch_size: int,
+    on_images: OnImages = lambda images: None,
+) -> SampleBatch:
+    """Sample ``net``; the noise and the labels depend on the seed and the sample set alone.
+
+    ``batch_size`` bounds what the network is asked at a time and changes no number but by rounding.
+    ``on_images`` gets the number of images of each call in this process; what it raises, ends the
+    drawing. Raises ``FloatingPointError`` for samples that are not finite.
+    """
+    seed, device = config.seed, next(net.parameters()).device
+    objective = cell.objective(config.objective)
+    g = generator(seed, "noise", cell.sample_set)
+    noise = torch.randn(samples, *dataset.shape, generator=g)
+    y = _conditions(dataset, samples, generator(seed, "labels", cell.sample_set))
+    if cell.guidance != 1 and y is None:
+        raise UserError(f"evaluation.guidance {cell.guidance}: {dataset.name} has no labels")
+    parts, nfe = [], 0
+    for i, index in enumerate(torch.arange(samples).split(BLOCK)):
+        batched: Net = BatchedNet(net, batch_size, on_images)
+        counted = CountedNet(batched if ranks().is_single else ShardedBatchNet(batched, ranks()))
+        x = objective.sample(
+            cell.guided(counted, objective.path),
+            noise[index].to(device),
+            None if y is None else y[index].to(device),
+            cell.schedule(objective.path),
+            generator(seed, "sampler", cell.sample_set, i, device=device),
+        ).cpu()
+        if not bool(torch.isfinite(x).all()):
+            raise FloatingPointError(f"samples at {cell.steps} steps are not finite")
+        parts.append(to_uint8(x) if dataset.is_image else x.float())
+        nfe = counted.calls
+    x = torch.cat(parts)
+    assert len(x) == samples, f"{len(x)} samples where {samples} were asked for"
+    return SampleBatch(x, y, nfe)
+
+
+def _conditions(dataset: Dataset, samples: int, g: torch.Generator) -> Tensor | None:
+    # in the training split's proportions: a random draw would add its own spread to FD
+    if (y := dataset.train.y) is None:
+        return None
+    if y.ndim == 2:  # each vector as often as the others, to within one
+        rounds = [torch.randperm(len(y), generator=g) for _ in range(-(-samples // len(y)))]
+        return y[torch.cat(rounds)[:samples]]
+    position = (torch.arange(samples) * len(y) + len(y) // 2) // samples
+    return y.sort().values[position][torch.randperm(samples, generator=g)]

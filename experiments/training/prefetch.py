@@ -1,0 +1,42 @@
+"""The batches of a run, each fetched while the step before it is at work."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+from torch import Tensor
+
+from fewstep.experiments.data import Rows
+from fewstep.experiments.rng import Order
+
+
+class Source(Protocol):
+    """Examples by index: a split, or pairs."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, index: Tensor) -> Rows: ...
+
+
+class Loader:
+    """The rows of each step, in an ``order`` that knows them all, so that reading ahead is safe.
+
+    One thread fetches the rows of the next step, up to that of ``steps``: what is memory-mapped
+    may have to come from a disk.
+    """
+
+    def __init__(self, source: Source, order: Order, steps: int) -> None:
+        self.source, self.order, self.steps = source, order, steps
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._next: tuple[int, Future[Rows]] | None = None
+
+    def rows(self, step: int) -> Rows:
+        """The rows of ``step``, counted from 0; any step may be asked for, in any order."""
+        ahead, self._next = self._next, None
+        if ahead is not None and ahead[0] == step:
+            rows = ahead[1].result()
+        else:
+            rows = self.source.rows(self.order.batch(step))
+        if step + 1 < self.steps:  # the order is asked here: it is no business of two threads
+            index = self.order.batch(step + 1)
+            self._next = step + 1, self._thread.submit(self.source.rows, index)
+        return rows

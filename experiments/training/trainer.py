@@ -1,0 +1,328 @@
+"""The loop: one trainer for every objective, which it knows only as a loss.
+
+Everything random in step i comes from (seed, i), and everything that carries over is in the
+checkpoint, so that a run killed at any moment and run again ends with the same bits. All processes
+of a run come through every line here, on the whole batch (``Trainer.parallel``); rank 0 writes.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.errors import UserError
+from fewstep.experiments.config.run_config import RunConfig
+from fewstep.experiments.config.settings import Training
+from fewstep.experiments.data import Dataset, Rows, to_model
+from fewstep.experiments.distributed import data_parallel
+from fewstep.experiments.distributed.process_group import ranks
+from fewstep.experiments.rng import Order, derive, generator
+from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.experiments.training import checkpoint
+from fewstep.experiments.training.checkpoint import Checkpoint
+from fewstep.experiments.training.network import (
+    build_network,
+    choose_device,
+    frozen_copy,
+    load_weights,
+)
+from fewstep.experiments.training.optimiser import SLOTS, AdamW
+from fewstep.experiments.training.prefetch import Loader, Source
+from fewstep.experiments.training.reflow_pairs import Pairs, stored_pairs
+from fewstep.experiments.training.teacher import load_teacher, same_architecture
+from fewstep.files import replacing
+from fewstep.objectives import Batch, Net, Nets, Objective, Progress, Teacher
+from fewstep.objectives.core.label_dropout import drop_conditions
+
+VALIDATION_BATCHES = 4
+
+OnStep = Callable[[int, int, float], None]
+"""(steps done, of how many, steps a second)"""
+
+
+class NotFinite(FloatingPointError):
+    """The loss or its gradient stopped being a number."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss or its gradient is not finite at step {step}")
+        self.step = step
+
+
+class Interrupted(Exception):
+    """Asked to stop; a checkpoint was written, the run can be continued."""
+
+
+def learning_rate(training: Training, step: int) -> float:
+    """The rate of update number ``step``, counted from 0."""
+    warm = min(1.0, (step + 1) / (training.warmup + 1))
+    if training.schedule == "constant":
+        return training.lr * warm
+    done = max(0, step - training.warmup) / max(1, training.steps - training.warmup)
+    return training.lr * warm * (1 + math.cos(math.pi * done)) / 2
+
+
+class Trainer:
+    """One run's training; ``train`` goes from the newest checkpoint to the last step."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset, directory: RunDirectory) -> None:
+        self.config, self.dataset, self.directory = config, dataset, directory
+        self.training = config.training
+        self.objective: Objective = config.objective
+        self.device = choose_device(self.training.device)
+        self.ranks = ranks()
+        self.parallel = data_parallel.strategy(self.training.parallel, self.ranks, self.device)
+        self.net = build_network(config, dataset).to(self.device)
+        self.teacher = self._teacher()
+        self.ema = self.parallel.wrap(frozen_copy(self.net))
+        self.net = self.parallel.wrap(self.net)
+        self.snapshot: nn.Module | None = None
+        self.pairs: Pairs | None = None
+        auxiliary = self.objective.auxiliary_module()
+        self.auxiliary = None if auxiliary is None else auxiliary.to(self.device)
+        self.named = dict(self.net.named_parameters(prefix="net"))
+        if self.auxiliary is not None:
+            self.named.update(self.auxiliary.named_parameters(prefix="auxiliary"))
+        self.parallel.watch(self.net, self.auxiliary)
+        groups = self.parallel.groups(self.net, self.auxiliary)
+        self.optimiser = AdamW(groups, self.training, self.device)
+        if self.training.activation_checkpointing:
+            setting, name = "training.activation_checkpointing", config.values["backbone"]["name"]
+            if not hasattr(self.net, "checkpointing"):
+                raise UserError(f"{setting}: backbone {name!r} has no ``checkpointing``")
+            self.net.checkpointing = True  # type: ignore[assignment]
+        self.forward: Any = torch.compile(self.net) if self.training.compile else self.net
+        self.loader = self._loader(dataset.train)
+        self.step = 0
+        self.seconds = 0.0
+        self.aside = 0.0  # of those since it began: spent on other things than training
+        self.last: dict[str, float] = {}
+        self.first_nonfinite_step = torch.tensor(0, device=self.device)  # 0 for none
+
+    def _teacher(self) -> Teacher | None:
+        """The teacher; its weights become the network's first ones where that is asked."""
+        loaded = load_teacher(self.config, self.dataset, self.device)
+        if loaded is None:
+            return None
+        teacher, network, its_config = loaded
+        if self.training.init != "random" and same_architecture(self.config, its_config):
+            # a jump embedding that the teacher lacks keeps its own first weights
+            self.net.load_state_dict(network.state_dict(), strict=False)
+        return teacher
+
+    def nets(self, online: Net) -> Nets:
+        """What a loss may ask, with ``online`` in the first place."""
+        shard = self.parallel.shard_batch
+        frozen = self.teacher, self.snapshot
+        teacher, snapshot = (None if net is None else shard(net) for net in frozen)
+        return Nets(shard(online), shard(self.ema), teacher, self.auxiliary, snapshot)
+
+    def prepare(self, stop: Callable[[], bool], on_block: OnStep) -> None:
+        """Draw the pairs that an objective trains on; ``Interrupted`` if ``stop()`` became true."""
+        if not self.objective.needs_pairs:
+            return
+        assert self.teacher is not None
+        begun, teacher = time.perf_counter(), self.parallel.shard_batch(self.teacher)
+
+        def watched(x: Tensor, t: Tensor, d: Any = None, y: Tensor | None = None) -> Tensor:
+            if stop():  # a block may take minutes
+                raise Interrupted("stopped while pairs were drawn; whole blocks are kept")
+            return teacher(x, t, d, y)
+
+        self.pairs = stored_pairs(
+            self.directory.pairs, self.objective, watched, self.dataset,
+            self.config.seed, self.objective.pairs, self.device,
+            lambda blocks, total: on_block(blocks, total, blocks / (time.perf_counter() - begun)),
+        )  # fmt: skip
+        self.loader = self._loader(self.pairs)
+
+    def train(self, stop: Callable[[], bool], on_step: OnStep) -> None:
+        """Train to the last step; raises ``NotFinite``, or ``Interrupted`` by ``stop()``."""
+        total, every = self.training.steps, self.training.checkpoint_every
+        if not self._restore() and self.ranks.is_main:
+            self.directory.metrics_file.unlink(missing_ok=True)
+        self._trim_metrics()
+        begun, step_begun, seconds_begun = time.perf_counter(), self.step, self.seconds
+        while self.step < total:
+            logs = self._update()
+            elapsed = time.perf_counter() - begun - self.aside
+            self.seconds = seconds_begun + elapsed
+            self._log(logs)
+            on_step(self.step, total, (self.step - step_begun) / elapsed)
+            interrupted = stop() and self.step < total
+            if self.step == total or interrupted or (every and self.step % every == 0):
+                self._check_finite()
+                self._save()
+            if interrupted:
+                raise Interrupted(f"stopped at step {self.step} of {total}")
+
+    def _update(self) -> dict[str, Tensor]:
+        training, step = self.training, self.step
+        torch.manual_seed(derive(self.config.seed, "dropout", step))
+        g = generator(self.config.seed, "train", step, device=self.device)
+        progress = Progress(step, training.steps)
+        if self.objective.takes_snapshot(progress):
+            self.snapshot = self._copy_network()
+        batch = self._batch(self.loader.rows(step), "train", step)
+        batch = Batch(batch.x, self._drop_labels(batch.y, g), batch.y, batch.eps)
+        mean, extra = self._loss(self.forward, batch, progress, g)
+        for parameter in self.named.values():
+            parameter.grad = None
+        mean.backward()
+        self.parallel.sum_gradients()
+        norm = self.parallel.clip(self.named.values(), training.clip or math.inf)
+        logs = {"loss": mean.detach(), "grad_norm": norm.detach(), **extra}
+        bad = ~torch.isfinite(mean.detach() + norm) & (self.first_nonfinite_step == 0)
+        self.first_nonfinite_step = torch.where(bad, step + 1, self.first_nonfinite_step)
+        if self.device.type == "cpu":  # elsewhere a look waits for the device: now and then will do
+            self._check_finite()
+        self.optimiser.step(learning_rate(training, step))
+        decay = min(training.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            ema, net = (self.parallel.local_shards(n.parameters()) for n in (self.ema, self.net))
+            torch._foreach_lerp_(ema, net, 1 - decay)
+        self.step += 1
+        return logs
+
+    def _loss(
+        self, net: Net, batch: Batch, progress: Progress, g: torch.Generator
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        half = self.training.precision != "float32"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            loss = self.objective.loss(self.nets(net), batch, progress, g)
+        return loss.per_sample.float().mean(), loss.logs
+
+    def _copy_network(self) -> nn.Module:
+        if self.parallel.replicated:
+            return frozen_copy(self.net)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # what is split cannot be copied: it is built again
+            twin = frozen_copy(build_network(self.config, self.dataset)).to(self.device)
+        twin = self.parallel.wrap(twin)
+        with torch.no_grad():
+            for kind in (nn.Module.parameters, nn.Module.buffers):
+                for mine, its in zip(kind(twin), kind(self.net), strict=True):
+                    mine.copy_(its)
+        return twin
+
+    def _check_finite(self) -> None:
+        if step := int(self.first_nonfinite_step):
+            raise NotFinite(step)
+
+    def _loader(self, source: Source) -> Loader:
+        order = Order(self.config.seed, len(source), self.training.batch_size)
+        return Loader(source, order, self.training.steps)
+
+    def _batch(self, rows: Rows, purpose: str, index: int) -> Batch:
+        """``rows`` as the network takes them; ``purpose`` and ``index`` say what is drawn."""
+        x, y, std, eps = (None if a is None else a.to(self.device) for a in rows)
+        assert x is not None
+        x = to_model(x)
+        if std is not None:
+            g = generator(self.config.seed, f"{purpose}/posterior", index, device=self.device)
+            x = x + std.float() * torch.randn(x.shape, generator=g, device=self.device)
+        return Batch(x, y, None if eps is None else y, eps)
+
+    def _drop_labels(self, y: Tensor | None, g: torch.Generator) -> Tensor | None:
+        if y is None or not (share := self.training.label_dropout):
+            return y
+        return drop_conditions(y, share, self.dataset.num_classes, g)
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """The objective's loss of the EMA weights on held-out data, always with the same draws.
+
+        On the first of the pairs, where an objective trains on them: none are held out.
+        """
+        source: Source = self.dataset.test if self.pairs is None else self.pairs
+        size = min(self.training.batch_size, len(source))
+        order = Order(self.config.seed, len(source), size)
+        progress = Progress(max(0, self.step - 1), self.training.steps)  # of the last update
+        total = 0.0
+        for i in range(VALIDATION_BATCHES):
+            g = generator(self.config.seed, "validation", i, device=self.device)
+            batch = self._batch(source.rows(order.batch(i)), "validation", i)
+            total += float(self._loss(self.ema, batch, progress, g)[0])
+        return total / VALIDATION_BATCHES
+
+    def _log(self, logs: dict[str, Tensor]) -> None:
+        def due(every: int) -> bool:
+            return self.step == self.training.steps or (bool(every) and self.step % every == 0)
+
+        if not (due(self.training.log_every) or due(self.training.validate_every)):
+            return
+        self._check_finite()
+        row = {name: float(value) for name, value in logs.items()}
+        self.parallel.check(row["loss"])
+        if due(self.training.validate_every):
+            row["validation_loss"] = self.validation_loss()
+        self.last = row
+        if not self.ranks.is_main:
+            return
+        line = {
+            "step": self.step,
+            "images_seen": self.step * self.training.batch_size,
+            "seconds": round(self.seconds, 3),
+            "lr": learning_rate(self.training, self.step - 1),
+            **row,
+        }
+        with self.directory.metrics_file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _trim_metrics(self) -> None:
+        if not self.ranks.is_main:
+            return
+        # of later steps, which are about to be run again, nothing stays
+        kept = [row for row in self.directory.metrics() if row["step"] <= self.step]
+        if kept or self.directory.metrics_file.exists():
+            with replacing(self.directory.metrics_file) as other:  # it may be killed here too
+                other.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def _save(self) -> None:
+        modules = {"net": self.net, "ema": self.ema}
+        modules |= {"auxiliary": self.auxiliary} if self.auxiliary is not None else {}
+        modules |= {"snapshot": self.snapshot} if self.snapshot is not None else {}
+        tensors = {f"{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
+        for name, parameter in self.named.items():
+            for slot, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"optimiser.{slot}.{name}"] = value
+        tensors = {name: self.parallel.full_tensor(tensor) for name, tensor in tensors.items()}
+        state = {"key": self.config.key, "seconds": self.seconds, "last": self.last}
+        if self.ranks.is_main:
+            checkpoint.save(self.directory.checkpoints, Checkpoint(self.step, tensors, state))
+        self.ranks.broadcast(self.step)  # nobody leaves before it is written
+
+    def _restore(self) -> bool:
+        saved = checkpoint.load_latest(self.directory.checkpoints)
+        if saved is None:
+            return False
+        path, key, due = self.directory.path, saved.state["key"], self.config.key
+        if key != due:
+            raise UserError(f"the checkpoint in {path} belongs to run {key}, expected {due}")
+        distribute = self.parallel.distribute
+        load_weights(self.net, saved, "net", distribute)
+        load_weights(self.ema, saved, "ema", distribute)
+        if self.auxiliary is not None:
+            load_weights(self.auxiliary, saved, "auxiliary")
+        if any(name.startswith("snapshot.") for name in saved.tensors):
+            self.snapshot = self._copy_network()
+            load_weights(self.snapshot, saved, "snapshot", distribute)
+        for name, parameter in self.named.items():
+            if f"optimiser.step.{name}" in saved.tensors:  # else it has never had a gradient
+                self.optimiser.state[parameter] = {
+                    slot: self._placed(slot, saved.tensors[f"optimiser.{slot}.{name}"], parameter)
+                    for slot in SLOTS
+                }
+        self.step = saved.step
+        self.seconds = float(saved.state["seconds"])
+        self.last = dict(saved.state["last"])
+        return True
+
+    def _placed(self, slot: str, value: Tensor, parameter: Tensor) -> Tensor:
+        # AdamW counts steps in a tensor: on the CPU, unless it is the fused one of a GPU
+        if slot == "step":
+            return value.to(self.device) if self.device.type == "cuda" else value
+        return self.parallel.distribute(value.to(self.device), parameter)

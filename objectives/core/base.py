@@ -1,0 +1,301 @@
+"""The interface of an objective, and the types and functions that all of them share.
+
+Notation: ``x`` is data, ``eps`` is noise, ``x_t`` their mixture. ``t = 0`` is
+data and t grows with noise up to ``path.t_max``. ``d`` is the length of a jump toward data,
+``0 <= t - d``. A velocity points toward noise, so sampling steps against it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fewstep.deprecation import OldName, renamed, renamed_arguments, warn
+from fewstep.errors import UserError
+from fewstep.objectives.core.batch_math import full, randn
+from fewstep.objectives.core.paths import ProbabilityPath
+from fewstep.objectives.core.samplers import sampling_fields
+from fewstep.registry import Registry
+
+if TYPE_CHECKING:
+    from fewstep.objectives.core.gaussian import GaussianFlow
+
+
+T = TypeVar("T")
+
+
+class Net(Protocol):
+    """A network F(x, t, d, y): (B, ...) noisy input, (B,) time, (B,) jump length, condition.
+
+    ``d`` is None for objectives without jumps. ``y`` is (B,) int64 classes or (B, k) float vectors;
+    None stands for "no condition" in every row, and so does, in its row, the class after the last
+    one or a vector of NaN (``nn.Module``s of one's own see these only after label dropout).
+    """
+
+    def __call__(
+        self, x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor: ...
+
+
+class Nets:
+    """The networks that a loss may call; gradients reach only ``online`` and ``auxiliary``.
+
+    ``online`` is the network in training and ``ema`` the average of its weights (``online``
+    itself if none is passed). The others are needed by some objectives only: at the first use of
+    one that was not passed, ``UserError`` says what to pass.
+    """
+
+    @renamed_arguments(learned="auxiliary", former="snapshot")
+    def __init__(
+        self,
+        online: Net,
+        ema: Net | None = None,
+        teacher: Net | None = None,
+        auxiliary: nn.Module | None = None,
+        snapshot: Net | None = None,
+    ) -> None:
+        self.online, self.ema = online, online if ema is None else ema
+        self._teacher, self._auxiliary, self._snapshot = teacher, auxiliary, snapshot
+
+    @property
+    def teacher(self) -> Net:
+        """The velocity of a trained network, on this objective's path (see ``Teacher``)."""
+        return _passed(self._teacher, "teacher=Teacher(its_objective, its_net, objective.path)")
+
+    @property
+    def auxiliary(self) -> nn.Module:
+        """``Objective.auxiliary_module()``, made once and optimised along with ``online``."""
+        what = ", made once and optimised"
+        return _passed(self._auxiliary, "auxiliary=objective.auxiliary_module()", what)
+
+    @property
+    def snapshot(self) -> Net:
+        """``online`` as it was when ``Objective.takes_snapshot`` last said so."""
+        what = ", of the network when takes_snapshot() last held"
+        return _passed(self._snapshot, "snapshot=copy", what)
+
+    def target_net(self, which: str) -> Net:
+        """The network that makes targets, ``ema`` or ``online``; call it without gradients.
+
+        The online one keeps its dropout; the papers' codes that have any turn it off there.
+        """
+        return self.ema if which == "ema" else self.online
+
+    learned = OldName("_auxiliary")  # None where it was not passed, as in version 0.1
+    former = OldName("_snapshot")
+    behind = OldName("target_net")
+
+
+def _passed(network: T | None, argument: str, what: str = "") -> T:
+    if network is None:
+        name = argument.partition("=")[0]
+        raise UserError(f"this objective needs Nets.{name}: pass Nets(net, {argument}){what}")
+    return network
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``x``: (B, ...) data scaled for the network; ``y``: conditions, see ``Net``, or None.
+
+    Label dropout has replaced some of ``y`` by "no condition"; ``y_true`` is ``y`` before that.
+    ``eps``: (B, ...) the noise each x belongs to, for objectives that train on stored pairs.
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+    y_true: Tensor | None = None
+    eps: Tensor | None = None
+
+    @property
+    def undropped_y(self) -> Tensor | None:
+        """The conditions with none dropped."""
+        return self.y if self.y_true is None else self.y_true
+
+    classes = OldName("undropped_y")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: ``step`` updates of ``total`` are done."""
+
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The unreduced loss. ``per_sample``: (B,); ``t``: (B,) the times it was taken at.
+
+    ``d``: (B,) the jump lengths it trained, where there are any. ``logs`` holds detached scalars
+    worth a curve.
+    """
+
+    per_sample: Tensor
+    t: Tensor
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+    d: Tensor | None = None
+
+
+class Objective(ABC):
+    """What to regress on and how to sample: a frozen dataclass; its fields are hyperparameters.
+
+    The defaults are the paper's; where text and code disagree, the docstring says which.
+    Three members must be written: ``path``, ``loss``, and ``jump`` or ``denoise``.
+
+    ``title`` is the name in tables; ``uses_jump`` says whether the network is called with ``d``,
+    and ``jump_is_flag`` whether ``d`` is 0 or 1 and selects one of two flows;
+    ``needs_teacher`` and ``needs_pairs`` whether a finished run is to be named as teacher, and
+    whether (x, eps) pairs drawn from it, ``pairs`` in number, replace the data; ``shares_noise``
+    whether a loss must take all its noisy inputs from the same eps.
+
+    ``jump_range`` is how far one step of the trained network goes: ``ode``, as far as the flow is
+    straight; ``to_data``, to t = 0 only, so that more steps noise the result again; ``one_step``,
+    from t_max to 0 only; ``any``.
+    """
+
+    title: ClassVar[str]
+    uses_jump: ClassVar[bool] = False
+    jump_is_flag: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
+    needs_pairs: ClassVar[bool] = False
+    pairs: int = 0
+    shares_noise: ClassVar[bool] = False
+    jump_range: ClassVar[Literal["ode", "to_data", "one_step", "any"]] = "ode"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give members that a subclass still calls as in version 0.1 their new names too."""
+        super().__init_subclass__(**kwargs)
+        for old in RENAMED.keys() & vars(cls).keys():
+            warn(f"{cls.__name__}.{old}", RENAMED[old], stacklevel=4)
+            value = vars(cls)[old]
+            setattr(cls, RENAMED[old], JUMP_RANGES.get(value, value) if old == "reach" else value)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Members by their names in version 0.1."""
+            if name not in RENAMED:
+                raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+            warn(f"Objective.{name}", RENAMED[name])
+            value = getattr(self, RENAMED[name])
+            old_ranges = {new: old for old, new in JUMP_RANGES.items()}
+            return old_ranges.get(value, value) if name == "reach" else value
+
+    @property
+    @abstractmethod
+    def path(self) -> ProbabilityPath:
+        """The interpolant the objective is written in."""
+
+    # ---- training ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
+        """The loss of one batch; all randomness comes from ``g``."""
+
+    def auxiliary_module(self) -> nn.Module | None:
+        """A module to be optimised along with the network, or None."""
+        return None
+
+    def takes_snapshot(self, progress: Progress) -> bool:
+        """Whether the online network, before this step, becomes ``Nets.snapshot``."""
+        return False
+
+    def make_pairs(self, teacher: Net, eps: Tensor, y: Tensor | None) -> Tensor:
+        """The data (B, ...) that belongs to ``eps``, for objectives with ``needs_pairs``."""
+        raise NotImplementedError
+
+    @property
+    def uses_guidance(self) -> bool:
+        """Whether training calls the network without condition: it then needs label dropout."""
+        return False
+
+    # ---- what was learned ----------------------------------------------------------------------
+
+    def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
+        """Where one step takes ``x_t`` from time ``t`` to ``u`` <= t, both (B,)."""
+        raise NotImplementedError
+
+    def denoise(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        """Where one step takes ``x_t`` when it goes all the way to the data."""
+        return self.jump(net, x_t, t, torch.zeros_like(t), y)
+
+    def velocity(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        """dx_t/dt of the learned flow, on ``path``; only objectives that learn one can teach.
+
+        Raises ``UserError``: this objective learns no velocity.
+        """
+        raise UserError(f"{self.title} learns no velocity, so it cannot be a teacher")
+
+    @property
+    def can_teach(self) -> bool:
+        """Whether ``velocity`` is there."""
+        return type(self).velocity is not Objective.velocity
+
+    @torch.no_grad()
+    def sample(
+        self,
+        net: Net,
+        noise: Tensor,
+        y: Tensor | None = None,
+        times: int | Sequence[float] = 1,
+        g: Generator | None = None,
+    ) -> Tensor:
+        """Samples from ``noise``, standard normal (B, ...), along the decreasing ``times``.
+
+        ``times`` is a number of steps, uniform in the path's time, or the times themselves, which
+        fall from ``path.t_max`` to 0. Jumps from time to time; with jump_range ``to_data``, jumps
+        to the data and is noised again with fresh noise for the next jump (Song et al. 2023,
+        algorithm 1). ``g`` draws that noise; None takes torch's own generator.
+        """
+        x = self.path.start(noise)
+        for t, u in pairwise(self.path.times(times)):
+            if self.jump_range == "to_data":
+                x = self.denoise(net, x, full(t, x), y)
+                x = self.path.mix(x, randn(x, g), full(u, x)) if u > 0 else x
+            else:
+                x = self.jump(net, x, full(t, x), full(u, x), y)
+        return x
+
+    def sampler_settings(self) -> dict[str, Any]:
+        """The settings that change the sampling, by name."""
+        return sampling_fields(self)
+
+    # ---- what is known about it ----------------------------------------------------------------
+
+    def gaussian_optimum(self, flow: "GaussianFlow", progress: Progress) -> Net | None:
+        """The network that the loss is smallest at when the data are Gaussian; None if unknown.
+
+        ``fewstep check`` holds the loss and the sampler against it.
+        """
+        return None
+
+    def step_cost(self) -> float | None:
+        """FLOPs of a training step over those of flow matching, by counting passes.
+
+        A pass forward costs 1 and one back 2, so flow matching costs 3; a pass forward with a
+        tangent costs 2 (``tangent.py``). None if unknown. ``fewstep bench`` counts the FLOPs and
+        compares.
+        """
+        return None
+
+
+# members of Objective by their names in version 0.1
+RENAMED = {
+    "reach": "jump_range", "ideal": "gaussian_optimum", "learned_parts": "auxiliary_module",
+    "freezes": "takes_snapshot", "couple": "make_pairs", "guides": "uses_guidance",
+    "teaches": "can_teach",
+}  # fmt: skip
+JUMP_RANGES = {"step": "ode", "data": "to_data", "once": "one_step", "any": "any"}
+
+OBJECTIVES: Registry[Objective] = Registry("objective", "fewstep.objectives")
+
+
+if not TYPE_CHECKING:
+    _MOVED = dict.fromkeys(("mean_square", "rand", "randint", "same_dropout"), "batch_math")
+    _MOVED["sampling_field"] = "samplers"
+    _HOMES = {name: f"fewstep.objectives.core.{home}:{name}" for name, home in _MOVED.items()}
+    __getattr__ = renamed(__name__, _HOMES)

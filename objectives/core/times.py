@@ -1,0 +1,29 @@
+"""Distributions of training times, each (B,) for a batch shaped (B, ...)."""
+
+from torch import Generator, Tensor
+
+from fewstep.objectives.core.batch_math import rand, randn
+from fewstep.objectives.core.paths import TrigPath
+
+
+def normal(like: Tensor, g: Generator, mean: float, std: float) -> Tensor:
+    """(B,) numbers from N(mean, std^2)."""
+    return mean + std * randn(like.flatten(1)[:, 0], g)
+
+
+def logit_normal(like: Tensor, g: Generator, mean: float, std: float) -> Tensor:
+    """Times in (0, 1) whose logit is normal (Esser et al. 2024, eq. 19)."""
+    return normal(like, g, mean, std).sigmoid()
+
+
+def linear_times(like: Tensor, g: Generator, which: str, mean: float, std: float) -> Tensor:
+    """Times on the linear path by the name in ``LINEAR_TIMES``."""
+    return rand(like, g) if which == "uniform" else logit_normal(like, g, mean, std)
+
+
+LINEAR_TIMES = ("uniform", "logit_normal")
+
+
+def trig_times(like: Tensor, g: Generator, path: TrigPath, mean: float, std: float) -> Tensor:
+    """Times on TrigFlow whose noise level sigma_d tan(t) is log-normal (EDM's proposal)."""
+    return (normal(like, g, mean, std).exp() / path.sigma_d).atan()

@@ -1,0 +1,35 @@
+"""What a report shows of one data set: a summary, and all that stands around it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from fewstep.analysis.costs import Costs
+from fewstep.analysis.statistics import Curves
+from fewstep.analysis.summary_types import Samples, Summary
+from fewstep.reports.content.provenance import Origins
+from fewstep.reports.content.published import Published
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """``frame``: all runs on this data; ``cells``: the rows that the summary is made of.
+
+    ``drawn``: the part of the summary that figures show. ``origins``: where its cells come from.
+    ``methods``: paragraphs. ``published`` rows stand in its columns, those ``apart`` in a table of
+    their own. ``curves``: held-out loss by log-SNR, of methods whose runs were diagnosed.
+    """
+
+    data: str
+    summary: Summary
+    drawn: Summary
+    frame: pd.DataFrame
+    cells: pd.DataFrame
+    costs: Costs
+    samples: Samples
+    methods: Sequence[str]
+    origins: Origins
+    published: Sequence[Published] = ()
+    apart: Sequence[Published] = ()
+    curves: Curves = field(default_factory=dict)

@@ -1,0 +1,105 @@
+"""Tables of plain text, whatever is in it, as Markdown and LaTeX."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fewstep.analysis.summary_types import Summary
+from fewstep.reports.content import formatting
+
+
+@dataclass(frozen=True)
+class Table:
+    """``values``: what the cells of a row but the first are sorted by, where they can be.
+
+    ``align``: ``-`` (left) or ``>`` (right) for each column; all but the first to the right by
+    default.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    values: Sequence[Sequence[float]] = ()
+    align: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.align:
+            object.__setattr__(self, "align", "-" + ">" * (len(self.header) - 1))
+
+    def markdown(self) -> str:
+        """The table alone, without title and note."""
+        return formatting.markdown_table(self.header, self.rows, self.align)
+
+
+def failures(summary: Summary) -> Table:
+    """The runs that gave no result, and why."""
+    rows = [(f.method, str(f.seed), f.kind, f.message, f.key) for f in summary.failures]
+    header = ("Method", "Seed", "What", "Message", "Run")
+    return Table("Failed and stopped runs", header, rows, align="-----")
+
+
+def latex(*tables: Table) -> str:
+    """``table`` floats to be \\input; their document needs ``\\usepackage{booktabs}``."""
+    floats = []
+    for table in tables:
+        head, *heads = table.header
+        lines = [latex_row([formatting.latex(head), *(latex_name(h, "c", 12) for h in heads)])]
+        lines.append(r"\midrule")
+        for name, *cells in table.rows:
+            lines.append(latex_row([latex_name(name), *map(formatting.latex, cells)]))
+        columns = "l" + "r" * len(heads)
+        floats += latex_float(f"{table.title}. {table.note}", columns, lines)
+    return latex_file(floats)
+
+
+def latex_file(lines: Iterable[str]) -> str:
+    """Lines that need booktabs, as a file that says so."""
+    return "\n".join([r"% \usepackage{booktabs}", *lines, ""])
+
+
+def latex_float(
+    caption: str, columns: str, lines: Sequence[str], size: str = "footnotesize", label: str = ""
+) -> list[str]:
+    """A ``table`` float with a plain-text caption above ``lines``, those of the tabular."""
+    return [
+        r"\begin{table}[t]",
+        rf"\centering\{size}\setlength{{\tabcolsep}}{{4pt}}\setlength{{\belowcaptionskip}}{{4pt}}",
+        rf"\caption{{{formatting.latex(caption)}}}",
+        *([rf"\label{{{label}}}"] if label else []),
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        *lines,
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+
+
+def latex_row(cells: Iterable[str]) -> str:
+    """One line of a tabular."""
+    return " & ".join(cells) + r" \\"
+
+
+def latex_name(text: str, align: str = "l", width: int = 24) -> str:
+    """Plain text as a cell, wrapped."""
+    return latex_lines([*map(formatting.latex, formatting.wrapped(text, width))], align)
+
+
+def latex_lines(lines: Sequence[str], align: str) -> str:
+    """One or more lines of LaTeX in one cell, centred on the row."""
+    if len(lines) == 1:
+        return lines[0]
+    return rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}" + r" \\ ".join(lines) + r"\end{tabular}"
+
+
+def latex_document(*files: str) -> str:
+    """A document of its own around files that hold tables and text, to look at."""
+    return "\n".join([
+        r"\documentclass{article}",
+        r"\usepackage[a4paper,landscape,margin=2cm]{geometry}",
+        r"\usepackage{booktabs}",
+        r"\begin{document}",
+        *(rf"\input{{{file}}}" for file in files),
+        r"\end{document}",
+        "",
+    ])  # fmt: skip

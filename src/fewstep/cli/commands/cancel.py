@@ -1,0 +1,79 @@
+"""``fewstep cancel``: have runs save and stop, wherever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fewstep.cli.options import OnlyRuns, Overrides, Runs, SweepName, find_sweep, only_root
+from fewstep.cli.views.console import out
+from fewstep.errors import counted
+
+if TYPE_CHECKING:
+    from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
+
+
+def cancel(
+    sweep: SweepName,
+    run: OnlyRuns = None,
+    orphaned: Annotated[
+        bool, typer.Option("--orphaned", help="Only runs that are no longer in the sweep.")
+    ] = False,
+    former: Annotated[bool, typer.Option("--former", hidden=True)] = False,
+    overrides: Overrides = None,
+    runs: Runs = None,
+) -> None:
+    """Stop a sweep's runs, on any machine; they save a checkpoint and can be resumed.
+
+    Example: [bold]fewstep cancel digits --run 3f2a[/]
+    """
+    from fewstep.cli.commands.status import queued_runs
+    from fewstep.deprecation import warn
+    from fewstep.experiments.store import failures
+    from fewstep.experiments.store.lease import live_lease
+    from fewstep.sweeps.status import orphaned_runs
+
+    if former:
+        warn("--former", "--orphaned")
+    directory = find_sweep(sweep, only_root(overrides, runs))
+    orphans = orphaned_runs(directory, queued_runs(directory))
+    candidates = orphans if orphaned or former else [*directory.runs(), *orphans]
+    chosen = [r for r in directory.select(run or [], candidates) if r.status() != "done"]
+    queued = _cancel_jobs(directory, chosen)
+    chosen = [r for r in chosen if r.path.is_dir()]
+    for r in chosen:
+        r.cancel.touch()  # the process that has it, or takes it, looks for this file
+        if live_lease(r) is None and (r.key in queued or r.status() == "running"):
+            r.write("failure", failures.record(r, "cancelled", "cancelled before it ended"))
+    then = "the command that started them resumes them" if chosen else "none is unfinished"
+    out.print(f"cancelling {counted(len(chosen), 'run')} of {sweep}; {then}")
+
+
+def _cancel_jobs(sweep: SweepDirectory, chosen: Sequence[RunDirectory]) -> set[str]:
+    """Cancel the SLURM jobs that have no other runs; returns the queued runs among ``chosen``.
+
+    A job that has other runs too continues; it skips the cancelled ones.
+    """
+    from fewstep.cli.commands.status import slurm_of
+    from fewstep.experiments.store.run_directory import RunDirectory
+    from fewstep.sweeps.slurm import squeue
+
+    slurm = slurm_of(sweep)
+    if slurm is None:
+        return set()
+    keys = {run.key for run in chosen}
+    queued, jobs = set(), set()
+
+    def is_needed(key: str) -> bool:
+        return key not in keys and RunDirectory(sweep.path / key).status() != "done"
+
+    for key, task in slurm.tasks().items():
+        if key in keys and task.job is not None and task.pending:
+            queued.add(key)
+            if not any(map(is_needed, task.submission.tasks[task.index])):
+                jobs.add(task.job.id)
+    if jobs:
+        squeue.cancel(jobs)
+    return queued

@@ -1,0 +1,148 @@
+"""Commands on a finished run: evaluate, sample, bias."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.cli import options as opt
+from fewstep.cli.views.console import new_table, out
+from fewstep.errors import UserError, check_choice, check_range, counted
+
+if TYPE_CHECKING:
+    from fewstep.experiments.config.run_config import RunConfig
+    from fewstep.experiments.store.run_directory import RunDirectory
+
+IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def evaluate(run: opt.RunName, overrides: opt.Overrides = None, runs: opt.Runs = None) -> int:
+    """Add cells to a finished run, without retraining.
+
+    Example: [bold]fewstep evaluate 3f2a evaluation.steps=[3,16] evaluation.weights=\\[raw][/]
+    """
+    from fewstep.cli.commands.train import bring_to_end
+    from fewstep.experiments.config.run_config import amend
+    from fewstep.experiments.evaluation.measurement import metric_instances
+    from fewstep.experiments.run import prepare
+    from fewstep.experiments.training.network import choose_device
+    from fewstep.experiments.validation import check
+
+    directory, config = _find(run, overrides, runs)
+    opt.check_finished(directory)
+    root = str(directory.path.parent.parent)
+    config = amend(config, [("runs", root), ("sweep", directory.sweep)])
+    choose_device(config.training.device)
+    check([config])
+    for metric in metric_instances(config.evaluation, config.data.load(), directory.cache):
+        _ = metric.identity  # an unreadable reference is bad input, not a failure of the run
+    prepare(config)
+    return bring_to_end(directory, config.objective.title)
+
+
+def sample(
+    run: opt.RunName,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 1,
+    output: Annotated[Path, typer.Option("--out", help="The image to write.")] = Path("grid.png"),
+    count: Annotated[int, typer.Option(help="How many samples.")] = 64,
+    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 1.0,
+    overrides: opt.Overrides = None,
+    runs: opt.Runs = None,
+) -> None:
+    """Draw samples of a run into an image.
+
+    Example: [bold]fewstep sample 3f2a --steps 4 --out grid.png[/]
+    """
+    from fewstep.experiments.config.settings import WEIGHTS
+    from fewstep.experiments.evaluation.sampling import SamplingConfig, draw
+    from fewstep.experiments.training.network import choose_device, load_network
+    from fewstep.reports.figures.image_grid import write_mosaic
+
+    check_range("--steps", steps, 1)
+    check_range("--count", count, 1)
+    check_choice("--weights", weights, WEIGHTS)
+    if output.suffix.lower() not in IMAGE_FILES:
+        choices = ", ".join(IMAGE_FILES)
+        raise UserError(f"--out {str(output)!r} is not an image file (choices: {choices})")
+    opt.check_writable("--out", output)
+    directory, config = _find(run, overrides, runs)
+    dataset = config.data.load()
+    if not dataset.is_image:
+        raise UserError(f"{dataset.name} is not made of images: no image can be drawn")
+    net = load_network(config, dataset, directory.checkpoints, weights)
+    net.to(choose_device(config.training.device))
+    cell = SamplingConfig(steps, None, weights, guidance, 0)
+    batch = draw(config, dataset, net, cell, count, config.evaluation.batch_size)
+    write_mosaic(batch.x.numpy(), output)
+    calls = counted(batch.nfe, "network call")
+    out.print(f"{counted(count, 'sample')}, {calls} each: {output}")
+
+
+def bias(
+    run: opt.RunName,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 1,
+    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    points: Annotated[int, typer.Option(help="Subsets.")] = 15,
+    overrides: opt.Overrides = None,
+    runs: opt.Runs = None,
+) -> None:
+    """Show how FD falls with the number of samples, and extrapolate to infinitely many.
+
+    Prints a table, and draws a figure into the run's diagnostics, with the curve of held-out real
+    images for comparison.
+
+    Example: [bold]fewstep bias 3f2a --steps 4 evaluation.samples=5000[/]
+    """
+    from fewstep.experiments.config.settings import WEIGHTS
+    from fewstep.experiments.evaluation.fd_vs_samples import bias_curves
+    from fewstep.experiments.evaluation.sampling import SamplingConfig
+    from fewstep.experiments.store.json_files import write_json
+    from fewstep.experiments.validation import check
+    from fewstep.reports.figures.drawing import render
+    from fewstep.reports.figures.fd_vs_samples import bias_figure
+
+    check_range("--steps", steps, 1)
+    check_range("--points", points, 3)
+    check_choice("--weights", weights, WEIGHTS)
+    directory, config = _find(run, overrides, runs, ("evaluation.metrics", ["fd"]))
+    check([config])
+    cell = SamplingConfig(steps, None, weights)
+    with out.status(f"drawing samples of {directory.key} in {counted(steps, 'step')}"):
+        by_metric = bias_curves(
+            config, directory, config.data.load(), directory.cache, cell, points
+        )
+    for identity, curves in by_metric:
+        rows = [
+            {"N": f"{size:,.0f}", **{curve.what: f"{curve.values[i]:.4g}" for curve in curves}}
+            for i, size in enumerate(curves[0].sizes)
+        ]
+        table = new_table(rows, right=rows[0])
+        table.add_row("infinite", *(f"{curve.limit:.4g}" for curve in curves), style="bold")
+        label = identity["label"].split("@")[0]
+        out.print(f"{label}, {counted(steps, 'step')}, {weights} weights")
+        out.print(table)
+        if any(curve.limit > curve.values[-1] for curve in curves):
+            out.print("a limit above the last value: too few samples to extrapolate from")
+        stem = f"bias-steps{steps:04d}-{weights}-{identity['id']}"
+        records = [curve.record() for curve in curves]
+        content = {"metric": identity, "cell": cell.describe(config.objective), "curves": records}
+        write_json(directory.diagnostics / f"{stem}.json", content)
+        figure = directory.diagnostics / f"{stem}.png"
+        figure.write_bytes(render(bias_figure(label, records), "png"))
+        out.print(f"figure: {figure}")
+
+
+def _find(
+    run: str, overrides: list[str] | None, runs: str | None, *more: tuple[str, Any]
+) -> tuple[RunDirectory, RunConfig]:
+    """The run's directory, and its configuration with the overrides and ``more``."""
+    from fewstep.experiments.config.run_config import amend
+    from fewstep.experiments.run import load_config
+    from fewstep.experiments.store.run_directory import find_run
+
+    root, rest = opt.root_and_rest(overrides, runs)
+    directory = find_run(run, root)
+    return directory, amend(load_config(directory), [*rest, *more])

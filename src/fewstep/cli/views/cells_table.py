@@ -1,0 +1,35 @@
+"""The evaluated cells of a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from fewstep.cli.views.console import new_table
+
+
+def cells_table(cells: Sequence[dict[str, Any]]) -> Table:
+    """A row per cell: its metric, how it was sampled, its value."""
+    samplers = [
+        " ".join(f"{name}={value}" for name, value in record["cell"]["sampler"].items())
+        for record in cells
+    ]
+    rows = []
+    for record, sampler in zip(cells, samplers, strict=True):
+        cell, floor, error = record["cell"], record["floor"], record.get("error")
+        row = {
+            "metric": record["metric"]["label"],
+            "steps": str(cell["steps"]) + ("*" if cell["times"] else ""),
+            "NFE": str(record["nfe"]),
+            "weights": cell["weights"],
+            "guidance": f"{cell['guidance']:g}",
+            "set": str(cell["sample_set"]),
+            "value": _number(record["value"]) + (f" ± {_number(error)}" if error else ""),
+            "floor": "-" if floor is None else _number(floor),
+        }
+        rows.append({**row, "sampler": sampler} if any(samplers) else row)
+    return new_table(rows, right=[name for name in rows[0] if name not in ("metric", "sampler")])
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"

@@ -1,0 +1,34 @@
+"""What Ray reads from the environment; it must be there before ``ray`` is imported."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # we hide the GPUs from a run that has none
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours has the runs saved first
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a tick has no score
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # what is to be kept is in the run directories
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # actors that may be starting at once
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "10",
+}
+
+
+@contextmanager
+def ray_environment() -> Iterator[None]:
+    """Meanwhile Ray finds our settings, but for those that the user has set.
+
+    The processes that Ray starts inherit them. The host program's environment stays unchanged.
+    """
+    added = [name for name in ENVIRONMENT if name not in os.environ]
+    os.environ.update({name: ENVIRONMENT[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

@@ -1,0 +1,74 @@
+"""The SLURM launcher: runs as arrays of jobs. Imports submitit only to use it."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fewstep.errors import UserError, counted
+from fewstep.sweeps.definition.launchers import LAUNCHERS
+from fewstep.sweeps.definition.member import teacher_key
+from fewstep.sweeps.launcher import LaunchRequest, OnEvent, Outcome
+from fewstep.sweeps.slurm import squeue
+from fewstep.sweeps.slurm.arrays import RunToSubmit, chunks
+from fewstep.sweeps.slurm.settings import SlurmSettings
+
+
+@LAUNCHERS.register("slurm")
+@dataclass(frozen=True)
+class SlurmLauncher(SlurmSettings):
+    """Runs in SLURM jobs, which resume after preemption, time limits and node failures."""
+
+    def check(self, request: LaunchRequest) -> None:
+        """Refuse time limits that leave no time to train, and machines without SLURM."""
+        self.check_hours(request.resources_of(key) for key in request.configs)
+        squeue.array_limit()  # fails without SLURM
+
+    def preview(self, request: LaunchRequest) -> Sequence[str]:
+        """The arrays that would be submitted, and the sbatch script of each kind."""
+        from fewstep.sweeps.slurm.submission import Slurm
+
+        self.check_hours(request.resources_of(key) for key in request.configs)
+        runs = []
+        for key, config in request.configs.items():
+            teacher = teacher_key(config)
+            waits_for = teacher if teacher in request.configs else None
+            runs.append(RunToSubmit(key, waits_for, request.resources_of(key)))
+        limit = squeue.ARRAY_LIMIT
+        with contextlib.suppress(UserError):  # no cluster answers: ``check`` says so
+            limit = squeue.array_limit()
+        arrays = chunks(runs, self, limit)
+        slurm = Slurm(request.directory, self)
+        lines, shown = [], set()
+        for chunk, script in slurm.scripts(arrays):
+            count = sum(len(keys) for keys in chunk.tasks)
+            tasks = counted(len(chunk.tasks), "task")
+            lines.append(f"an array of {tasks}, {counted(count, 'run')}")
+            gpus = chunk.resources.gpus
+            if gpus != int(gpus) and self.gres is None:
+                whole = math.ceil(chunk.at_once(self) * gpus)
+                lines.append(f"{gpus:g} GPUs per run: SLURM has whole GPUs, a job asks for {whole}")
+            kind = (chunk.resources, chunk.teacher is None)
+            if kind not in shown:
+                shown.add(kind)
+                lines.append(script)
+        if arrays and self.finalize:
+            lines += ["a finalizer, after all other jobs", slurm.finalizer_script()]
+        return lines
+
+    def launch(self, request: LaunchRequest, on_event: OnEvent) -> Outcome:
+        """Submit the runs, and return: nobody needs to stay logged in."""
+        from fewstep.sweeps.slurm.submission import Slurm
+
+        resources = {key: request.resources_of(key) for key in request.configs}
+        submissions = Slurm(request.directory, self).submit(request.runs, resources)
+        submitted = {key for s in submissions for keys in s.tasks for key in keys}
+        notes = []
+        for s in submissions:
+            tasks, runs = counted(len(s.tasks), "task"), counted(sum(map(len, s.tasks)), "run")
+            notes.append(f"submitted job {s.job}: {tasks}, {runs}")
+        if others := len(request.configs) - len(submitted):
+            notes.append(f"already queued, running or finished: {counted(others, 'run')}")
+        follow = f"to follow it: fewstep status {request.directory.name} --watch"
+        notes.append(follow if request.configs else "nothing is left to submit")
+        return Outcome(detached=True, notes=notes)

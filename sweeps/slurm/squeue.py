@@ -1,0 +1,161 @@
+"""The state of jobs from squeue and sacct, in one call for many jobs; None where it is unknown."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from fewstep.errors import UserError
+
+SECONDS = 30
+ARRAY_LIMIT = 1000  # tasks of an array, where SLURM does not say
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED")
+WORKING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED")
+IN_VAIN = "DependencyNeverSatisfied"  # why SLURM removed a job whose dependency failed
+FIELDS = "JobArrayID:64,State:24,RestartCnt:12,NodeList:64,Comment:128,Reason:64,exit_code:12"
+
+SIGNALLED = (str((128 + 12) << 8), "12", "140:0", "12:0", "0:12")
+"""The exit code of a shell whose program died of signal 12 is 140. squeue has it as wait(2) does,
+sacct as CODE:SIGNAL, and less 128."""
+
+FOREIGN = re.compile("(SLURM|SUBMITIT|SBATCH|SALLOC|SRUN|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
+NEEDED = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")  # address and credentials
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, or one task of an array (``id`` as in 123_4).
+
+    ``state``: as SLURM calls it. ``restarts``: how often it was requeued. ``comment``: the token of
+    the submission. ``code``: its exit code, as squeue or sacct writes it.
+    """
+
+    id: str
+    state: str
+    restarts: int = 0
+    nodes: str = ""
+    comment: str = ""
+    reason: str = ""
+    code: str = ""
+
+    @property
+    def live(self) -> bool:
+        return self.state in WAITING or self.state in WORKING
+
+    @property
+    def signalled(self) -> bool:
+        """Whether its program died of the signal (USR2) that tells it to save."""
+        return self.state == "FAILED" and self.code in SIGNALLED
+
+    @property
+    def waiting(self) -> bool:
+        return self.state in WAITING
+
+
+def available() -> bool:
+    """Whether SLURM's commands are on this machine."""
+    return shutil.which("squeue") is not None
+
+
+def foreign_variables() -> dict[str, str]:
+    """Variables of this environment that would change what SLURM's commands do.
+
+    They override options of a script (SBATCH_TIMELIMIT), hide jobs (SQUEUE_STATES), or describe the
+    job that we are in: the submitter may be a finalizer, or a person on an interactive node.
+    """
+    return {k: v for k, v in os.environ.items() if FOREIGN.match(k) and k not in NEEDED}
+
+
+@contextlib.contextmanager
+def clean_environment() -> Iterator[None]:
+    """Meanwhile this process' environment has none of the foreign variables."""
+    variables = foreign_variables()
+    for name in variables:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(variables)
+
+
+def command(*words: str) -> str:
+    """The output of a SLURM command; a UserError if it failed, or did not answer."""
+    try:
+        with clean_environment():
+            done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+    except FileNotFoundError:
+        raise UserError(f"no SLURM on this machine: {words[0]} not found") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"SLURM does not answer ({words[0]}, {SECONDS} s)") from None
+    if done.returncode:
+        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise UserError(f"{words[0]} failed: {reason}")
+    return done.stdout
+
+
+def jobs(name: str, ids: Iterable[str]) -> dict[str, Job] | None:
+    """The jobs that SLURM knows, by id, with a row per array task; None if it did not answer.
+
+    ``ids``: of whole arrays or jobs, all called ``name``. squeue knows live jobs, and for minutes
+    ended ones. Accounting, if there is any, knows the others; but it is late, and reports
+    NODE_FAIL or PREEMPTED for requeued jobs. If both know a job, squeue is right.
+    """
+    if not (ids := sorted(set(ids))):
+        return {}
+    try:
+        known = {job.id: job for job in by_name(name) if job.id.split("_")[0] in ids}
+    except UserError:
+        return None
+    for job in _accounted(ids):
+        known.setdefault(job.id, job)
+    return known
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """Cancel jobs or tasks; ended ones are no error."""
+    ids = sorted(set(ids))
+    for start in range(0, len(ids), 500):  # a command line has a maximal length
+        command("scancel", *ids[start : start + 500])
+
+
+def array_limit() -> int:
+    """How many tasks an array may have: MaxArraySize is one more than its largest index."""
+    size = re.search(r"MaxArraySize\s*=\s*(\d+)", command("scontrol", "show", "config"))
+    return max(1, int(size.group(1))) if size else ARRAY_LIMIT
+
+
+def by_name(name: str) -> list[Job]:
+    """The jobs of all users called ``name``; not by ids: squeue fails if it forgot one of them."""
+    text = command("squeue", "-h", "-r", "-t", "all", "-n", name, "-O", FIELDS)
+    widths = [int(part.split(":")[1]) for part in FIELDS.split(",")]
+    columns = list(pairwise(accumulate(widths, initial=0)))
+    jobs = []
+    for line in text.splitlines():
+        values = [line[start:end].strip() for start, end in columns]
+        id, state, restarts, nodes, comment, reason, code = values
+        comment = "" if comment in ("(null)", "N/A") else comment
+        jobs.append(Job(id, state, int(restarts or 0), nodes, comment, reason, code))
+    return jobs
+
+
+def _accounted(ids: list[str]) -> list[Job]:
+    words = ("sacct", "-X", "-n", "-P", "-j", ",".join(ids), "-o", "JobID,State,NodeList,ExitCode")
+    try:
+        text = command(*words)
+    except UserError:  # no accounting here
+        return []
+    jobs = []
+    for line in text.splitlines():
+        id, word, nodes, code = line.split("|")[:4]
+        if "[" not in id:  # tasks in one row have not started: squeue knows them
+            state = word.split(" ")[0]
+            # "CANCELLED by 0" names the user; SLURM itself only removes jobs that waited in vain
+            reason = IN_VAIN if word == "CANCELLED" else ""
+            # it is requeued, or gone: only squeue would know, and it does not
+            doubtful = state in (*WAITING, *WORKING, "NODE_FAIL", "PREEMPTED", "BOOT_FAIL")
+            jobs.append(Job(id, "LOST" if doubtful else state, 0, nodes, "", reason, code))
+    return jobs
