@@ -48,7 +48,7 @@ def sweep_directories(sweeps: Sequence[SweepDirectory | Path | str]) -> list[Swe
         raise UserError("no sweep was named")
     twice = [name for name, count in Counter(d.name for d in directories).items() if count > 1]
     if twice:
-        raise UserError(f"two sweeps have the name {twice[0]!r}; no label could tell them apart")
+        raise UserError(f"two sweeps have the name {twice[0]!r}; their labels would be the same")
     return directories
 
 
@@ -127,7 +127,7 @@ def _run_facts(sweep: str, run: RunDirectory, member: Json) -> Json:
             "train_seconds": last.get("seconds"),
         }
     choices = member.get("choices", {})
-    groups = {group: _name(config, group) or choices.get(group)
+    groups = {group: (config.get(group) or {}).get("name") or choices.get(group)
               for group in ("objective", "backbone", "data")}  # fmt: skip
     planned_steps = config.get("training", {}).get("steps")
     # A scheduler (ASHA) may end a run early: on a smaller budget it must not enter a comparison.
@@ -189,8 +189,3 @@ def _cells(run: RunDirectory, status: str, stopped: bool) -> Iterator[Json]:
             }
         except (KeyError, TypeError) as error:
             raise UserError(f"{run.cell_file(name)} is not an evaluation: {error!r}") from None
-
-
-def _name(config: Json, group: str) -> str | None:
-    entry = config.get(group)
-    return entry.get("name") if isinstance(entry, dict) else None

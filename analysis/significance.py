@@ -49,8 +49,7 @@ def shown_worse(table: Array) -> Array:
 def _pairs(values: Array, tested: Array) -> tuple[int, Array]:
     """Put p of every pair i < j of (methods, seeds) into ``tested``; a pair needs two common seeds.
 
-    Returns:
-        How many there are, and of each method the least p of those in which it is higher.
+    Returns how many there are, and of each method the least p of those in which it is higher.
     """
     n_methods, n_seeds = values.shape
     has = ~np.isnan(values)

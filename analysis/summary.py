@@ -150,10 +150,7 @@ def _with_means(cells: dict[Place, Cell]) -> dict[Place, Cell]:
 def _ranked(
     cells: Mapping[Place, Cell], methods: Sequence[str], steps: Sequence[int], better: str
 ) -> dict[Place, Cell]:
-    """Mark best, second and ties. Ranks are of unrounded means; equal means share a rank.
-
-    Where neither low nor high values are better, nothing is ranked.
-    """
+    """Mark best, second and ties by unrounded means; nothing where ``better`` is "neither"."""
     if better == "neither":
         return dict(cells)
     sign = -1 if better == "higher" else 1

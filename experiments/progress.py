@@ -19,7 +19,7 @@ def listen(listener: OnProgress) -> None:
 def report_progress(
     phase: str, blocks: Iterable[T], total: int, size: Callable[[T], int]
 ) -> Iterator[T]:
-    """``blocks`` as they are, each told of when the next one is asked for; ``total`` sizes."""
+    """``blocks`` as they are, each reported when the next one is asked for; ``total`` sizes."""
     begun, done = time.perf_counter(), 0
     for block in blocks:
         yield block

@@ -55,8 +55,9 @@ class ConsistencyDistillation(ConsistencyFunction):
         x, y = batch.x, batch.y
         t, s = self.grid_times(x, self.intervals, g)
         x_t = self.path.mix(x, randn(x, g), t)
+        teacher = guided(nets.teacher_on(self.path), self.teacher_guidance, y)
         with torch.no_grad():
-            x_s = self.step(guided(nets.teacher, self.teacher_guidance, y), x_t, t, s, y)
+            x_s = self.step(teacher, x_t, t, s, y)
         return self.regress(nets, x_t, t, x_s, s, y)
 
     def step(self, teacher: Net, x_t: Tensor, t: Tensor, s: Tensor, y: Tensor | None) -> Tensor:

@@ -72,7 +72,8 @@ class ProgressiveDistillation(Objective):
         i = randint(1, torch.full((len(x),), steps + 1, device=x.device), g)
         t = (i / steps).to(x.dtype)
         x_t = self.path.mix(x, randn(x, g), t)
-        teacher = guided(nets.teacher, self.teacher_guidance, y) if k == 0 else nets.snapshot
+        scale = self.teacher_guidance
+        teacher = nets.snapshot if k else guided(nets.teacher_on(self.path), scale, y)
         target = self.two_steps(teacher, x_t, t, 1 / steps, y)
         logs = {"stage": torch.tensor(float(k))}
         return Loss(mean_square(nets.online(x_t, t, y=y) - target), t, logs)

@@ -128,8 +128,9 @@ class SCD(SCM):
         check_range("objective.teacher_guidance", self.teacher_guidance, 0)
 
     def drift(self, nets: Nets, batch: Batch, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        teacher = guided(nets.teacher_on(self.path), self.teacher_guidance, batch.y)
         with torch.no_grad():
-            return guided(nets.teacher, self.teacher_guidance, batch.y)(x_t, t, y=batch.y)
+            return teacher(x_t, t, y=batch.y)
 
     def step_cost(self) -> float:
         return (5 if self.teacher_guidance == 1 else 6) / 3

@@ -109,6 +109,9 @@ def test_a_backbone_without_condition_vectors_says_so(
 def test_a_sweep_uses_a_launcher_a_metric_data_a_backbone_and_an_extractor(
     installed: Path, tmp_path: Path
 ) -> None:
+    example = EXAMPLES / "fewstep-plugin/moons.yaml"
+    shown = fewstep(installed, tmp_path, "sweep", str(example), "--launcher", "nice", "--plan")
+    assert re.search(r"^one after another at nice 5: \w{12}, \w{12}$", shown.stdout, re.M)
     (tmp_path / "moons.yaml").write_text(MOONS)
     sweep = ("sweep", "moons.yaml", "--launcher", "nice")
     planned = fewstep(installed, tmp_path, *sweep, "nice.level=7", "--plan")

@@ -22,6 +22,7 @@ import gallery  # noqa: E402
 import modules  # noqa: E402
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
+ARXIV = re.compile(r"(?<![\w/])arXiv:(\d{4}\.\d{5})")
 PART = re.compile(r"^<!-- (\w+) -->$", re.M)
 
 
@@ -60,8 +61,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html_text: str, **_: Any) -> str:
-    """Formulas, which Arithmatex leaves as LaTeX, become MathML: no script, no network."""
-    return FORMULA.sub(_formula, html_text)
+    """Formulas, which Arithmatex leaves as LaTeX, become MathML; papers get a link."""
+    html_text = FORMULA.sub(_formula, html_text)
+    return ARXIV.sub(r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>', html_text)
 
 
 def _formula(found: re.Match[str]) -> str:

@@ -41,6 +41,7 @@ from fewstep.experiments.metrics import METRICS
 from fewstep.experiments.store.run_directory import find_run
 from fewstep.objectives import OBJECTIVES, Objective, sampling_fields
 from fewstep.registry import build, build_named
+from fewstep.setting_types import checked
 
 KEY_LENGTH = 12
 NAME_BYTES = 200  # of the 255 that a file name may have: others are made of it
@@ -141,13 +142,10 @@ def sweep_name(value: Any) -> str:
 
 def with_sampler(objective: Objective, sampler: Mapping[str, Any]) -> Objective:
     """``objective`` with these settings of its sampler; ``UserError`` where it has no such."""
-    known = sampling_fields(objective)
+    known, what = sampling_fields(objective), f"setting of {objective.title}'s sampler"
     for name in sampler:
-        check_choice(f"setting of {objective.title}'s sampler", name, known)
-    try:
-        return replace(objective, **sampler)  # type: ignore[type-var]
-    except TypeError as error:
-        raise UserError(f"evaluation.samplers: {dict(sampler)}: {error}") from None
+        check_choice(what, name, known)
+    return replace(objective, **checked(type(objective), "evaluation.samplers.", sampler, what))  # type: ignore[type-var]
 
 
 Override = str | tuple[str, Any]

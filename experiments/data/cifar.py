@@ -104,7 +104,8 @@ def _find_batches(root: Path) -> tuple[str, dict[str, bytes]]:
         raise UserError(f"{fullest} has {', '.join(some)}, but no {', or else '.join(lacking)}")
     raise UserError(
         f"cifar10 not found: looked in {', '.join(map(str, folders))} for "
-        f"{', '.join(ARCHIVES)}, or their files {BINARY[0]}, ... or {PYTHON[0]}, ..."
+        f"{', '.join(ARCHIVES)}, or their files {BINARY[0]}, ... or {PYTHON[0]}, ...; "
+        "set data.root=DIR or FEWSTEP_DATA"
     )
 
 

@@ -84,7 +84,7 @@ def load_idx(
         return Dataset(name, train, test, 10)
     raise UserError(
         f"{name} not found: looked in {', '.join(map(str, directories))} for "
-        f"{', '.join(FILES)} (each with or without .gz)"
+        f"{', '.join(FILES)} (each with or without .gz); set data.root=DIR or FEWSTEP_DATA"
     )
 
 

@@ -55,7 +55,7 @@ class SamplingConfig:
         return Guided(net, self.guidance, path, self.guidance_interval)
 
     def describe(self, objective: Objective) -> Json:
-        """The cell as its file tells it, the objective's sampler settings included.
+        """The cell as its file has it, the objective's sampler settings included.
 
         A guidance interval is one of them where it restricts anything.
         """

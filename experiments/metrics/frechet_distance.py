@@ -94,7 +94,7 @@ class GaussianStats:
         def name(key: str, given: str | None) -> str:
             stored = str(held[key]) if key in held else given
             if stored is None:
-                raise UserError(f"{path} does not tell its {key}: pass it")
+                raise UserError(f"{path} does not name its {key}: pass it")
             if given not in (None, stored):
                 raise UserError(f"{path} is of {key} {stored!r}, expected {given!r}")
             return stored

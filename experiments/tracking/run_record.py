@@ -1,4 +1,4 @@
-"""What MLflow is told of one run: a pure reading of the run directory, without MLflow.
+"""What MLflow records of one run: a pure reading of the run directory, without MLflow.
 
 ``fd_vs_nfe`` is a curve whose *step* is the number of function evaluations, ``fd_nfe_4`` the same
 value as a flat key (for tables and parallel coordinates). Cells other than the default ones (EMA

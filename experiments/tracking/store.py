@@ -138,7 +138,7 @@ def store_lock(uri: str, root: Path) -> Any:
 
 
 def sweep_lock(uri: str, sweep: Path) -> Any:
-    """Held while a sweep is told to a server: another writer would create its runs as well."""
+    """Held while a sweep is written to a server: another writer would create its runs as well."""
     return _locked(sweep / ".sync.lock") if is_server(uri) else nullcontext()
 
 

@@ -284,7 +284,7 @@ def _settings_and_names(
     runs: Sequence[RunDirectory], names: dict[str, str]
 ) -> Iterator[tuple[dict[str, Any], list[str]]]:
     for run in runs:
-        with contextlib.suppress(*TORN):  # which has been told
+        with contextlib.suppress(*TORN):  # which MLflow has
             if (spec := run.spec()) is not None:
                 settings = dict(run_record.flatten(spec.get("config", {})))
                 yield settings, run_record.cell_names(run, spec, names)

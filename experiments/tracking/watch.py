@@ -22,7 +22,7 @@ class SyncPass:
 
     @property
     def ended(self) -> bool:
-        """Whether every run is done or failed, and MLflow was told so."""
+        """Whether every run is done or failed, and MLflow has it so."""
         return self.trouble is None and not (self.states["running"] or self.states["new"])
 
 
@@ -43,7 +43,7 @@ def watch(
         began = time.monotonic()
         try:
             sweeps = find()
-            # Looked at before the pass: what ends during it may not have been told in full.
+            # Looked at before the pass: what ends during it may not be in MLflow in full.
             states = Counter(str(run.status()) for sweep in sweeps for run in sweep.runs())
             this = SyncPass(states, syncer(sweeps))
             worked = True

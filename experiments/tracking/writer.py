@@ -74,7 +74,8 @@ def find_runs(client: Any, experiment: str, keys: Collection[str]) -> dict[str, 
             if not (token := page.token):
                 break
     for runs in by_key.values():
-        runs.sort(key=_fullness)
+        runs.sort(key=lambda r: (SYNCED in r.data.tags, len(r.data.metrics), len(r.data.params),
+                                 r.info.run_id))  # fmt: skip
         for double in runs[:-1]:
             client.delete_run(double.info.run_id)
     return {key: runs[-1] for key, runs in by_key.items()}
@@ -86,11 +87,6 @@ def _conditions(keys: Collection[str]) -> list[str]:
         return [""]
     parent = "tags.`fewstep.role` = 'sweep'"
     return [f"tags.`fewstep.key` = '{key}'" if key else parent for key in keys]
-
-
-def _fullness(run: Any) -> tuple[bool, int, int, str]:
-    data = run.data
-    return SYNCED in data.tags, len(data.metrics), len(data.params), run.info.run_id
 
 
 def create_run(

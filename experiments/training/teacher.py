@@ -64,7 +64,7 @@ def _finished(directory: RunDirectory) -> RunConfig:
 
 
 def _check(config: RunConfig, key: str, teacher: RunConfig) -> None:
-    """Whether a run of ``teacher``, called ``key``, can teach one of ``config``: settings tell."""
+    """Whether a run of ``teacher``, called ``key``, can teach one of ``config``."""
     both = config, teacher
     own, its = ({k: v for k, v in c.values["data"].items() if k != "root"} for c in both)
     if own != its:

@@ -66,6 +66,12 @@ class Nets:
         """The velocity of a trained network, on this objective's path (see ``Teacher``)."""
         return _passed(self._teacher, "teacher=Teacher(its_objective, its_net, objective.path)")
 
+    def teacher_on(self, path: ProbabilityPath) -> Net:
+        """``teacher``; ``UserError`` where it gives velocities on another path."""
+        if (its := getattr(self.teacher, "path", path)) != path:
+            raise UserError(f"Nets.teacher gives velocities on {its}, this objective needs {path}")
+        return self.teacher
+
     @property
     def auxiliary(self) -> nn.Module:
         """``Objective.auxiliary_module()``, made once and optimised along with ``online``."""
@@ -167,23 +173,16 @@ class Objective(ABC):
     jump_range: ClassVar[Literal["ode", "to_data", "one_step", "any"]] = "ode"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give members that a subclass still calls as in version 0.1 their new names too."""
+        """Give members that a class, or one it is mixed of, calls as in version 0.1 both names."""
         super().__init_subclass__(**kwargs)
-        for old in RENAMED.keys() & vars(cls).keys():
-            warn(f"{cls.__name__}.{old}", RENAMED[old], stacklevel=4)
-            value = vars(cls)[old]
-            setattr(cls, RENAMED[old], JUMP_RANGES.get(value, value) if old == "reach" else value)
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            """Members by their names in version 0.1."""
-            if name not in RENAMED:
-                raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
-            warn(f"Objective.{name}", RENAMED[name])
-            value = getattr(self, RENAMED[name])
-            old_ranges = {new: old for old, new in JUMP_RANGES.items()}
-            return old_ranges.get(value, value) if name == "reach" else value
+        for old, new in RENAMED.items():
+            owner = next(c for c in cls.__mro__ if new in vars(c) or _is_own(c, old))
+            if _is_own(owner, old) and new not in vars(owner):
+                warn(f"{owner.__name__}.{old}", new, stacklevel=4)
+                value = vars(owner)[old]
+                setattr(cls, new, _translated(value, JUMP_RANGES) if old == "reach" else value)
+            elif owner is cls:
+                setattr(cls, old, OldMember(old, vars(cls)[new]))
 
     @property
     @abstractmethod
@@ -290,6 +289,33 @@ RENAMED = {
     "teaches": "can_teach",
 }  # fmt: skip
 JUMP_RANGES = {"step": "ode", "data": "to_data", "once": "one_step", "any": "any"}
+
+
+class OldMember:
+    """A member of a class, ``value``, under its ``old`` name: on instances, classes, super()."""
+
+    def __init__(self, old: str, value: Any) -> None:
+        ranges = {new: old for old, new in JUMP_RANGES.items()}
+        self.old, self.value = old, _translated(value, ranges) if old == "reach" else value
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        warn(f"{owner.__name__}.{self.old}", RENAMED[self.old])
+        return self.value.__get__(instance, owner) if hasattr(self.value, "__get__") else self.value
+
+
+def _is_own(cls: type, old: str) -> bool:
+    return old in vars(cls) and not isinstance(vars(cls)[old], OldMember)
+
+
+def _translated(value: Any, words: Mapping[str, str]) -> Any:
+    """A jump range in other ``words``: a string, or a property that gives one."""
+    if isinstance(value, str):
+        return words.get(value, value)
+    return property(lambda self: _translated(value.__get__(self, type(self)), words))
+
+
+for _old, _new in RENAMED.items():
+    setattr(Objective, _old, OldMember(_old, vars(Objective)[_new]))
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "fewstep.objectives")
 

@@ -15,7 +15,7 @@ from fewstep.reports.tables.terminal import empty
 
 CSV_COLUMNS = (
     "first", "second", "method", "baseline", "steps", "kind", "estimate", "low", "high", "n",
-    "p_value", "p_holm", "told_apart", "underpowered", "seeds", "metric", "metric_id",
+    "p_value", "p_holm", "significant", "underpowered", "seeds", "metric", "metric_id",
 )  # fmt: skip
 
 

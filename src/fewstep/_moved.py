@@ -18,6 +18,7 @@ MOVED = {
     "objectives": "base=core.base paths=core.paths tangent=core.tangent guidance=core.guidance "
     "samplers=core.samplers times=core.times edm=core.edm gaussian=core.gaussian "
     "teacher=core.teacher",
+    "cli": "main=app",
     "experiments": "composition=config.hydra_schema settings=config.settings "
     "written=config.overrides reproduce=config.reproduce preflight=validation "
     "rundir=store.run_directory claim=store.lease provenance=store.provenance "
@@ -54,7 +55,8 @@ MOVED = {
 # package: names in modules that were moved, as module.old=new
 RENAMED = {
     "analysis": "filters.Mixed=AmbiguousCells",
-    "experiments": "distributed.data_parallel.Alone=SingleProcess "
+    "experiments": "data.memmap_cache.kept=cached_splits "
+    "distributed.data_parallel.Alone=SingleProcess "
     "distributed.data_parallel.Copied=DataParallel distributed.data_parallel.Split=FullyShard "
     "evaluation.measurement.Measure=MetricInstance evaluation.sampling.Cell=SamplingConfig "
     "evaluation.sampling.Drawn=SampleBatch store.lease.Claim=RunLease store.lease.Busy=RunLocked "

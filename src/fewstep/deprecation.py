@@ -57,6 +57,8 @@ def renamed_arguments(**names: str) -> Callable[[F], F]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             for old in names.keys() & kwargs.keys():
+                if names[old] in kwargs:
+                    raise TypeError(f"{function.__qualname__} got {old!r} and {names[old]!r}")
                 warn(f"argument {old!r} of {function.__qualname__}", repr(names[old]))
                 kwargs[names[old]] = kwargs.pop(old)
             return function(*args, **kwargs)

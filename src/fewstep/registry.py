@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from fewstep.errors import UserError, nearest, unknown
+from fewstep.errors import UserError, unknown
+from fewstep.setting_types import checked
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -103,35 +104,28 @@ def bookkeeping(default: Any) -> Any:
 
 def build(registry: Registry[Any], values: dict[str, Any]) -> Any:
     """The registered entry ``values["name"]`` with its fields set to the rest; else a UserError."""
-    entry = registry[values["name"]]
-    settings = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()
-        if name != "name"
-    }
-    try:
-        return replace(entry, **settings)
-    except TypeError:
-        known = [f.name for f in fields(entry)]
-        extra = sorted(set(settings) - set(known))
-        raise UserError(
-            f"{registry.kind} {values['name']!r} has no setting "
-            f"{', '.join(extra)}{nearest(extra[0], known)} "
-            f"(choices: {', '.join(known) or 'none'})"
-        ) from None
+    entry, kind = registry[values["name"]], f"{registry.kind} {values['name']!r}"
+    given = {name: value for name, value in values.items() if name != "name"}
+    if extra := sorted(set(given) - {f.name for f in fields(entry)}):
+        raise unknown(f"setting of {kind}", extra[0], [f.name for f in fields(entry)])
+    return replace(
+        entry, **{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    )
 
 
 def build_named(
     registry: Registry[Any], setting: str, value: Any, extra: Sequence[str] = ()
 ) -> Any:
-    """The entry of ``value``, a name or ``{name: ..., setting: value}``.
+    """The entry of ``value``, a name or ``{name: ..., setting: value}``, each of its type.
 
     ``extra``: what else ``setting`` could have been, where it is unknown: a UserError.
     """
-    settings = named(setting, value)
-    if settings["name"] not in registry:
-        raise registry.lookup_error(settings["name"], setting, [*extra, *registry.names()])
-    return build(registry, settings)
+    given = named(setting, value)
+    name = given.pop("name")
+    if name not in registry:
+        raise registry.lookup_error(name, setting, [*extra, *registry.names()])
+    entry = registry[name]
+    return replace(entry, **checked(type(entry), f"{name}.", given, f"setting of {name}"))
 
 
 def named(setting: str, value: Any) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from fewstep.experiments.cost.flops import forward_flops, pairs_flops
 from fewstep.experiments.run import read_spec
 from fewstep.experiments.store.run_directory import SweepDirectory
 from fewstep.experiments.training.teacher import teacher_directory
+from fewstep.setting_types import check_type
 from fewstep.sweeps.definition.conditions import read_condition
-from fewstep.sweeps.definition.validation import check_type
 from fewstep.sweeps.throughput import speed_of
 
 FIELDS = ("equal", "as", "amount", "teacher")

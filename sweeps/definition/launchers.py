@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from fewstep.deprecation import warn
 from fewstep.errors import UserError
 from fewstep.registry import Registry
-from fewstep.sweeps.definition.validation import checked
+from fewstep.setting_types import checked
 
 T = TypeVar("T")
 

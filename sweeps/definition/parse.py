@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from fewstep.errors import UserError, located, unknown
 from fewstep.experiments.config.run_config import sweep_name
+from fewstep.setting_types import check_type
 from fewstep.sweeps.definition.axes import Axis, Choice, known_values, read_axes
 from fewstep.sweeps.definition.budget import read_budget
 from fewstep.sweeps.definition.conditions import AxisValues, Condition, read_condition
@@ -18,7 +19,6 @@ from fewstep.sweeps.definition.member import Member
 from fewstep.sweeps.definition.resources import read_resources
 from fewstep.sweeps.definition.sampling import read_sample
 from fewstep.sweeps.definition.sweep import Sweep, seeds_of
-from fewstep.sweeps.definition.validation import check_type
 
 __all__ = ["Axis", "Choice", "Member", "Sweep", "load", "names"]
 

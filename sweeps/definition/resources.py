@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from fewstep.errors import UserError, check_range, counted, located
+from fewstep.setting_types import checked
 from fewstep.sweeps.definition.conditions import AxisValues, Condition, read_condition
-from fewstep.sweeps.definition.validation import checked
 
 if TYPE_CHECKING:
     from fewstep.experiments.config.run_config import RunConfig

@@ -8,9 +8,9 @@ from random import Random
 from typing import Any
 
 from fewstep.errors import UserError, check_range
+from fewstep.setting_types import checked
 from fewstep.sweeps.definition.axes import Axis, Choice, Combination, axis_values
 from fewstep.sweeps.definition.conditions import Condition
-from fewstep.sweeps.definition.validation import checked
 
 MAX_COMBINATIONS = 100_000
 TRIES = 100  # draws per wanted combination; enough unless there are too few to find

@@ -1,5 +1,6 @@
 """A sweep and its members: its runs, and the choice that the command line makes among them."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -260,8 +261,8 @@ def seeds_of(value: Any) -> tuple[int, ...]:
         return tuple(range(value))
     if isinstance(value, list) and value and all(isinstance(v, int) for v in value):
         if len(set(value)) < len(value):
-            raise UserError(f"seeds has a seed twice: {value!r}")
-        return tuple(value)
+            warnings.warn(f"seeds has a seed twice, which is run once: {value!r}", stacklevel=2)
+        return tuple(dict.fromkeys(value))
     raise UserError(f"seeds must be a number of seeds or a list of them, got {value!r}")
 
 

@@ -59,10 +59,7 @@ def chunks(runs: Sequence[RunToSubmit], settings: SlurmSettings, limit: int) -> 
 
 
 def _shared(arrays: Sequence[Chunk], at_most: int) -> list[Chunk]:
-    """SLURM limits each array separately: each gets its share of ``at_most``, and at least 1.
-
-    Shares are proportional to tasks; the largest remainders are rounded up.
-    """
+    """SLURM limits each array by itself: its share of ``at_most``, as its tasks; at least 1."""
     total = sum(len(chunk.tasks) for chunk in arrays)
     exact = [at_most * len(chunk.tasks) / total for chunk in arrays]
     shares = [max(1, int(share)) for share in exact]

@@ -61,19 +61,14 @@ def available() -> bool:
     return shutil.which("squeue") is not None
 
 
-def foreign_variables() -> dict[str, str]:
-    """Variables of this environment that would change what SLURM's commands do.
+@contextlib.contextmanager
+def clean_environment() -> Iterator[None]:
+    """Meanwhile this process' environment has no variables that change what SLURM's commands do.
 
     They override options of a script (SBATCH_TIMELIMIT), hide jobs (SQUEUE_STATES), or describe the
     job that we are in: the submitter may be a finalizer, or a person on an interactive node.
     """
-    return {k: v for k, v in os.environ.items() if FOREIGN.match(k) and k not in NEEDED}
-
-
-@contextlib.contextmanager
-def clean_environment() -> Iterator[None]:
-    """Meanwhile this process' environment has none of the foreign variables."""
-    variables = foreign_variables()
+    variables = {k: v for k, v in os.environ.items() if FOREIGN.match(k) and k not in NEEDED}
     for name in variables:
         del os.environ[name]
     try:

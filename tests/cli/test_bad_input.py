@@ -90,6 +90,8 @@ MORE: dict[str, str | list[str]] = {
     "sweep digits local.worker=2 --launcher ray": "did you mean 'workers'?",
     "sweep digits local.workers=two": "local.workers must be a whole number, got 'two'",
     "sweep digits --launcher slrum": "unknown --launcher 'slrum'; did you mean 'slurm'?",
+    "bench step --json": "Option '--json' requires an argument: see fewstep bench step --help",
+    "status --runs": "Option '--runs' requires an argument: see fewstep status --help",
     "sweep digits --launcher ray --workers 2": "--workers: the launcher ray has no setting",
     "bench metrics --batch 0 --device nonsense": "see fewstep bench metrics --help",
     "bench sweep training.steps=3": "(training.steps=3): see fewstep bench sweep --help",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import pytest
@@ -15,6 +16,7 @@ from fewstep.objectives import (
     SCM,
     Batch,
     Consistency,
+    ConsistencyDistillation,
     FlowMatching,
     GaussianFlow,
     LinearPath,
@@ -26,6 +28,8 @@ from fewstep.objectives import (
     Progress,
     ProgressiveDistillation,
     Reflow,
+    Teacher,
+    TrigPath,
 )
 from fewstep.objectives.conformance.case import Case
 
@@ -73,6 +77,22 @@ def test_a_network_of_ones_own_trains_and_samples(name: str) -> None:
 def test_a_network_that_is_missing_is_named(objective: Objective, message: str) -> None:
     with pytest.raises(UserError, match=message):
         objective.loss(Nets(OwnNet()), Batch(torch.randn(4, 2)), Progress(9, 10), Generator())
+
+
+@pytest.mark.parametrize(
+    "objective", [SCD(sigma_d=0.6), ConsistencyDistillation(), ProgressiveDistillation()]
+)
+def test_a_teacher_on_another_path_is_refused(objective: Objective) -> None:
+    x, g = torch.randn(8, 2), Generator().manual_seed(0)
+    flow = FlowMatching()
+    for path in (objective.path, TrigPath(0.9)):
+        teacher = Teacher(flow, OwnNet(), path)
+        nets = Nets(OwnNet(), teacher=teacher, auxiliary=objective.auxiliary_module())
+        if path == objective.path:
+            objective.loss(nets, Batch(x), Progress(0, 10), g)
+            continue
+        with pytest.raises(UserError, match=r"Nets.teacher gives velocities on TrigPath.*0.9"):
+            objective.loss(nets, Batch(x), Progress(0, 10), g)
 
 
 def test_without_an_ema_targets_come_from_the_network_itself() -> None:
@@ -166,6 +186,60 @@ def test_old_members_of_our_objectives_can_be_read(old: str, new: str) -> None:
     assert value == ("step" if old == "reach" else getattr(FlowMatching(), new))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = FlowMatching().nothing  # type: ignore[attr-defined]
+
+
+class Data:
+    reach = "data"
+
+
+def flows(*bases: type, **members: object) -> type:
+    return type("Flows", (*bases, FlowMatching), members)
+
+
+def own_reach(self: object) -> str:
+    return "data"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [lambda: flows(reach="data"), lambda: flows(Data), lambda: flows(reach=property(own_reach))],
+)
+def test_the_old_reach_of_a_class_a_mixin_or_a_property(made: Callable[[], type]) -> None:
+    with pytest.warns(DeprecationWarning, match="reach is called jump_range"):
+        kind = made()
+    assert kind().jump_range == "to_data"  # else it would be sampled as a flow, without a word
+    assert kind().reach == "data"
+    assert type("Late", (kind,), {"jump_range": "ode"})().jump_range == "ode"
+
+
+def extended() -> type:
+    class Extended(SCM):
+        def learned_parts(self) -> nn.Module | None:
+            return nn.Sequential(super().learned_parts())  # type: ignore[misc]
+
+    return Extended
+
+
+class Freezing:
+    def freezes(self, progress: Progress) -> bool:
+        return True
+
+
+def test_old_members_are_there_for_super_and_on_classes() -> None:
+    with pytest.warns(DeprecationWarning, match="learned_parts is called auxiliary_module"):
+        kind = extended()
+    with pytest.warns(DeprecationWarning, match="learned_parts is called auxiliary_module"):
+        assert isinstance(kind().auxiliary_module(), nn.Sequential)
+    with pytest.warns(DeprecationWarning, match="freezes is called takes_snapshot"):
+        mixed = type("Mixed", (Freezing, MeanFlow), {})
+    assert mixed().takes_snapshot(Progress(1, 2))
+    with pytest.warns(DeprecationWarning, match="MeanFlow.reach is called jump_range"):
+        assert MeanFlow.reach == "any"  # type: ignore[attr-defined]
+
+
+def test_an_argument_under_both_names_is_refused() -> None:
+    with pytest.raises(TypeError, match="'learned' and 'auxiliary'"):
+        Nets(OwnNet(), learned=OwnNet(), auxiliary=OwnNet())  # type: ignore[call-arg]
 
 
 def test_old_names_of_paths_can_be_imported() -> None:

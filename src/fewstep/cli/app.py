@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import warnings
+from itertools import takewhile
 from typing import Annotated, Any
 
 import typer
@@ -65,11 +66,12 @@ def main() -> None:
     except UserError as error:
         code = refuse(str(error))
     except UsageError as error:
-        context = error.ctx
+        words = takewhile(str.isalpha, sys.argv[1:])  # the parser's own errors have no context
+        command = error.ctx.command_path if error.ctx else " ".join(["fewstep", *words])
         if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command
             error.show()
             sys.exit(BAD_INPUT)
-        code = refuse(f"{error.format_message().rstrip('.')}: see {context.command_path} --help")
+        code = refuse(f"{error.format_message().rstrip('.')}: see {command} --help")
     except typer.Abort:  # Ctrl-C
         code = INTERRUPTED
     except BrokenPipeError:  # fewstep ... | head

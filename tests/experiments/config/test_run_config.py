@@ -145,7 +145,7 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["objective.solver=eular"], ["'eular'", "did you mean 'euler'", "heun"]),
     (["evaluation.extractor=incepton"], ["did you mean 'inception'", "auto", "cnn", "raw"]),
     (["evaluation.extractor={dimension:3}"], ["name: NAME", "{'dimension': 3}"]),
-    (["evaluation.extractor=[raw,{name:pca,dim:3}]"], ["'pca' has no setting dim", "dimension"]),
+    (["evaluation.extractor=[raw,{name:pca,dim:3}]"], ["unknown setting 'dim' of pca"]),
     (["evaluation.extractor={name:pca,dimension:0}"], ["extractor.dimension", "at least 1", "0"]),
     (["evaluation.extractor=[]"], ["evaluation.extractor=[] names none"]),
     (["evaluation.metrics=kid"], ["takes a list", "'kid'"]),

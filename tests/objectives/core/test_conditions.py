@@ -177,8 +177,12 @@ def test_dropout_takes_the_share_asked_for_and_marks_whole_rows(kind: str) -> No
         (torch.ones(4), 0.1, r"vectors \(B, k\).*got torch.float32 of shape \(4,\)"),
         (torch.ones(4, 2), -0.1, "at least 0 and at most 1, got -0.1"),
         (torch.ones(4, dtype=torch.long), 1.5, "at least 0 and at most 1, got 1.5"),
+        (torch.ones(4, 2, dtype=torch.long), 0.1, r"got torch.int64 of shape \(4, 2\)"),
+        (torch.ones(4, dtype=torch.bool), 0.1, r"got torch.bool of shape \(4,\)"),
     ],
 )
 def test_bad_arguments_of_label_dropout_are_refused(y: Tensor, share: float, message: str) -> None:
     with pytest.raises(UserError, match=message):
         drop_conditions(y, share, 3, None)
+    with pytest.raises(UserError, match="num_classes must be at least 1, got 0"):
+        drop_conditions(torch.ones(4, dtype=torch.long), 0.1, 0, None)  # which is class 0

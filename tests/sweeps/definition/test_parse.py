@@ -87,6 +87,12 @@ def test_names_that_lead_elsewhere_are_refused(write, name):
         write(SWEEP).with_overrides([f"name={name}"])
 
 
+def test_a_seed_that_is_there_twice_is_run_once_as_in_version_0_1(write):
+    with pytest.warns(UserWarning, match=r"seeds has a seed twice, .* once: \[7, 3, 7\]"):
+        members = write("seeds: [7, 3, 7]").members()
+    assert [member.seed for member in members] == [7, 3]
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
@@ -97,7 +103,6 @@ def test_names_that_lead_elsewhere_are_refused(write, name):
         ("seeds=[]", "seeds must be a number of seeds or a list of them, got []"),
         ("seeds=a", "seeds must be a number of seeds or a list of them, got 'a'"),
         ("seeds=1.5", "seeds must be"),
-        ("seeds=[7,3,7]", "seeds has a seed twice: [7, 3, 7]"),
         ("training.lr=1,2", "axes of values belong in a sweep's YAML"),
         ("training.step=3", "unknown setting 'training.step'; did you mean 'training.steps'?"),
     ],

@@ -52,10 +52,7 @@ def cancel(
 
 
 def _cancel_jobs(sweep: SweepDirectory, chosen: Sequence[RunDirectory]) -> set[str]:
-    """Cancel the SLURM jobs that have no other runs; returns the queued runs among ``chosen``.
-
-    A job that has other runs too continues; it skips the cancelled ones.
-    """
+    """Cancel the SLURM jobs that have no other runs; returns the queued runs among ``chosen``."""
     from fewstep.cli.commands.status import slurm_of
     from fewstep.experiments.store.run_directory import RunDirectory
     from fewstep.sweeps.slurm import squeue

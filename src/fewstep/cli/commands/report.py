@@ -154,10 +154,7 @@ def _report(
     baseline: str | None = None,
     published: str = "auto",
 ) -> None:
-    """Print the table of each data set, write the files, print their names.
-
-    ``stopped``: include runs that a search ended early. The others: as in ``write_report``.
-    """
+    """Print the table of each data set, write the files (``write_report``), print their names."""
     from fewstep.analysis import load, load_samples, summarise
     from fewstep.analysis.diagnostics import diagnosed_runs, loss_curves
     from fewstep.analysis.summary_types import Samples
@@ -217,7 +214,6 @@ def _sweeps(first: str, others: list[str] | None, runs: str | None) -> list[Swee
     words = others or []
     names = [first, *(word for word in words if "=" not in word)]
     root = opt.only_root([word for word in words if "=" in word], runs)
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"sweep {name!r} is named twice")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"sweep {twice[0]!r} is named twice")
     return [opt.find_sweep(name, root) for name in names]

@@ -169,7 +169,11 @@ def launch(
         sync_sweeps([directory], directory.path.parent, tracking["uri"])
     if report_error is not None:
         raise report_error
-    return 1 if outcome.failed or any(r.status() == "failed" for r in directory.runs()) else 0
+    ended = {*outcome.done, *outcome.failed, *outcome.stopped}
+    if left := [run.key for run in runs if run.key not in ended]:
+        err.print(f"the launcher did not run {counted(len(left), 'run')} ({left[0]}, ...)")
+    failed = outcome.failed or any(r.status() == "failed" for r in directory.runs())
+    return 1 if failed or left else 0
 
 
 def _without_final_failures(runs: Sequence[Planned]) -> tuple[list[Planned], list[Planned]]:

@@ -1,4 +1,4 @@
-"""Values of a sweep file, checked against the annotations of the dataclass that takes them."""
+"""Settings in YAML, checked against the annotations of the dataclass that takes them."""
 
 import json
 from collections.abc import Iterator, Mapping
