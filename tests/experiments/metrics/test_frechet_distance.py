@@ -262,7 +262,7 @@ def test_npz_round_trip(tmp_path: Path) -> None:
 def test_foreign_npz(tmp_path: Path) -> None:
     path = tmp_path / "fid.npz"
     np.savez(path, mu=np.zeros(2, np.float32), sigma=np.eye(2, dtype=np.float32))
-    with pytest.raises(UserError, match="does not tell its extractor"):
+    with pytest.raises(UserError, match="does not name its extractor"):
         GaussianStats.read(path)
     read = GaussianStats.read(path, "inception", "uint8")
     assert (read.n, read.mu.dtype, read.extractor) == (None, np.float64, "inception")
