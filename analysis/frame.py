@@ -127,8 +127,8 @@ def _run_facts(sweep: str, run: RunDirectory, member: Json) -> Json:
             "train_seconds": last.get("seconds"),
         }
     choices = member.get("choices", {})
-    groups = {group: (config.get(group) or {}).get("name") or choices.get(group)
-              for group in ("objective", "backbone", "data")}  # fmt: skip
+    named = {group: v.get("name") for group, v in config.items() if isinstance(v, dict)}
+    groups = {g: named.get(g) or choices.get(g) for g in ("objective", "backbone", "data")}
     planned_steps = config.get("training", {}).get("steps")
     # A scheduler (ASHA) may end a run early: on a smaller budget it must not enter a comparison.
     stopped = status == "done" and (result.get("steps") or 0) < (planned_steps or 0)

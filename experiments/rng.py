@@ -39,11 +39,12 @@ class Order:
         position = torch.arange(start, start + self.batch_size)
         epochs = position // self.images
         self._epochs = {
-            e: self._epochs[e]
-            if e in self._epochs
-            else torch.randperm(self.images, generator=generator(self.seed, "order", e))
+            e: self._epochs[e] if e in self._epochs else self._permutation(e)
             for e in range(int(epochs[0]), int(epochs[-1]) + 1)
         }
         return torch.cat(
             [self._epochs[e][position[epochs == e] % self.images] for e in self._epochs]
         )
+
+    def _permutation(self, epoch: int) -> Tensor:
+        return torch.randperm(self.images, generator=generator(self.seed, "order", epoch))

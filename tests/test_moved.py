@@ -44,6 +44,8 @@ def test_an_old_name_gives_the_same_module_and_warns_once(
 OLD_NAMES = """
 analysis.selection.Mixed analysis.filters.AmbiguousCells
 analysis.statistics.holm analysis.significance.holm
+cli.main.main cli.app.main
+experiments.data.store.kept experiments.data.memmap_cache.cached_splits
 backbones.base.Conditioned backbones.base.ConditioningSettings
 experiments.claim.Claim experiments.store.lease.RunLease
 experiments.claim.Busy experiments.store.lease.RunLocked

@@ -173,7 +173,7 @@ class Objective(ABC):
     jump_range: ClassVar[Literal["ode", "to_data", "one_step", "any"]] = "ode"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give members that a class, or one it is mixed of, calls as in version 0.1 both names."""
+        """Add the new names of members that the class or a mixin of it calls as version 0.1 did."""
         super().__init_subclass__(**kwargs)
         for old, new in RENAMED.items():
             owner = next(c for c in cls.__mro__ if new in vars(c) or _is_own(c, old))

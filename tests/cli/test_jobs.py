@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.commands import TINY
@@ -11,7 +12,7 @@ from helpers.slurm_commands import sweep_of
 from fewstep.cli.commands import logs as command
 from fewstep.cli.commands import status
 from fewstep.cli.commands.cancel import cancel
-from fewstep.cli.commands.sweep import retry
+from fewstep.cli.commands.sweep import launch, retry
 from fewstep.cli.views.status_table import digits
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import compose
@@ -22,7 +23,7 @@ from fewstep.experiments.store.json_files import write_json
 from fewstep.experiments.store.lease import RunLease
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.sweeps.launch_record import failed
-from fewstep.sweeps.launcher import LaunchRequest, launcher
+from fewstep.sweeps.launcher import LaunchRequest, Outcome, launcher
 from fewstep.sweeps.slurm.submission import Slurm
 from fewstep.sweeps.status import run_status
 
@@ -136,3 +137,13 @@ def test_where_nothing_is_submitted_nothing_is_to_be_followed(begun, monkeypatch
     assert (outcome.detached, outcome.notes) == (True, ["nothing is left to submit"])
     outcome = slurm.launch(LaunchRequest.of([begun]), lambda event, running: None)
     assert outcome.notes[-1] == "to follow it: fewstep status train --watch"
+
+
+def test_a_launcher_that_leaves_runs_out_is_no_success(begun, monkeypatch, capsys):
+    monkeypatch.setattr("fewstep.cli.commands.report.report_each", lambda sweeps: None)
+    request = LaunchRequest.of([begun])
+    for outcome, code in ((Outcome(), 1), (Outcome(done=[begun.key]), 0)):
+        used = SimpleNamespace(launch=lambda request, view, outcome=outcome: outcome)
+        assert launch(used, request, {begun.key: "one"}, {"enabled": False}) == code
+        said = f"the launcher did not run {begun.key}" in capsys.readouterr().err
+        assert said == (code == 1)

@@ -18,7 +18,7 @@ from fewstep.experiments.store.run_directory import SweepDirectory
 from fewstep.experiments.tracking.charts import METHODS, RUNS
 from fewstep.experiments.tracking.run_record import unique_metric_name
 from fewstep.experiments.tracking.sweep_sync import SweepSync
-from fewstep.experiments.tracking.sync import sync, tracking_uri
+from fewstep.experiments.tracking.sync import sync
 
 KEYS = ["1a2b3c4d5e", "2b3c4d5e6f", "3c4d5e6f70"]
 TWO_HUNDRED: Json = {"name": "FD", "label": "FD-gaussians-raw@200", "id": "9d8d00000000"}
@@ -28,24 +28,6 @@ OWNERS = {
     "fewstep.metric.fd": "FD-gaussians-raw@200 (9d8d00000000)",
     "fewstep.metric.fd-gaussians-raw_100": "FD-gaussians-raw@100 (6c7b00000000)",
 }
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def client(root: Path) -> Any:
-    sync([], root)  # creates the database, under the lock
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri(root))
-
-
-@pytest.fixture
-def sweep(root: Path, request: pytest.FixtureRequest) -> SweepDirectory:
-    return fake.make_sweep(root, request.node.name.removeprefix("test_"), KEYS)
 
 
 def quality(client: Any, sweep: SweepDirectory) -> dict[str, dict[str, Any]]:

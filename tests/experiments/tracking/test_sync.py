@@ -17,28 +17,9 @@ from fewstep.errors import UserError
 from fewstep.experiments.store.json_files import write_json
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.experiments.tracking.run_record import flatten, metric_name, read_record, variant
-from fewstep.experiments.tracking.sync import sync, tracking_uri
+from fewstep.experiments.tracking.sync import sync
 
 KEYS = ["1a2b3c4d5e", "2b3c4d5e6f"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run root whose path needs quoting; its database is shared by the module."""
-    return tmp_path_factory.mktemp("run root")
-
-
-@pytest.fixture(scope="module")
-def client(root: Path) -> Any:
-    sync([], root)  # creates the database, under the lock
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri(root))
-
-
-@pytest.fixture
-def sweep(root: Path, request: pytest.FixtureRequest) -> SweepDirectory:
-    return fake.make_sweep(root, request.node.name.removeprefix("test_"), KEYS)
 
 
 def runs_of(sweep: SweepDirectory) -> tuple[RunDirectory, RunDirectory]:

@@ -31,18 +31,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def client(root: Path) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri(root))
-
-
-@pytest.fixture
-def sweep(root: Path, request: pytest.FixtureRequest) -> SweepDirectory:
-    return fake.make_sweep(root, request.node.name.removeprefix("test_"), KEYS)
-
-
 def test_curves_grow_until_the_last_run_has_ended(
     client: Any, root: Path, sweep: SweepDirectory, tmp_path: Path
 ) -> None:

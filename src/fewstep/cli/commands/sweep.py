@@ -169,11 +169,10 @@ def launch(
         sync_sweeps([directory], directory.path.parent, tracking["uri"])
     if report_error is not None:
         raise report_error
-    ended = {*outcome.done, *outcome.failed, *outcome.stopped}
-    if left := [run.key for run in runs if run.key not in ended]:
-        err.print(f"the launcher did not run {counted(len(left), 'run')} ({left[0]}, ...)")
-    failed = outcome.failed or any(r.status() == "failed" for r in directory.runs())
-    return 1 if failed or left else 0
+    if left := {r.key for r in runs} - {*outcome.done, *outcome.failed, *outcome.stopped}:
+        err.print(f"the launcher did not run {', '.join(sorted(left))}")
+    failed = any(run.status() == "failed" for run in directory.runs())
+    return 1 if left or failed or outcome.failed else 0
 
 
 def _without_final_failures(runs: Sequence[Planned]) -> tuple[list[Planned], list[Planned]]:
