@@ -40,6 +40,7 @@ PROTOCOL: dict[str, str] = {
     "ema": "float64", "label_dropout": "float64", "precision": "string", "init": "string",
 }  # fmt: skip
 ORIGIN: dict[str, str] = {
+    "data_sha256": "string",  # of the examples and classes it is trained on
     "commit": "string", "dirty": "boolean",
     "lock": "string",  # hash of all packages installed; runs/_cache/environments has their list
     "fewstep": "string", "python": "string", "torch": "string", "host": "string",
@@ -81,6 +82,10 @@ CELL_COLUMNS = [*EVALUATION, "sample_images_per_second", *CELL_ORIGIN]
 """What differs from cell to cell; all else is the run's."""
 
 
+PLACES = ("name", "root", "cache", "download")
+"""Settings of a group that do not say what it is."""
+
+
 def protocol(config: Json) -> Json:
     """How it is trained, from its configuration."""
     training = config.get("training", {})
@@ -90,7 +95,7 @@ def protocol(config: Json) -> Json:
     for group in ("objective", "backbone", "data"):
         given = config.get(group)
         settings = given.items() if isinstance(given, Mapping) else ()
-        pairs = [f"{k}={format_override(v)}" for k, v in settings if k not in ("name", "root")]
+        pairs = [f"{k}={format_override(v)}" for k, v in settings if k not in PLACES]
         known[f"{group}_settings"] = ", ".join(pairs) or None
     teacher = config.get("teacher")
     return {**known, "teacher": None if teacher is None else Path(teacher).name}
@@ -108,11 +113,12 @@ def costs(result: Json) -> Json:
     }
 
 
-def origin(result: Json, spec: Json) -> Json:
+def origin(result: Json, spec: Json, data: Json | None) -> Json:
     """Where it comes from."""
     provenance = result.get("provenance", {})
     return {
         **{name: provenance.get(name) for name in ORIGIN},
+        "data_sha256": (data or {}).get("sha256"),
         "torch": provenance.get("versions", {}).get("torch"),
         "job": job(provenance.get("job")),
         "command": spec.get("command"),

@@ -54,7 +54,9 @@ def select(frame: pd.DataFrame, filters: Filters) -> pd.DataFrame:
     Raises ``UserError``: a filter leaves nothing, or the rows mix two metrics, weights or
     guidances, or two samplers or times for one method; the message names both.
     """
-    _refuse_doubles(frame.drop_duplicates(RUN))
+    runs = frame.drop_duplicates(RUN)
+    _refuse_doubles(runs)
+    _refuse_other_data(runs)
     rows = frame[counted(frame)]
     for column in ("weights", "guidance", "sample_set"):
         if (wanted := filters.get(column)) is not None:
@@ -95,6 +97,29 @@ def _refuse_doubles(runs: pd.DataFrame) -> None:
         method, seed = doubled["method"].iloc[0], doubled["seed"].iloc[0]
         keys = doubled.loc[(doubled["method"] == method) & (doubled["seed"] == seed), "key"]
         raise UserError(f"{method!r} has more than one run of seed {seed}: {_either(keys)}")
+
+
+def _refuse_other_data(runs: pd.DataFrame) -> None:
+    """Runs of one method, or with the same settings of their data, were trained on different data.
+
+    Of runs of fewstep 0.2 it is not known.
+    """
+    known = runs[runs["data_sha256"].notna()]
+    settings = known["data"].fillna("") + " " + known["data_settings"].fillna("")
+    for scope in (known["method"], settings):
+        mixed = known[known.groupby(scope)["data_sha256"].transform("nunique") > 1]
+        if len(mixed):
+            same = mixed[scope[mixed.index] == scope[mixed.index[0]]].drop_duplicates("data_sha256")
+            each = " and ".join(
+                f"{sha256[:12]} (run {key}, {method}, seed {seed})"
+                for sha256, key, method, seed in zip(
+                    same["data_sha256"], same["key"], same["method"], same["seed"], strict=True
+                )
+            )
+            raise UserError(
+                f"a table holds runs on one version of the data {mixed['data'].iloc[0]}, got "
+                f"{each}; train them again on one, or report them as two sweeps"
+            )
 
 
 def _refuse_mixtures(rows: pd.DataFrame) -> None:

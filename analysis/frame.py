@@ -147,7 +147,7 @@ def _run_facts(sweep: str, run: RunDirectory, member: Json) -> Json:
         "train_steps": result.get("steps"),
         **columns.protocol(config),
         **columns.costs(result),
-        **columns.origin(result, spec),
+        **columns.origin(result, spec, run.data()),
     }
 
 

@@ -18,6 +18,7 @@ from fewstep.analysis.summary_types import ALPHA, Cell, Conditions, Failure
 from fewstep.analysis.summary_types import Summary as Summary
 from fewstep.errors import UserError
 
+SAME_FLOOR = 0.01  # by how much two machines may differ, relative to it
 Place = tuple[str, int]  # method, steps
 BySeed = dict[int, dict[int, float]]  # seed -> sample set -> value
 
@@ -39,7 +40,7 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
     planned = (s for plan in runs["planned_cells"].dropna() for s in plan.split())
     measured = rows["steps"].unique()
     steps = tuple(sorted({int(s) for s in (measured if len(measured) else planned)}))
-    floors = rows["floor"].dropna().unique()
+    floor = _floor(rows)
     ends = _ends(runs)
     facts = runs[["key", "method", "seed", "failure_class", "failure_message"]]
     failed = facts[np.isin(ends, ("failed", "stopped"))]
@@ -50,8 +51,7 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
         methods=methods,
         steps=steps,
         cells=_ranked(cells, methods, steps, next(iter(rows["better"].dropna()), "lower")),
-        # one metric has one floor; the mean where runs measured it separately
-        floor=float(np.mean(floors)) if len(floors) else None,
+        floor=floor,
         conditions=_conditions(rows, runs),
         failures=tuple(
             Failure(key, method, int(seed), kind, message)
@@ -59,6 +59,26 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
         ),
         two_phase=frozenset(runs.loc[runs["teacher"].notna(), "method"]),
     )
+
+
+def _floor(rows: pd.DataFrame) -> float | None:
+    """The metric's floor: one, but for the rounding of machines that measured it separately.
+
+    ``UserError`` for two: then it was not one metric.
+    """
+    floors = rows[["floor", "key", "cell"]].dropna(subset="floor").drop_duplicates("floor")
+    if floors.empty:
+        return None
+    ordered = floors.sort_values("floor").to_dict("records")
+    low, high = ordered[0], ordered[-1]
+    if not math.isclose(low["floor"], high["floor"], rel_tol=SAME_FLOOR, abs_tol=1e-9):
+        label, identity = rows["metric"].iloc[0], rows["metric_id"].iloc[0]
+        raise UserError(
+            f"{label} [{identity}] has two floors, {low['floor']:.4g} (run {low['key']}) and "
+            f"{high['floor']:.4g} (run {high['key']}): its code, or an extractor's, was changed "
+            f"in between; remove the cells of one of them and evaluate them again"
+        )
+    return float(floors["floor"].mean())
 
 
 def _ends(runs: pd.DataFrame) -> NDArray[Any]:

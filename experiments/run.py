@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import resource
 import sys
 import time
@@ -13,24 +14,37 @@ import torch
 
 from fewstep._version import __version__
 from fewstep.errors import UserError
+from fewstep.errors import located as in_front
+from fewstep.experiments.config.data_location import (
+    load_data,
+    located,
+    location,
+    remembered,
+    with_location,
+)
 from fewstep.experiments.config.reproduce import command
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.config.settings import Training
 from fewstep.experiments.cost.flops import train_flops
+from fewstep.experiments.data import Dataset
+from fewstep.experiments.data.identity import data_record
 from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.early_stopping import Rungs
 from fewstep.experiments.evaluation.evaluate import cells_lacking, evaluate
 from fewstep.experiments.store import failures
+from fewstep.experiments.store.data_record import check_data, describe
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.lease import LeaseLost as LeaseLost
 from fewstep.experiments.store.lease import RunLease
 from fewstep.experiments.store.lease import RunLocked as RunLocked
-from fewstep.experiments.store.provenance import environment, now, save_packages, source_hash
+from fewstep.experiments.store.provenance import environment, now, save_packages
 from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.experiments.store.source_hash import source_hash
 from fewstep.experiments.training.network import device_name
 from fewstep.experiments.training.teacher import teacher_directory
 from fewstep.experiments.training.trainer import Interrupted as Interrupted
 from fewstep.experiments.training.trainer import Trainer
+from fewstep.files import relative_to
 from fewstep.objectives import sampling_fields
 
 log = logging.getLogger(__name__)
@@ -63,12 +77,14 @@ def prepare(config: RunConfig) -> RunDirectory:
     written, or the directory is of another configuration.
     """
     directory = directory_of(config)
+    where = location(located(config, directory))
     known = directory.path.is_dir() and read_spec(directory) is not None
     bookkeeping = [f.name for f in fields(Training) if f.metadata.get("bookkeeping")]
     request = {
         "evaluation": config.values["evaluation"],
         "sampler": sampling_fields(config.objective),
         "bookkeeping": {name: getattr(config.training, name) for name in bookkeeping},
+        "data": where,
     }
     spec = {
         "version": 1,
@@ -76,6 +92,7 @@ def prepare(config: RunConfig) -> RunDirectory:
         "key": config.key,
         "title": config.objective.title,
         "config": config.values,
+        "directory": os.getcwd(),
         "created": now(),
     }
     try:
@@ -124,18 +141,29 @@ def read_spec(directory: RunDirectory) -> RunConfig | None:
 
 
 def load_config(directory: RunDirectory) -> RunConfig:
-    """The run's configuration as it was made; ``UserError`` where there is no run, or another."""
+    """The run's configuration as it was made, its data where they are now.
+
+    ``UserError`` where there is no run, or another.
+    """
     config = read_spec(directory)
     if config is None:
         raise UserError(f"no run in {directory.path}: it has no spec.json")
-    return config
+    return remembered(config, directory)
+
+
+def relocate(directory: RunDirectory) -> None:
+    """Note in the request where the run's data are now (``load_config``)."""
+    where = location(load_config(directory))
+    if (request := directory.request()) is not None and request.get("data") != where:
+        directory.write("request", {**request, "data": where})
 
 
 def requested(directory: RunDirectory) -> RunConfig:
-    """The run's configuration with the cells, sampler, device and logging asked for last."""
+    """The run's configuration with the cells, sampler, device, logging and data asked for last."""
     config, request = load_config(directory), directory.request()
     if request is None:
         return config
+    config = with_location(config, request.get("data", {}))
     objective = {**config.values["objective"], **request["sampler"]}
     training = {**config.values["training"], **request.get("bookkeeping", {})}
     changes = {"objective": objective, "evaluation": request["evaluation"], "training": training}
@@ -161,6 +189,19 @@ def run(
     """
     everyone = ranks()  # rank 0 reads, holds the lease, and writes
     config = RunConfig(everyone.broadcast(requested(directory).values))
+    with relative_to(directory.made_in()):
+        return _held(config, directory, stop, on_progress, rungs)
+
+
+def _held(
+    config: RunConfig,
+    directory: RunDirectory,
+    stop: Callable[[], bool],
+    on_progress: OnProgress,
+    rungs: Rungs | None,
+) -> Json:
+    """As ``run``, of a configuration; holds the lease meanwhile."""
+    everyone = ranks()
     finished = everyone.broadcast(directory.result())
     if finished is not None and not everyone.broadcast(cells_lacking(config, directory)):
         if everyone.is_main:
@@ -226,7 +267,7 @@ def _run(
         directory.record_attempt(attempt.token, begun=started, job=attempt.job, **work)
         directory.remove("failure")  # of an earlier attempt
         directory.remove("stopped")  # whoever launches it wants it continued
-    dataset = config.data.load()
+    dataset = _data(config, directory)
     if everyone.is_main:
         directory.record_attempt(attempt.token, held_out=len(dataset.test))  # for the time left
         save_packages(directory.cache / "environments")
@@ -280,6 +321,7 @@ def _run(
             "device_name": device_name(trainer.device),
             "threads": torch.get_num_threads(),
             "processes": everyone.size,
+            "data_sha256": (directory.data() or {}).get("sha256"),
             "started": started,
             "finished": now(),
         },
@@ -288,6 +330,26 @@ def _run(
         lease.check(at_once=True)
         directory.write("result", result)
     return result
+
+
+def _data(config: RunConfig, directory: RunDirectory) -> Dataset:
+    """The run's data, the same in all its processes; recorded when it begins."""
+    everyone = ranks()
+    dataset = load_data(config, directory)
+    record = data_record(dataset)
+    if (teacher := teacher_directory(config)) is not None:
+        with in_front(f"teacher of {directory.key}"):
+            check_data(teacher, record)
+    if everyone.is_main and directory.result() is None and directory.data() is None:
+        directory.write("data", record)
+    first = everyone.broadcast(record)
+    if record["sha256"] != first["sha256"]:  # another node has other files
+        raise UserError(
+            f"process {everyone.rank} of run {directory.key} has data {describe(record)}, "
+            f"the first has {describe(first)}"
+        )
+    log.info("data: %s", "; ".join([describe(record), *dataset.notes]))
+    return dataset
 
 
 def peak_memory(device: torch.device) -> int:

@@ -10,16 +10,23 @@ from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset, DataSource
 from fewstep.experiments.evaluation.evaluate import cells
 from fewstep.experiments.evaluation.measurement import extractor
-from fewstep.experiments.training.network import build_network, uninitialised_weights
+from fewstep.experiments.training.network import (
+    build_network,
+    check_guidance,
+    uninitialised_weights,
+)
 from fewstep.experiments.training.teacher import check_teacher
+from fewstep.files import resolved
 from fewstep.objectives.core.guidance import EVERYWHERE
 
 
-def check(configs: Iterable[RunConfig], to_come: Mapping[str, RunConfig] = {}) -> None:
+def check(
+    configs: Iterable[RunConfig], to_come: Mapping[str, RunConfig] = {}
+) -> dict[DataSource, Dataset]:
     """Load each data set and build each network once, and hold every run's settings against them.
 
-    ``to_come``: runs, by key, that will be done before, so that they may be teachers. Raises
-    ``UserError`` for the first thing that is missing or does not fit.
+    ``to_come``: runs, by key, that will be done before, so that they may be teachers. Returns the
+    data sets. Raises ``UserError`` for the first thing that is missing or does not fit.
     """
     loaded: dict[DataSource, Dataset] = {}
     built: set[tuple[Backbone, DataSource, bool]] = set()  # runs that differ otherwise share it
@@ -35,6 +42,7 @@ def check(configs: Iterable[RunConfig], to_come: Mapping[str, RunConfig] = {}) -
                 build_network(config, loaded[config.data])
             built.add(network)
         _check(config, loaded[config.data])
+    return loaded
 
 
 def learned(config: RunConfig) -> bool:
@@ -44,8 +52,9 @@ def learned(config: RunConfig) -> bool:
 
 
 def _check(config: RunConfig, dataset: Dataset) -> None:
-    _check_guidance(config, dataset)
-    evaluation = config.evaluation
+    evaluation, asking = config.evaluation, config.objective.uses_guidance
+    guided = f"the guidance in objective {config.values['objective']['name']!r}"
+    check_guidance(config, dataset, guided, asking and dataset.has_conditions)
     if set(evaluation.guidance) <= {1} and tuple(evaluation.guidance_interval) != EVERYWHERE:
         raise UserError(
             f"evaluation.guidance_interval {list(evaluation.guidance_interval)} restricts nothing: "
@@ -53,25 +62,9 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
         )
     for cell in cells(evaluation):
         cell.schedule(cell.objective(config.objective).path)
-        if cell.guidance != 1 and not dataset.has_conditions:
-            raise UserError(f"evaluation.guidance {cell.guidance:g}: {dataset.name} has no labels")
+        guided = f"evaluation.guidance {cell.guidance:g}"
+        check_guidance(config, dataset, guided, cell.guidance != 1)
     for name in evaluation.extractors:
         extractor(name, dataset).check(dataset)
-    if (file := evaluation.reference_file) and not Path(file).expanduser().is_file():
+    if (file := evaluation.reference_file) and not resolved(file).is_file():
         raise UserError(f"evaluation.reference_file: no file {file}")
-
-
-def _check_guidance(config: RunConfig, dataset: Dataset) -> None:
-    """Guidance asks for "no label", which a network knows only if some labels were dropped."""
-    if not dataset.has_conditions or config.training.label_dropout:
-        return
-    if scales := [scale for scale in config.evaluation.guidance if scale != 1]:
-        asks = f"evaluation.guidance {scales[0]:g}"
-    elif config.objective.uses_guidance:
-        asks = f"the guidance in objective {config.values['objective']['name']!r}"
-    else:
-        return
-    raise UserError(
-        f"{asks} needs a network that was trained without labels too: "
-        f"training.label_dropout is 0 (the usual choice: 0.1)"
-    )

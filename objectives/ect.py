@@ -12,16 +12,19 @@ training.init=teacher``. The weight is that of the first release of their code; 
 (sigma^2 + sigma_d^2) / (sigma sigma_d)^2.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import check_fields, check_range
+from fewstep.errors import UserError, check_fields, check_range
 from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Nets, Progress
 from fewstep.objectives.core.edm import EDM
 from fewstep.objectives.core.times import normal
+
+CLOSEST = 65_536  # q^stages: a difference of two outputs then keeps two digits in float32
 
 
 @OBJECTIVES.register("ect")
@@ -32,7 +35,9 @@ class ECT(EDM):
     Attributes:
         sigma_d: standard deviation of the data.
         p_mean, p_std: mean and standard deviation of log sigma.
-        q: how fast r closes in. stages: how often, in equal shares of the training.
+        q: how fast r closes in. stages: how often, in equal shares of the training. The last stage
+            has sigma - r = n sigma / q^stages: 8 stages of q = 2 come as close as 4 of q = 4 or
+            1 of q = 256. At most q^stages = 65,536, where float32 still tells the two apart.
         k, b: n(sigma) = 1 + k sigmoid(-b sigma).
     """
 
@@ -48,8 +53,14 @@ class ECT(EDM):
 
     def __post_init__(self) -> None:
         check_fields("objective", self, "sigma_d p_std b", 0, open_low=True)
-        check_range("objective.q", self.q, 1, open_low=True)
+        check_range("objective.q", self.q, 1, CLOSEST, open_low=True)
         check_range("objective.stages", self.stages, 1)
+        most = math.floor(math.log(CLOSEST, self.q) + 1e-9)
+        if self.stages > most:  # float32 would not tell r from sigma
+            raise UserError(
+                f"objective.stages may be {most} at most with objective.q={self.q:g}, "
+                f"for q^stages <= {CLOSEST:,}; got {self.stages}"
+            )
         check_range("objective.k", self.k, 0)
 
     def closer(self, sigma: Tensor, progress: Progress) -> Tensor:

@@ -102,7 +102,7 @@ class Shortcut(AverageVelocity):
         t, eps = rand(x, g), randn(x, g)
         if self.flow_times == "grid":
             t = 1 - (t * self.finest).floor() / self.finest
-        parts = self._parts(len(x), progress.step, x.device)  # the first rows train jumps
+        parts = self._parts(len(x), progress, x.device)  # the first rows train jumps
         n = len(parts)
         d = torch.zeros_like(t)
         d[:n] = 1 / parts
@@ -120,12 +120,13 @@ class Shortcut(AverageVelocity):
             logs["loss_bootstrap"] = per_sample[:n].detach().mean()
         return Loss(per_sample, t, logs, d)
 
-    def _parts(self, rows: int, step: int, device: torch.device) -> Tensor:
+    def _parts(self, rows: int, progress: Progress, device: torch.device) -> Tensor:
         """1/d of each bootstrap row: powers of two from 1 to M/2."""
         levels = self.finest.bit_length() - 1  # d = 2^-k, k = 0, ..., levels - 1
         if self.lengths == "in_turn":
             n = math.ceil(self.bootstrap_share * rows)
-            return 2 ** ((torch.arange(n, device=device) + n * step) % levels)
+            turn = progress.step if progress.turn is None else progress.turn
+            return 2 ** ((torch.arange(n, device=device) + n * turn) % levels)
         n = int(self.bootstrap_share * rows)
         finest_first = torch.arange(levels - 1, -1, -1, device=device)
         if self.dt_bias:

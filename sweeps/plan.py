@@ -8,12 +8,17 @@ from functools import cached_property
 
 from fewstep._version import __version__
 from fewstep.errors import UserError
+from fewstep.errors import located as in_front
+from fewstep.experiments.config.data_location import located
+from fewstep.experiments.data.identity import data_record
 from fewstep.experiments.evaluation.evaluate import cells_lacking
 from fewstep.experiments.run import directory_of, prepare, read_spec
+from fewstep.experiments.store.data_record import check_data
 from fewstep.experiments.store.json_files import write_json
-from fewstep.experiments.store.provenance import source_hash
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
+from fewstep.experiments.store.source_hash import source_hash
 from fewstep.experiments.validation import check
+from fewstep.files import relative_to
 from fewstep.sweeps.definition.member import Member
 from fewstep.sweeps.definition.sweep import Sweep
 from fewstep.sweeps.estimate import Estimate, estimate
@@ -132,9 +137,22 @@ def plan(sweep: Sweep) -> Plan:
         runs.append(Planned(member, directory, _state(member, directory)))
     if not runs:
         raise UserError(f"sweep {sweep.name} has no runs")
-    to_do = {run.directory.key: run.member.config for run in runs if run.to_do}
-    check(to_do.values(), to_do)
+    with relative_to(runs[0].directory.made_in()):
+        check_runs(sweep, runs)
     return Plan(sweep, tuple(runs))
+
+
+def check_runs(sweep: Sweep, runs: Sequence[Planned]) -> None:
+    """Raise ``UserError`` unless what is to do can be done, on the data of what was done."""
+    to_do = {r.directory.key: located(r.member.config, r.directory) for r in runs if r.to_do}
+    loaded = check(to_do.values(), to_do)
+    records = {source: data_record(dataset) for source, dataset in loaded.items()}
+    begun = [run for run in runs if run.directory.path.is_dir()] if records else []
+    for run in begun:
+        source = located(run.member.config, run.directory).data
+        if source in records:
+            with in_front(f"sweep {sweep.name}"):
+                check_data(run.directory, records[source], getattr(source, "root", None))
 
 
 def longest_first(runs: Sequence[Planned], seconds: Mapping[str, float]) -> tuple[Planned, ...]:

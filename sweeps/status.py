@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fewstep.deprecation import renamed
 from fewstep.experiments.config.settings import Evaluation
+from fewstep.experiments.store.data_record import describe
 from fewstep.experiments.store.json_files import CorruptFile, Json
 from fewstep.experiments.store.lease import Attempt, live_lease
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
@@ -28,7 +29,7 @@ class RunStatus:
         state: one of ``STATES``. node: where it runs, or ran last. restarts: attempts after the
             first until its result. rate: steps per second. left: seconds left in its phase.
         note: why it waits, else the reason of a failure, else which file is corrupt.
-        values: of ``metric`` (its label), by steps.
+        values: of ``metric`` (its label), by steps. data: which it is trained on.
     """
 
     key: str
@@ -46,6 +47,7 @@ class RunStatus:
     left: float | None = None
     phase: str = ""
     metric: str = ""
+    data: str = ""
 
 
 def run_status(
@@ -87,6 +89,7 @@ def run_status(
         restarts=max(0, min(before, len(attempts) - 1)),  # later attempts only added cells
         left=left / speed if state == "running" and speed else None,
         phase=phase if state == "running" else "",
+        data=f"{data['name']} {describe(data)}" if (data := run.data()) else "",
     )
 
 

@@ -7,6 +7,7 @@ dataclass, a third party's included, is an option of its group with typed, check
 import copy
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,7 +94,13 @@ class RunConfig:
 
     @cached_property
     def data(self) -> DataSource:
-        return build(DATA, self.values["data"])
+        """Where ``root`` is not set, the data are in FEWSTEP_DATA, now, if that is."""
+        source: DataSource = build(DATA, self.values["data"])
+        default = getattr(DATA[self.values["data"]["name"]], "root", None)
+        root = os.environ.get("FEWSTEP_DATA") or default
+        if root is not None and getattr(source, "root", None) == default:
+            source = replace(source, root=root)  # type: ignore[type-var]
+        return source
 
     @cached_property
     def training(self) -> Training:
@@ -116,6 +123,11 @@ class RunConfig:
                 if f.metadata.get("bookkeeping") or f.metadata.get("sampling"):
                     values[group].pop(f.name, None)
         values["data"].pop("root", None)
+        for group in ("training", "objective", "data", "backbone"):
+            built = getattr(self, group)
+            for f in fields(built):
+                if f.metadata.get("omit_default") and getattr(built, f.name) == f.default:
+                    values[group].pop(f.name, None)
         if values.get("teacher") is None:
             values.pop("teacher", None)
         else:  # a run's directory is named by its key
@@ -309,8 +321,6 @@ def _schema(name: str, entry: Any) -> Any:
     schema: list[tuple[str, Any, Any]] = [("name", str, field(default=name))]
     for f in fields(entry):
         value: Any = getattr(entry, f.name)
-        if f.name == "root":  # where data lies is the machine's business
-            value = "${oc.env:FEWSTEP_DATA," + str(value) + "}"
         if isinstance(value, list | tuple):
             schema.append((f.name, hints[f.name], field(default_factory=partial(list, value))))
         elif f.init:

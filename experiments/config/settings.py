@@ -64,6 +64,8 @@ class Training:
         )
         check_fields("training", self, "lr eps clip", 0, open_low=True)
         check_fields("training", self, "ema label_dropout", 0, 1)
+        if self.label_dropout == 1:  # then no label would be learned at all
+            raise UserError("training.label_dropout must be at least 0 and less than 1, got 1")
         if len(self.betas) != 2:
             raise UserError(f"training.betas must be two numbers, got {list(self.betas)}")
         for beta in self.betas:

@@ -1,7 +1,6 @@
 """Autoencoders of ``diffusers``: images to latents and back (optional: fewstep[latents])."""
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.experiments.data import to_model, to_uint8
+from fewstep.files import resolved
 
 
 class Autoencoder:
@@ -26,7 +26,7 @@ class Autoencoder:
             raise UserError(
                 "an autoencoder needs the package diffusers: pip install 'fewstep[latents]'"
             ) from None
-        local = Path(name).expanduser()
+        local = resolved(name)
         try:
             network: Any = AutoencoderKL.from_pretrained(
                 local if local.exists() else name,

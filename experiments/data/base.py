@@ -110,14 +110,23 @@ class Dataset:
     """Two splits of one ``name``; labels are 0..num_classes - 1 (``num_classes = 0``: none).
 
     Splits whose ``y`` are vectors have no classes, and ``condition_dim`` is their length.
+
+    Attributes:
+        class_names: in the order of the labels; empty where classes have no names.
+        notes: one line for each thing that was skipped, with the reason.
     """
 
     name: str
     train: Split
     test: Split
     num_classes: int
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.class_names and len(self.class_names) != self.num_classes:
+            names = f"{len(self.class_names)} class names for {self.num_classes} classes"
+            raise UserError(f"{self.name}: {names}")
         train, test = (f"{s.x.dtype} {tuple(s.x.shape[1:])}" for s in (self.train, self.test))
         if train != test:
             raise UserError(f"{self.name}: train examples are {train}, test examples {test}")
@@ -170,7 +179,8 @@ class DataSource(Protocol):
     """A frozen dataclass whose fields are the settings of a data set (int, float, str, bool).
 
     ``root``, the folder that data lies in, and fields made by ``registry.bookkeeping`` are no part
-    of a run's key: they must not change the bytes that ``load`` gives.
+    of a run's key: they must not change the bytes that ``load`` gives. A setting that a later
+    version adds is made by ``registry.added``, so that the keys of earlier runs remain.
 
     ``suggested_backbone`` is the name of the backbone a run takes by default.
     """

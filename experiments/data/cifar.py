@@ -21,6 +21,7 @@ from fewstep.errors import UserError
 from fewstep.experiments.data.base import DATA, Dataset, Split
 from fewstep.experiments.data.gzip_files import find_file, first_bytes, read_unzipped
 from fewstep.experiments.data.safe_unpickle import NotPlain, load_plain
+from fewstep.files import resolved
 
 PIXELS = 3 * 32 * 32
 CLASSES = 10
@@ -45,7 +46,7 @@ class CIFAR10:
     root: str = "data"
 
     def load(self) -> Dataset:
-        return load_cifar10(Path(self.root).expanduser())
+        return load_cifar10(resolved(self.root))
 
 
 def load_cifar10(root: Path, images: int = 10_000) -> Dataset:

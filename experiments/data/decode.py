@@ -1,5 +1,6 @@
 """Image files (or images of Hugging Face) to uint8 arrays of one size, in one documented way."""
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.data.base import Dataset
@@ -21,7 +22,42 @@ T = TypeVar("T")
 BLOCK = 256  # images decoded before they are written
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("bicubic", "lanczos", "box")}
 RESIZES = ("adm", *FILTERS, "none")
-DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # PIL would silently clip them to 8 bits
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")  # MPO is opened as JPEG
+POINTERS = (b"version https://git-lfs", b"/annex/objects/")  # texts in place of unfetched files
+BITS_PER_SAMPLE = 258  # TIFF's tag
+
+
+def open_image(source: str | io.BytesIO) -> Image.Image:
+    """``source``, of which only the header is read; ``ValueError`` for none of ``FORMATS``."""
+    try:
+        return Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError:
+        if isinstance(source, io.BytesIO):
+            start = source.getvalue()[:64]
+        else:
+            with open(source, "rb") as file:
+                start = file.read(64)
+    if start.startswith(POINTERS):
+        raise ValueError("a pointer of Git LFS or git-annex, whose file is to be fetched first")
+    raise ValueError(f"not recognised as {', '.join(FORMATS)}")
+
+
+def sample_bits(image: Image.Image) -> int:
+    """Bits of one sample in the file, 8 for less: where it has more, PIL drops or clips some.
+
+    Of an image that is not decoded yet. PIL gives 16-bit colours the mode of 8-bit ones: only the
+    header tells.
+    """
+    if image.format == "TIFF":
+        return max(8, *image.tag_v2.get(BITS_PER_SAMPLE, (1,)))  # type: ignore[attr-defined]
+    if image.format in ("PNG", "PPM"):
+        for _, _, _, given in image.tile:  # type: ignore[attr-defined]
+            for value in given if isinstance(given, tuple) else (given,):
+                if ";16" in str(value) or (isinstance(value, int) and value > 255):
+                    return 16  # a raw mode such as RGB;16B, or the largest value of a PPM
+    if image.mode in ("I", "F"):
+        return 32
+    return 16 if image.mode.startswith("I;16") else 8
 
 
 @dataclass(frozen=True)
@@ -49,8 +85,8 @@ class ImageDecoder:
 
     def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
         """``image``, decoded; raises ``ValueError`` where it cannot become one of these."""
-        if image.mode in DEEP:
-            raise ValueError(f"pixels of mode {image.mode}, expected 8 bits a channel")
+        if (bits := sample_bits(image)) > 8:
+            raise ValueError(f"{bits} bits a sample, expected 8")
         image, side = image.convert("L" if self.grey else "RGB"), self.size
         if self.resize == "none":
             if image.size != (side, side):
@@ -151,9 +187,18 @@ class DecodedImages:
         return count
 
     def cached(
-        self, name: str, identity: Json, classes: int, make: Callable[[str], EncodedSplit]
+        self,
+        name: str,
+        identity: Json,
+        classes: int,
+        make: Callable[[str], EncodedSplit],
+        class_names: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
     ) -> Dataset:
-        """The data set of the splits that ``make`` gives by name, decoded only if not kept yet."""
+        """The data set of the splits that ``make`` gives by name, decoded only if not kept yet.
+
+        ``class_names`` and ``notes``: as in ``Dataset``; they are not kept.
+        """
 
         def source(split: str) -> SplitSource:
             items, opened, called, y = make(split)
@@ -163,4 +208,5 @@ class DecodedImages:
             return {split: source(split) for split in ("train", "test")}
 
         identity = {"format": 1, **identity, "decoder": [self.size, self.grey, self.resize]}
-        return Dataset(name, *cached_splits(self.cache, name, identity, sources), classes)
+        train, test = cached_splits(self.cache, name, identity, sources)
+        return Dataset(name, train, test, classes, class_names, notes)

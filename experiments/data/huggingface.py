@@ -1,6 +1,8 @@
 """Data sets of Hugging Face's ``datasets``, from a local folder, the local cache, or their hub."""
 
+import hashlib
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -11,17 +13,30 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from fewstep.errors import UserError, check_choice
-from fewstep.experiments.data.base import DATA, Dataset
-from fewstep.experiments.data.decode import DecodedImages, EncodedSplit
+from fewstep.errors import UserError, check_choice, counted
+from fewstep.experiments.data.base import DATA, Dataset, hash_array
+from fewstep.experiments.data.content_hash import SourceFile, content_hashes
+from fewstep.experiments.data.decode import DecodedImages, EncodedSplit, open_image
+from fewstep.experiments.data.huggingface_columns import (
+    Labels,
+    aligned,
+    check_columns,
+    column,
+    has_labels,
+    linked_images,
+    read_labels,
+    unseen,
+)
 from fewstep.experiments.data.memmap_cache import cache_folder
 from fewstep.experiments.data.split import shuffled, stratified
+from fewstep.files import resolved
 from fewstep.registry import bookkeeping
 
 TESTS = ("test", "validation", "valid", "val")
-LABELS = ("label", "labels", "class")
+
+Table = tuple[str, Any]
+"""A split's name, and what ``datasets`` has made of it."""
 
 
 @DATA.register("huggingface")
@@ -56,32 +71,86 @@ class HuggingFace(DecodedImages):
         train = named(splits, self.train, "data.train")
         image = column(train, self.image, "image")
         label = column(train, self.label, "label") if self.labels else None
-        test_name = self.test or next((name for name in TESTS if name in splits), "")
-        if test_name and test_name != self.train:
-            test = named(splits, test_name, "data.test")
-            rows = [shuffled(range(len(split))) for split in (train, test)]
+        test_name, notes = self._held_out_split(splits, label)
+        tables = {"train": (self.train, train), "test": (self.train, train)}
+        if test_name:
+            tables["test"] = (test_name, named(splits, test_name, "data.test"))
+        for name, table in tables.values():
+            check_columns(table, image, label, f"{self.dataset}: split {name}")
+        labels = self._labels(tables, label)
+        y = {part: of.y for part, of in labels.items()}
+        if test_name:
+            rows = {part: shuffled(range(len(table))) for part, (_, table) in tables.items()}
         else:
-            y = np.zeros(len(train), np.int64) if label is None else labels_of(train, label)
-            count = self.held_out(len(train), self.dataset)
-            test, rows = train, [i.tolist() for i in stratified(y, count)]
-        identity = {
-            "fingerprints": [train._fingerprint, test._fingerprint],
-            "columns": [image, label],
-            "test_share": None if test is not train else self.test_share,
-        }
+            by_class = y["train"] if y else np.zeros(len(train), np.int64)
+            halves = stratified(by_class, self.held_out(len(train), self.dataset))
+            rows = {part: i.tolist() for part, i in zip(tables, halves, strict=True)}
 
-        def split(name: str) -> EncodedSplit:
-            source, chosen = (train, rows[0]) if name == "train" else (test, rows[1])
-            shown = (test_name or "train") if name == "test" else "train"
+        def split(part: str) -> EncodedSplit:
+            name, table = tables[part]
             return (
-                chosen,
-                lambda i: Image.open(encoded(source[i][image])),
-                lambda i: f"{self.dataset}: {image} of row {i} of {shown}",
-                None if label is None else labels_of(source, label)[chosen],
+                rows[part],
+                lambda i: open_image(encoded(table[i][image])),
+                lambda i: f"{self.dataset}: {image} of row {i} of {name}",
+                y[part][rows[part]] if y else None,
             )
 
-        classes = 0 if label is None else classes_in(train, label)
-        return self.cached(Path(self.dataset).name, identity, classes, split)
+        identity = {
+            "fingerprints": [table._fingerprint for _, table in tables.values()],
+            "columns": [image, label],
+            "labels": {part: sha256(array) for part, array in y.items()},
+            "test_share": None if test_name else self.test_share,
+            **content_hashes(self.cache, {"files": self._files(tables, image)}),
+        }
+        classes, names = 0, tuple[str, ...]()
+        if labels:
+            classes, names = labels["train"].classes, labels["train"].names or ()
+            notes += unseen(labels["train"])
+        return self.cached(Path(self.dataset).name, identity, classes, split, names, notes)
+
+    def _held_out_split(
+        self, splits: dict[str, Any], label: str | None
+    ) -> tuple[str, tuple[str, ...]]:
+        """The name of the test split, "" for a share of the training split; and notes."""
+        names = [name for name in TESTS if name in splits]
+        chosen, notes, used = self.test, tuple[str, ...](), {self.train}
+        if not chosen and names and names[0] != self.train:
+            names = [name for name in names if name != self.train]
+            labelled = [n for n in names if label is None or has_labels(splits[n], label)]
+            if not labelled:
+                raise UserError(
+                    f"{self.dataset}: {' and '.join(names)} without labels in {label!r}: hold out "
+                    f"a share of the others with data.test={self.train}, or set data.labels=false"
+                )
+            chosen = labelled[0]
+            without = names[: names.index(chosen)]
+            notes = tuple(
+                f"skipped split {n} without labels, {chosen} is held out" for n in without
+            )
+            used.update(without)
+        if rest := [name for name in splits if name not in {*used, chosen}]:
+            more = ", ..." if len(rest) > 1 else ""
+            notes += (f"skipped {counted(len(rest), 'other split')} ({rest[0]}{more})",)
+        return "" if chosen == self.train else chosen, notes
+
+    def _labels(self, tables: dict[str, Table], label: str | None) -> dict[str, Labels]:
+        """The labels of "train" and "test" in the order of the former's classes; {} for none."""
+        if label is None:
+            return {}
+        where = {part: f"{self.dataset}: split {name}" for part, (name, _) in tables.items()}
+        train = read_labels(tables["train"][1], label, where["train"])
+        if tables["test"] == tables["train"]:
+            return {"train": train, "test": train}
+        test = read_labels(tables["test"][1], label, where["test"])
+        return {"train": train, "test": train._replace(y=aligned(train, test, where["test"]))}
+
+    def _files(self, tables: dict[str, Table], image: str) -> list[SourceFile]:
+        """All files that hold the rows: a fingerprint is kept when they are replaced."""
+        paths: dict[str, None] = {}
+        for name, table in tables.values():
+            linked = linked_images(table, image, f"{self.dataset}: split {name}")
+            paths |= dict.fromkeys([f["filename"] for f in table.cache_files] + linked)
+        return [SourceFile(path, os.stat(path)) for path in paths]
 
     def _splits(self) -> dict[str, Any]:
         try:
@@ -92,7 +161,7 @@ class HuggingFace(DecodedImages):
             ) from None
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
-        below, plain = Path(self.root).expanduser() / self.dataset, Path(self.dataset).expanduser()
+        below, plain = resolved(self.root) / self.dataset, resolved(self.dataset)
         local = next((path for path in (below, plain) if path.exists()), None)
         if local is None and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", self.dataset):
             raise UserError(
@@ -141,45 +210,17 @@ def named(splits: dict[str, Any], name: str, setting: str) -> Any:
     import datasets
 
     split = splits[name]
-    for column, feature in split.features.items():
+    for key, feature in split.features.items():
         if isinstance(feature, datasets.Image):
-            split = split.cast_column(column, datasets.Image(decode=False))
+            split = split.cast_column(key, datasets.Image(decode=False))
     return split
 
 
-def column(split: Any, name: str, kind: str) -> str:
-    """The column of this ``kind``, "image" or "label", called ``name``; or the only one.
-
-    Labels are classes, or whole numbers under a usual name.
-    """
-
-    def fits(column: str, feature: Any) -> bool:
-        if kind == "image":
-            return type(feature).__name__ == "Image"
-        whole = str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
-        return type(feature).__name__ == "ClassLabel" or (whole and column.lower() in LABELS)
-
-    fitting = [c for c, feature in split.features.items() if fits(c, feature)]
-    if name:
-        check_choice(f"data.{kind}", name, fitting)
-    if not fitting:
-        hint = " (data.labels=false takes none)" if kind == "label" else ""
-        raise UserError(f"no column of {kind}s among {', '.join(split.features)}{hint}")
-    if not name and len(fitting) > 1:
-        choices = ", ".join(fitting)
-        raise UserError(f"several columns of {kind}s: choose with data.{kind}= ({choices})")
-    return name or fitting[0]
-
-
-def labels_of(split: Any, label: str) -> NDArray[np.int64]:
-    """(N,) the column ``label`` of a split."""
-    return np.asarray(split.with_format("numpy", columns=[label])[:][label], np.int64)
-
-
-def classes_in(split: Any, label: str) -> int:
-    """The number of classes: of the declared names, else one more than the largest."""
-    names = getattr(split.features[label], "names", None)
-    return len(names) if names else int(labels_of(split, label).max()) + 1
+def sha256(y: NDArray[np.int64]) -> str:
+    """Hash of the labels: the same table may come to have other classes."""
+    digest = hashlib.sha256()
+    hash_array(digest, y)
+    return digest.hexdigest()
 
 
 def encoded(value: Any) -> io.BytesIO | str:

@@ -15,6 +15,7 @@ trained on is ``mean + std * eps``, or ``mean``. docs/data.md has the manifest's
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ from fewstep.errors import UserError, check_choice
 from fewstep.experiments.data.base import DATA, Dataset, Split
 from fewstep.experiments.data.memmap_cache import SplitSource, cached_splits
 from fewstep.experiments.store.json_files import Json, read_json
+from fewstep.files import resolved
 from fewstep.registry import bookkeeping
 
 FORMAT = 1
@@ -59,8 +61,8 @@ class Latents:
         check_choice("data.posterior", self.posterior, POSTERIORS)
 
     def load(self) -> Dataset:
-        folder = Path(self.root).expanduser() / self.folder
-        name, manifest = folder.resolve().name, read_manifest(folder)
+        folder = resolved(self.root) / self.folder
+        name, manifest = Path(os.path.abspath(folder)).name, read_manifest(folder)
 
         def part(split: dict[str, Any]) -> SplitSource:
             blocks = (read_shard(folder / s["file"], s, manifest) for s in split["shards"])

@@ -32,6 +32,7 @@ from fewstep.errors import UserError
 from fewstep.experiments.data.base import Split, hash_array
 from fewstep.experiments.progress import report_progress
 from fewstep.experiments.store.json_files import Json, read_json, write_json
+from fewstep.files import resolved
 
 Block = Mapping[str, NDArray[Any]]
 """Consecutive rows of ``x``; of ``std``, for latents; of ``y``, where it was not known before."""
@@ -52,7 +53,7 @@ class SplitSource:
 def cache_folder(setting: str) -> Path:
     """Where made data sets are kept: ``setting``, else FEWSTEP_CACHE, else the user's cache."""
     if chosen := setting or os.environ.get("FEWSTEP_CACHE"):
-        return Path(chosen).expanduser()
+        return resolved(chosen)
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser() / "fewstep"
 

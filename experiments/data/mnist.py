@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fewstep.errors import UserError
 from fewstep.experiments.data.base import DATA, Dataset, Split
 from fewstep.experiments.data.gzip_files import find_file, read_unzipped
+from fewstep.files import resolved
 
 IMAGES, LABELS = 0x0803, 0x0801  # the low byte is the number of dimensions
 FILES = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k")
@@ -71,7 +72,7 @@ def load_idx(
     ``sha256`` of what each must hold, unpacked; None takes any well-formed files. Raises
     ``UserError`` where no folder has all four, or a file is damaged or another one.
     """
-    directories = [Path(root).expanduser() / folder for folder in folders]
+    directories = [resolved(root) / folder for folder in folders]
     for directory in directories:
         files = [file for name in FILES if (file := find_file(directory, name)) is not None]
         if len(files) < len(FILES):

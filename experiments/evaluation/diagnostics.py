@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewstep.experiments.config.data_location import load_data
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset, to_model, to_uint8
 from fewstep.experiments.data.toy import HasMixture, coefficients
@@ -44,7 +45,7 @@ Arrays = dict[str, NDArray[Any]]
 
 def diagnose_run(directory: RunDirectory, config: RunConfig, rows: int = ROWS) -> Json:
     """Diagnose a finished run and write ``diagnostics/diagnostics.json`` and ``.npz``."""
-    dataset = config.data.load()
+    dataset = load_data(config, directory)
     device = networks.choose_device(config.training.device)
     nets = load_nets(config, dataset, directory, device)
     facts, arrays = diagnose(config, dataset, nets, device, rows)

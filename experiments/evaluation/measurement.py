@@ -11,9 +11,12 @@ from fewstep.errors import UserError
 from fewstep.experiments.config.settings import Evaluation
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.extractors import EXTRACTORS, Extractor
+from fewstep.experiments.extractors.base import prepared
 from fewstep.experiments.metrics import METRICS, Metric, Value
 from fewstep.experiments.metrics.reference import Array, Reference, short_hash
 from fewstep.experiments.store.json_files import Json
+from fewstep.experiments.store.source_hash import third_party_hash
+from fewstep.files import resolved
 from fewstep.registry import build_named
 
 
@@ -42,6 +45,11 @@ class MetricInstance:
             "resize": features.resize,
             "rounding": reference.preprocess,
         }
+        if self.metric.against == "moments" and reference.stored and reference.images is not None:
+            identity |= {
+                "reference_samples": reference.moments.n,
+                "reference_moments": "mu and sigma, not those of arr_0",
+            }
         if self.metric.against == "rows" and (known := identity["reference_samples"]):
             identity["reference_samples"] = min(known, self.samples)
         if self.metric.against == "train":
@@ -53,6 +61,8 @@ class MetricInstance:
             }
         if parameters := asdict(self.metric):  # type: ignore[call-overload]
             identity["parameters"] = parameters
+        sources = {"metric": third_party_hash(self.metric), "extractor": features.source}
+        identity |= {f"{what}_source": source for what, source in sources.items() if source}
         label = f"{name}-{data.name}{'' if is_fid else f'-{features.name}'}@{self.samples}"
         against = {"train": "", "test": "-vs-test"}
         label += against.get(identity["reference"], f"-vs-{identity['reference_sha256'][:8]}")
@@ -78,17 +88,30 @@ class MetricInstance:
 def metric_instances(evaluation: Evaluation, dataset: Dataset, cache: Path) -> list[MetricInstance]:
     """All that ``evaluation`` asks for; those of one extractor share a ``Reference``."""
     path, samples = evaluation.reference_file, evaluation.samples or len(dataset.test)
-    file = None if path is None else Path(path).expanduser()
+    file = None if path is None else resolved(path)
     references: dict[str, Reference] = {}
     instances = []
     for request in evaluation.metric_requests():
         key = repr(request["extractor"])
         if key not in references:
-            features = extractor(request["extractor"], dataset).prepare(dataset, cache)
+            features = prepared(extractor(request["extractor"], dataset), dataset, cache)
             references[key] = Reference(features, dataset, cache, evaluation.reference, file)
         metric = build_named(METRICS, "evaluation.metrics", request.get("metric", "fd"))
         instances.append(MetricInstance(metric, references[key], samples, request))
     return instances
+
+
+def sources(request: Json) -> Json:
+    """Hashes of the code of a third party's metric and extractor, as a metric's identity has."""
+    metric = build_named(METRICS, "evaluation.metrics", request.get("metric", "fd"))
+    wanted = request["extractor"]
+    extractor = (
+        None if wanted == "auto" else build_named(EXTRACTORS, "evaluation.extractor", wanted)
+    )
+    return {
+        "metric_source": third_party_hash(metric),
+        "extractor_source": None if extractor is None else third_party_hash(extractor),
+    }
 
 
 def main_metric(evaluation: Evaluation, dataset: Dataset, cache: Path) -> MetricInstance:

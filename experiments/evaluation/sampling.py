@@ -3,6 +3,7 @@
 Several processes of a run share the network's rows, and nothing else: each has all N samples.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import RunConfig, with_sampler
 from fewstep.experiments.data import Dataset, to_uint8
 from fewstep.experiments.distributed.batch_sharding import ShardedBatchNet
 from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.rng import generator
 from fewstep.experiments.store.json_files import Json
+from fewstep.experiments.training.network import check_guidance
 from fewstep.objectives import Guided, Net, Objective, ProbabilityPath
 from fewstep.objectives.core.guidance import EVERYWHERE
 from fewstep.objectives.core.wrappers import BatchedNet, CountedNet, OnImages
@@ -70,7 +71,10 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """``x``: raw data (N, ...); ``y``: conditions or None; ``nfe``: network calls a sample."""
+    """``x``: raw data (N, ...); ``y``: conditions or None; ``nfe``: network calls a sample.
+
+    Where an adaptive solver needs more for some samples, the mean, rounded up.
+    """
 
     x: Tensor
     y: Tensor | None
@@ -111,9 +115,8 @@ def draw(
     g = generator(seed, "noise", cell.sample_set)
     noise = torch.randn(samples, *dataset.shape, generator=g)
     y = _conditions(dataset, samples, generator(seed, "labels", cell.sample_set))
-    if cell.guidance != 1 and y is None:
-        raise UserError(f"evaluation.guidance {cell.guidance}: {dataset.name} has no labels")
-    parts, nfe = [], 0
+    check_guidance(config, dataset, f"guidance {cell.guidance:g}", cell.guidance != 1)
+    parts, calls = [], 0
     for i, index in enumerate(torch.arange(samples).split(BLOCK)):
         batched: Net = BatchedNet(net, batch_size, on_images)
         counted = CountedNet(batched if ranks().is_single else ShardedBatchNet(batched, ranks()))
@@ -127,10 +130,10 @@ def draw(
         if not bool(torch.isfinite(x).all()):
             raise FloatingPointError(f"samples at {cell.steps} steps are not finite")
         parts.append(to_uint8(x) if dataset.is_image else x.float())
-        nfe = counted.calls
+        calls += counted.calls * len(index)  # an adaptive solver needs more for some blocks
     x = torch.cat(parts)
     assert len(x) == samples, f"{len(x)} samples where {samples} were asked for"
-    return SampleBatch(x, y, nfe)
+    return SampleBatch(x, y, math.ceil(calls / samples))
 
 
 def _conditions(dataset: Dataset, samples: int, g: torch.Generator) -> Tensor | None:

@@ -6,7 +6,7 @@ Only the Inception network gives "FID"; a distance in other features is named fo
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.experiments.data import Dataset
+from fewstep.experiments.store.source_hash import third_party_hash
 from fewstep.files import replacing
 from fewstep.registry import Registry
 
@@ -30,6 +31,8 @@ class Features:
     ``resize``: what is done to an image's size before it, as a metric's identity states it.
     ``is_fid``: whether its Frechet distance is what the field calls FID.
 
+    ``source``: hash of a third party's code, which is part of ``sha256``.
+
     Where the data stand for images: ``decode`` makes uint8 images, of ``image_shape``, of them, and
     ``of`` are the features that are taken of the images.
     """
@@ -42,6 +45,7 @@ class Features:
     of: "Features | None" = None
     decode: Callable[[Tensor], Tensor] | None = None
     image_shape: tuple[int, ...] | None = None
+    source: str | None = None
 
     @property
     def label(self) -> str:
@@ -66,6 +70,15 @@ class Extractor(Protocol):
 
 
 EXTRACTORS: Registry[Extractor] = Registry("extractor", "fewstep.extractors")
+
+
+def prepared(extractor: Extractor, dataset: Dataset, cache: Path) -> Features:
+    """``extractor`` made ready; of a third party's, the hash is also of its code."""
+    features = extractor.prepare(dataset, cache)
+    if (source := third_party_hash(extractor)) is None:
+        return features
+    sha256 = hashlib.sha256(f"{features.sha256}{source}".encode()).hexdigest()
+    return replace(features, sha256=sha256, source=source)
 
 
 def in_batches(f: Callable[[Tensor], Tensor], x: Tensor, size: int = BATCH) -> np.ndarray:

@@ -14,7 +14,14 @@ from torch import Tensor
 from fewstep.errors import UserError, check_range
 from fewstep.experiments.data import Dataset, Split
 from fewstep.experiments.data.autoencoder import Autoencoder
-from fewstep.experiments.extractors.base import EXTRACTORS, Extractor, Features, accelerator, unfit
+from fewstep.experiments.extractors.base import (
+    EXTRACTORS,
+    Extractor,
+    Features,
+    accelerator,
+    prepared,
+    unfit,
+)
 from fewstep.registry import build_named
 
 
@@ -70,7 +77,7 @@ class Decoded:
         one = Split(torch.zeros(1, *shape, dtype=torch.uint8))
         images = Dataset(f"{dataset.name}, decoded", one, one, 0)
         self._inner.check(images)
-        of = self._inner.prepare(images, cache)
+        of = prepared(self._inner, images, cache)
         identity = (autoencoder.sha256, autoencoder.scale, autoencoder.shift, of.sha256)
 
         def decode(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fewstep.errors import UserError, check_range
 from fewstep.experiments.data import Dataset, to_model
 from fewstep.experiments.extractors import base
+from fewstep.files import resolved
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]
 FILES = ("config.json", "model.safetensors")
@@ -50,14 +51,14 @@ class DINOv2:
         if importlib.util.find_spec("transformers") is None:
             raise UserError("extractor dinov2 needs transformers: pip install 'fewstep[dinov2]'")
         for name in FILES:
-            if not (Path(self.path).expanduser() / name).is_file():
+            if not (resolved(self.path) / name).is_file():
                 raise UserError(
                     f"extractor dinov2: no file {name} in {self.path}; nothing is downloaded"
                 )
 
     def prepare(self, dataset: Dataset, cache: Path) -> base.Features:
         self.check(dataset)
-        folder = Path(self.path).expanduser()
+        folder = resolved(self.path)
         hashes = [
             base.check_weights("dinov2", "path", folder / name, expected)
             for name, expected in zip(FILES, ("", self.sha256), strict=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.extractors import base
+from fewstep.files import resolved
 
 PUBLISHED = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 PACKAGE = "torch_fidelity"
@@ -48,12 +49,12 @@ class Inception:
             )
         if importlib.util.find_spec(PACKAGE) is None:
             raise UserError("extractor inception needs torch-fidelity: pip install 'fewstep[fid]'")
-        if not Path(self.weights).expanduser().is_file():
-            base.check_weights("inception", "weights", Path(self.weights).expanduser(), self.sha256)
+        if not resolved(self.weights).is_file():
+            base.check_weights("inception", "weights", resolved(self.weights), self.sha256)
 
     def prepare(self, dataset: Dataset, cache: Path) -> base.Features:
         self.check(dataset)
-        file = Path(self.weights).expanduser()
+        file = resolved(self.weights)
         sha256 = base.check_weights("inception", "weights", file, self.sha256)
         device = base.accelerator()
         network = network_class()("inception", ["2048"], feature_extractor_weights_path=str(file))

@@ -35,8 +35,10 @@ def short_hash(value: Any) -> str:
 class Reference:
     """The reference split of ``dataset``, or the npz in ``file``, seen through ``features``.
 
-    A file holds uint8 images ``arr_0`` (N, H, W, C), as ADM's reference batches do, or else ``mu``
-    and ``sigma`` of features, as pytorch-fid, EDM and shortcut-models write them.
+    A file holds uint8 images ``arr_0`` (N, H, W, C), or ``mu`` and ``sigma`` of features, as
+    pytorch-fid, EDM and shortcut-models write them, or both, as ADM's reference batches do. Then a
+    Frechet distance is to mu and sigma, as in ADM's evaluator, where they are of these features:
+    those of Inception, unless the file says otherwise. All else is of the images.
     """
 
     def __init__(
@@ -63,6 +65,19 @@ class Reference:
         }
 
     @cached_property
+    def stored(self) -> bool:
+        """Whether mu and sigma are in the file, beside its images or alone."""
+        if self.file is None:
+            return False
+        held = read_npz(self.file, ("mu", "sigma", "extractor"))
+        if not {"mu", "sigma"} <= held.keys():
+            return False
+        if self.images is None:
+            return True
+        named = str(held["extractor"]) if "extractor" in held else None
+        return self.features.is_fid if named is None else named == self.features.label
+
+    @cached_property
     def images(self) -> Tensor | None:
         """(M, ...) raw references; None where a file has only their statistics."""
         if self.file is None:
@@ -84,7 +99,7 @@ class Reference:
     @cached_property
     def moments(self) -> GaussianStats:
         """Mean and covariance of the features of all references."""
-        if self.images is None:
+        if self.stored or self.images is None:
             assert self.file is not None
             stats = GaussianStats.read(self.file, self.features.label, self.preprocess)
             mine = self.features.extract(self.dataset.test.x[:1]).shape[1]

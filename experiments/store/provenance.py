@@ -24,33 +24,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def source_hash(thing: object) -> str:
-    """12 hex digits of the hash of the code behind an objective or a backbone.
-
-    The file that defines its class, and those of objectives and backbones that it takes names from.
-    """
-    return _hash(type(thing).__module__)
-
-
-@cache  # a plan asks for thousands, and what was imported stays as it is
-def _hash(defining: str) -> str:
-    digest = hashlib.sha256()
-    for module in sorted(_sources(defining, set())):
-        file = getattr(sys.modules[module], "__file__", None)
-        digest.update(Path(file).read_bytes() if file else b"")
-    return digest.hexdigest()[:12]
-
-
-def _sources(module: str, seen: set[str]) -> set[str]:
-    seen.add(module)
-    for value in vars(sys.modules[module]).values():
-        origin = getattr(value, "__module__", None) or ""
-        ours = origin.startswith(("fewstep.objectives", "fewstep.backbones"))
-        if ours and origin not in seen and origin in sys.modules:
-            _sources(origin, seen)
-    return seen
-
-
 @cache
 def commit() -> Json:
     """The commit of the checkout fewstep runs from, and whether it was edited; None outside git."""

@@ -4,7 +4,9 @@
 
     runs/<sweep>/<key>/
         spec.json                 the whole resolved configuration, written once
-        request.json              what was asked last of what may change: cells, device, logging
+        request.json              what was asked last of what may change: cells, device, logging,
+                                  where the data are
+        data.json                 which data it is trained on: hashes, numbers, names of classes
         metrics.jsonl             one line per logged step
         pairs/                    noise and what the teacher makes of it, where they are trained on
         checkpoints/              the last two checkpoints
@@ -40,9 +42,9 @@ from fewstep.experiments.store import json_files
 from fewstep.experiments.store.json_files import CorruptFile, Json, read_json, read_record
 
 WORK = (
-    "request.json", "metrics.jsonl", "pairs", "checkpoints", "evaluations", "rungs", "samples",
-    "diagnostics", "progress.json", "log.txt", "cancel", "attempts.jsonl", "failure.json",
-    "stopped.json",
+    "request.json", "data.json", "metrics.jsonl", "pairs", "checkpoints", "evaluations", "rungs",
+    "samples", "diagnostics", "progress.json", "log.txt", "cancel", "attempts.jsonl",
+    "failure.json", "stopped.json",
 )  # fmt: skip
 """What a run that is not done has in its folder beside its spec."""
 
@@ -95,6 +97,21 @@ class RunDirectory:
 
     def request(self) -> Json | None:
         return read_record(self.path / "request.json")
+
+    def data(self) -> Json | None:
+        """Which data it is trained on; None before it begins, and for runs of fewstep 0.2."""
+        return read_record(self.path / "data.json")
+
+    def made_in(self) -> Path:
+        """The folder that relative paths in its settings are relative to."""
+        spec = self.spec() or {}
+        if (folder := spec.get("directory")) is not None and Path(folder).is_dir():
+            return Path(folder)
+        runs = Path(spec.get("config", {}).get("runs", ""))  # moved, or made by fewstep 0.2
+        above = self.path.absolute().parents[1]  # the run root
+        if runs.is_absolute() or above.parts[-len(runs.parts) :] != runs.parts:
+            return Path.cwd()
+        return above.parents[len(runs.parts) - 1]
 
     def result(self) -> Json | None:
         return read_record(self.path / "result.json")

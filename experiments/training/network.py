@@ -129,3 +129,17 @@ def device_name(device: torch.device) -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line[:10] == "model name")
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def check_guidance(config: RunConfig, dataset: Dataset, setting: str, needed: bool) -> None:
+    """Raise ``UserError`` where ``setting`` asks for guidance that the network cannot give.
+
+    Guidance asks for "no label", which a network knows only if some labels were dropped.
+    """
+    if needed and not dataset.has_conditions:
+        raise UserError(f"{setting}: {dataset.name} has no labels")
+    if needed and not config.training.label_dropout:
+        raise UserError(
+            f"{setting} needs a network that was trained without labels too: "
+            f"training.label_dropout is 0 (the usual choice: 0.1)"
+        )

@@ -10,7 +10,7 @@ from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.experiments.training.network import load_network
+from fewstep.experiments.training.network import check_guidance, load_network
 from fewstep.objectives import OBJECTIVES, Teacher
 
 
@@ -77,11 +77,8 @@ def _check(config: RunConfig, key: str, teacher: RunConfig) -> None:
             f"which learns no velocity that could be taught (choices: {', '.join(can)})"
         )
     guidance = getattr(config.objective, "teacher_guidance", 1)
-    if guidance != 1 and not teacher.training.label_dropout and config.data.load().has_conditions:
-        raise UserError(
-            f"objective.teacher_guidance {guidance:g} needs a teacher that is trained without "
-            f"labels too: training.label_dropout of {key} is 0"
-        )
+    if guidance != 1 and (dataset := config.data.load()).has_conditions:
+        check_guidance(teacher, dataset, f"objective.teacher_guidance {guidance:g} of {key}", True)
     if config.training.init == "teacher" and not same_architecture(config, teacher):
         here, needed = (f"{c.values['backbone']['name']}, {c.objective.path}" for c in both)
         raise UserError(

@@ -240,11 +240,12 @@ class Trainer:
         source: Source = self.dataset.test if self.pairs is None else self.pairs
         size = min(self.training.batch_size, len(source))
         order = Order(self.config.seed, len(source), size)
-        progress = Progress(max(0, self.step - 1), self.training.steps)  # of the last update
+        step = max(0, self.step - 1)  # of the last update: schedules stand there
         total = 0.0
         for i in range(VALIDATION_BATCHES):
             g = generator(self.config.seed, "validation", i, device=self.device)
             batch = self._batch(source.rows(order.batch(i)), "validation", i)
+            progress = Progress(step, self.training.steps, turn=i)
             total += float(self._loss(self.ema, batch, progress, g)[0])
         return total / VALIDATION_BATCHES
 

@@ -126,10 +126,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: ``step`` updates of ``total`` are done."""
+    """Where training stands: ``step`` updates of ``total`` are done.
+
+    ``turn``: for what goes round from step to step, and is no schedule; by default the step. A
+    validation loss takes the same turns at every step.
+    """
 
     step: int
     total: int
+    turn: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from fewstep.analysis.summary_types import Summary
 from fewstep.reports.content.row_groups import group_of
 
 FACTS = ("method", "seed", "status", "failure_class", "failure_message", "objective", "backbone",
-       "data", "teacher", "commit", "dirty", "lock", "fewstep", "python", "torch", "host", "job",
-       "device", "processes", "objective_source", "backbone_source", "started", "finished",
-       "command")  # fmt: skip
+       "data", "data_sha256", "teacher", "commit", "dirty", "lock", "fewstep", "python", "torch",
+       "host", "job", "device", "processes", "objective_source", "backbone_source", "started",
+       "finished", "command")  # fmt: skip
 EVALUATED = ("commit", "dirty", "lock", "host", "job")
 
 Json = dict[str, Any]

@@ -1,10 +1,28 @@
-"""Atomic file writes: a reader sees the old content or the whole new one."""
+"""Where files are, and atomic writes: a reader sees the old content or the whole new one."""
 
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+
+_base: ContextVar[Path | None] = ContextVar("base", default=None)
+
+
+@contextmanager
+def relative_to(folder: Path) -> Iterator[None]:
+    """Meanwhile relative paths of settings are below ``folder``: where their run was made."""
+    token = _base.set(folder)
+    try:
+        yield
+    finally:
+        _base.reset(token)
+
+
+def resolved(path: str | Path) -> Path:
+    """A path of a setting, absolute, ~ expanded; relative to where its run was made, else here."""
+    return (_base.get() or Path.cwd()) / Path(path).expanduser()
 
 
 @contextmanager

@@ -102,6 +102,15 @@ def bookkeeping(default: Any) -> Any:
     return field(default=default, metadata={"bookkeeping": True})
 
 
+def added(default: Any) -> Any:
+    """A setting that came after runs had been made without it.
+
+    At its ``default`` it is no part of a run's key, so those runs keep theirs. The default must
+    give what there was before.
+    """
+    return field(default=default, metadata={"omit_default": True})
+
+
 def build(registry: Registry[Any], values: dict[str, Any]) -> Any:
     """The registered entry ``values["name"]`` with its fields set to the rest; else a UserError."""
     entry, kind = registry[values["name"]], f"{registry.kind} {values['name']!r}"

@@ -37,6 +37,15 @@ def test_mean_interval_and_order(tmp_path: Path) -> None:
     assert summary.floor == 1.5
 
 
+def test_two_floors_of_one_metric_are_two_metrics(tmp_path: Path) -> None:
+    frame = load(write_sweep(tmp_path, seeds("A", [5, 6, 7])))
+    frame.loc[0, "floor"] = 1.502  # another machine's rounding
+    assert summarise(frame).floor == pytest.approx((1.5 + 1.502) / 2)
+    frame.loc[0, "floor"] = 1.6
+    with pytest.raises(UserError, match=r"has two floors, 1.5 \(run a-s1\) and 1.6 \(run a-s0\)"):
+        summarise(frame)
+
+
 def test_failed_missing_and_stopped_runs_are_counted_not_averaged(tmp_path: Path) -> None:
     runs = [
         Run("A", 0, {1: 10.0, 2: 5.0}),

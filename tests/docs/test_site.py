@@ -136,7 +136,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.search(rf"^version: {version}$", citation, re.M)
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(r"^## (\S+)", changes, re.M)[1] == fewstep.__version__  # type: ignore[index]
+    assert re.search(r"^## (\d\S+)", changes, re.M)[1] == fewstep.__version__  # type: ignore[index]
 
 
 def test_commits_are_checked_by_what_make_check_runs() -> None:

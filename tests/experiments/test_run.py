@@ -349,7 +349,7 @@ def test_files_hold_no_surprises_for_other_readers(tmp_path: Path) -> None:
         raise AssertionError(word)
 
     files = [*directory.path.glob("*.json"), *(directory.path / "evaluations").glob("*.json")]
-    assert len(files) == 4  # spec, request, result, one cell
+    assert len(files) == 5  # spec, request, data, result, one cell
     for file in files:
         json.loads(file.read_text(), parse_constant=refuse)
     assert all(math.isfinite(c["value"]) for c in directory.cells().values())
@@ -373,16 +373,14 @@ def test_bookkeeping_asked_later_is_heeded_and_leaves_the_key(tmp_path: Path) ->
 
 def test_source_hash_sees_what_the_class_is_made_of() -> None:
     from fewstep.backbones import BACKBONES
-    from fewstep.experiments.store import provenance
+    from fewstep.experiments.store import source_hash as source
     from fewstep.objectives import OBJECTIVES
 
-    made_of = provenance._sources(type(OBJECTIVES["flow_matching"]).__module__, set())
+    made_of = source._sources(type(OBJECTIVES["flow_matching"]).__module__, set())
     expected = ("flow_matching", "core.base", "core.paths", "core.samplers")
     assert {f"fewstep.objectives.{m}" for m in expected} <= made_of
     assert "fewstep.objectives.scm" not in made_of
-    assert "fewstep.backbones.embeddings" in provenance._sources(
+    assert "fewstep.backbones.embeddings" in source._sources(
         type(BACKBONES["dit_digits"]).__module__, set()
     )
-    assert provenance.source_hash(OBJECTIVES["scm"]) != provenance.source_hash(
-        OBJECTIVES["flow_matching"]
-    )
+    assert source.source_hash(OBJECTIVES["scm"]) != source.source_hash(OBJECTIVES["flow_matching"])

@@ -10,7 +10,17 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from fewstep.objectives import ECT, ICT, Consistency, ConsistencyDistillation, Loss, Progress
+from fewstep.errors import UserError
+from fewstep.objectives import (
+    ECT,
+    ICT,
+    Batch,
+    Consistency,
+    ConsistencyDistillation,
+    Loss,
+    Nets,
+    Progress,
+)
 from fewstep.objectives.conformance.case import (
     END,
     STD,
@@ -21,6 +31,7 @@ from fewstep.objectives.conformance.case import (
     nonlinear_test_net,
     rel_error,
 )
+from fewstep.objectives.core import edm, times
 from fewstep.objectives.core.batch_math import expand
 
 EDMS = [ICT(), ECT(), ICT(sigma_d=1.3), ECT(sigma_d=1.3)]
@@ -201,6 +212,30 @@ def test_ect_loss_in_numbers() -> None:
         torch.testing.assert_close(loss.per_sample, error / (sigma - r))
     assert float(sigma.log().mean()) == pytest.approx(-1.1, abs=0.1)
     assert float(sigma.log().std()) == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize("q", [2.0, 4.0, 16.0, 256.0, 65_536.0])
+def test_ect_is_finite_and_true_in_float32_to_its_last_stage(
+    q: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = round(math.log(65_536) / math.log(q))
+    with pytest.raises(
+        UserError, match=rf"objective.stages may be {most} at most .* got {most + 1}"
+    ):
+        ECT(q=q, stages=most + 1)
+    objective, x = ECT(q=q, stages=most), torch.randn(4096, 2, generator=g(0), dtype=torch.float64)
+
+    def randn(like: Tensor, g: torch.Generator) -> Tensor:  # the same draws in both
+        return torch.randn(like.shape, generator=g, dtype=torch.float64).to(like.dtype)
+
+    monkeypatch.setattr(edm, "randn", randn)
+    monkeypatch.setattr(times, "randn", randn)
+    single, double = (
+        objective.loss(Nets(nonlinear_test_net), Batch(x.to(dtype)), END, g(1)).per_sample
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert bool(single.isfinite().all())
+    torch.testing.assert_close(single.double().mean(), double.mean(), rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("objective", [ICT(), ECT()], ids=lambda o: o.title)

@@ -18,7 +18,7 @@ from fewstep.experiments.config import run_config as configuration
 from fewstep.experiments.data.toy import Gaussians
 from fewstep.experiments.early_stopping import mark_stopped
 from fewstep.experiments.run import Interrupted, RunFailed, prepare, run
-from fewstep.experiments.store import failures, provenance
+from fewstep.experiments.store import failures, source_hash
 from fewstep.experiments.store.lease import RunLease
 from fewstep.sweeps.definition import parse as definition
 from fewstep.sweeps.plan import STATES, Plan, plan
@@ -187,7 +187,7 @@ def test_planning_many_runs_builds_and_loads_each_thing_once(tmp_path, monkeypat
     count(hydra, "compose")
     configuration._composed.cache_clear()
     configuration._default_composition.cache_clear()
-    provenance._hash.cache_clear()
+    source_hash._hash.cache_clear()
     (tmp_path / "many.yaml").write_text(
         "axes:\n"
         "  objective: [flow_matching, shortcut]\n"  # without and with a jump length
@@ -212,4 +212,4 @@ def test_planning_many_runs_builds_and_loads_each_thing_once(tmp_path, monkeypat
     calls.clear()
     assert plan(sweep).counts()["cached"] == 8
     assert calls["hydra.compose"] == 0
-    assert provenance._hash.cache_info().misses == 3  # two objectives, one backbone
+    assert source_hash._hash.cache_info().misses == 3  # two objectives, one backbone

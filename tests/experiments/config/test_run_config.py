@@ -20,8 +20,10 @@ from fewstep.experiments.config import run_config
 from fewstep.experiments.config.run_config import GROUPS, Override, RunConfig, amend, compose
 from fewstep.experiments.config.settings import Training
 from fewstep.experiments.data import DATA
+from fewstep.experiments.data.mnist import MNIST
 from fewstep.objectives import OBJECTIVES, FlowMatching
 from fewstep.objectives.core.samplers import sampling_field
+from fewstep.registry import added
 
 ENTRIES = [(group, name) for group, registry in GROUPS.items() for name in registry.names()]
 
@@ -124,10 +126,10 @@ def test_the_quick_way_to_compose_gives_what_omegaconf_gives(objective: str, dat
 
 def test_the_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWSTEP_DATA", "/elsewhere")
-    assert compose(["data=mnist"]).values["data"]["root"] == "/elsewhere"
+    assert compose(["data=mnist"]).data == MNIST(root="/elsewhere")
     monkeypatch.setenv("FEWSTEP_DATA", "/there")
-    assert compose(["data=mnist"]).values["data"]["root"] == "/there"
-    assert compose(["data=mnist", "data.root=/given"]).values["data"]["root"] == "/given"
+    assert compose(["data=mnist"]).data == MNIST(root="/there")
+    assert compose(["data=mnist", "data.root=/given"]).data == MNIST(root="/given")
 
 
 # ------------------------------------------------------------------------------ what is refused
@@ -223,6 +225,8 @@ def others(base: list[Any], key: str, value: Any) -> Iterator[RunConfig]:
             compose([*base, (key, candidates[0])])
         except UserError as error:
             candidates = str(error).split("choices: ")[1].rstrip(")").split(", ")
+    elif isinstance(value, list | tuple) and any(isinstance(v, str) for v in value):
+        candidates = [["another"]]
     elif isinstance(value, list | tuple):
         candidates = [[v / 2 for v in value], [v * 2 for v in value]]
     elif isinstance(value, int):
@@ -313,6 +317,49 @@ def test_the_key_does_not_depend_on_the_order_or_the_way_of_writing() -> None:
     other_way = compose(["objective=scm", ("training.lr", 0.001), ("seed", 1)])
     assert one.key == other_way.key
     assert len(one.key) == 12
+
+
+@dataclass(frozen=True)
+class Before(FlowMatching):
+    """An objective as one version had it."""
+
+    strength: float = 0.5
+
+
+@dataclass(frozen=True)
+class After(Before):
+    """The same, with two settings that the next version has added."""
+
+    power: int = added(2)
+    names: tuple[str, ...] = added(("auto",))
+
+
+def test_an_added_setting_enters_the_key_only_where_it_is_not_its_default() -> None:
+    with registered("objective", "mine", Before()):
+        before = compose(["objective=mine"])
+    with registered("objective", "mine", After()):
+        assert compose(["objective=mine"]).key == before.key
+        assert RunConfig(before.values).key == before.key  # its spec.json lacks the settings
+        assert amend(before, ["evaluation.steps=[3]"]).key == before.key
+        others = [compose(["objective=mine", "objective.power=3"])]
+        others += [compose(["objective=mine", f"objective.names={v}"]) for v in ("[]", "[a]")]
+        assert len({before.key, *(other.key for other in others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["data=image_folder", "training.steps=3"], "ed77b5e1076e"),
+        (
+            ["data=huggingface", "data.dataset=bugs", "objective=scm", "backbone=unet_digits"],
+            "50e618ad4b7f",
+        ),
+        (["data=latents", "seed=3"], "28f60a2b437b"),
+        ([], "5cdd9d6df235"),
+    ],
+)
+def test_keys_are_those_of_version_0_2(overrides: list[str], key: str) -> None:
+    assert compose(overrides).key == key
 
 
 def test_a_spec_read_back_has_the_same_key() -> None:

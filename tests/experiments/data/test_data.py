@@ -76,6 +76,14 @@ def test_split_refuses(x: torch.Tensor, y: torch.Tensor | None, says: str) -> No
         Split(x, y)
 
 
+def test_class_names_are_as_many_as_classes() -> None:
+    split = Split(torch.zeros(2, 4), torch.tensor([0, 1]))
+    assert Dataset("x", split, split, 2).class_names == ()
+    assert Dataset("x", split, split, 2, ("cat", "dog")).class_names == ("cat", "dog")
+    with pytest.raises(UserError, match="x: 1 class names for 2 classes"):
+        Dataset("x", split, split, 2, ("cat",))
+
+
 def test_dataset_refuses_labels_out_of_range_and_unlike_splits() -> None:
     good = Split(torch.zeros(2, 4), torch.tensor([0, 3]))
     with pytest.raises(UserError, match=r"0\.\.3, expected 0\.\.2"):

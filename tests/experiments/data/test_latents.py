@@ -112,6 +112,12 @@ def test_latents_are_the_posteriors_own_scaled(folder: Path, copied: Path) -> No
     assert torch.equal(data.test.y, source.test.y)
 
 
+def test_latents_have_the_name_that_was_given(copied: Path, tmp_path: Path) -> None:
+    """Not that of what a link leads to: a new version would have another."""
+    (tmp_path / "given").symlink_to(copied)
+    assert load(tmp_path / "given").name == "given"
+
+
 def test_decoding_undoes_the_scaling(autoencoder: Autoencoder, folder: Path) -> None:
     x = images().test.x
     mean, _ = autoencoder.encode(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from fewstep.experiments.training.network import build_network, load_network
 from fewstep.objectives import OBJECTIVES
 
 ALL = OBJECTIVES.names()
+GUIDED = "training.label_dropout=0.1"  # else a network does not know "no label"
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +158,7 @@ def test_the_batch_size_changes_no_sample(digits: Dataset, name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_network_calls_are_counted(digits: Dataset, name: str) -> None:
-    config = tiny(Path("unused"), ("objective", name))
+    config = tiny(Path("unused"), GUIDED, ("objective", name))
     for steps in (1, 2, 5):
         assert draw(config, digits, Recorder(), SamplingConfig(steps), 3, 10).nfe == steps
         guided = SamplingConfig(steps, guidance=2.0)
@@ -169,16 +171,16 @@ def test_network_calls_are_counted(digits: Dataset, name: str) -> None:
 
 @pytest.mark.parametrize("solver", ["heun", "midpoint"])
 def test_solvers_of_second_order_cost_two_calls(digits: Dataset, solver: str) -> None:
-    config = tiny(Path("unused"), ("objective.solver", solver))
+    config = tiny(Path("unused"), GUIDED, ("objective.solver", solver))
     assert draw(config, digits, Recorder(), SamplingConfig(4), 3, 10).nfe == 8
     assert draw(config, digits, Recorder(), SamplingConfig(4, guidance=2.0), 3, 10).nfe == 16
     assert calls(config, digits, SamplingConfig(4, guidance=2.0)) == 16
 
 
 def test_a_cell_may_have_a_sampler_of_its_own(digits: Dataset) -> None:
-    config = tiny(Path("unused"))
+    config = tiny(Path("unused"), GUIDED)
     net = restless(config, digits)
-    other = tiny(Path("unused"), "objective.solver=heun")
+    other = tiny(Path("unused"), GUIDED, "objective.solver=heun")
     cell = SamplingConfig(2, sampler=(("solver", "heun"),))
     drawn, expected = (
         draw(config, digits, net, cell, 9, 9),
@@ -192,7 +194,7 @@ def test_a_cell_may_have_a_sampler_of_its_own(digits: Dataset) -> None:
 
 def test_guidance_asks_with_and_without_labels(digits: Dataset) -> None:
     net = Recorder()
-    draw(tiny(Path("unused")), digits, net, SamplingConfig(1, guidance=2.0), 20, 20)
+    draw(tiny(Path("unused"), GUIDED), digits, net, SamplingConfig(1, guidance=2.0), 20, 20)
     assert sorted(y is None for y in net.y) == [False, True]
     assert all(bool((y < 10).all()) for y in net.y if y is not None)
 
@@ -201,21 +203,49 @@ def test_guidance_acts_in_its_interval_and_its_calls_are_counted(digits: Dataset
     cell = SamplingConfig(
         4, guidance=2.0, guidance_interval=(0.3, 0.8)
     )  # of the times 1, 3/4, 1/2, 1/4
-    drawn = draw(tiny(Path("unused")), digits, net := Recorder(), cell, 20, 20)
+    drawn = draw(tiny(Path("unused"), GUIDED), digits, net := Recorder(), cell, 20, 20)
     assert drawn.nfe == 6
     assert [y is None for y in net.y] == [False, False, True, False, True, False]
-    objective = tiny(Path("unused")).objective
+    objective = tiny(Path("unused"), GUIDED).objective
     assert cell.describe(objective)["sampler"] == {
         "solver": "euler",
         "guidance_interval": "0.3-0.8",
     }
 
 
+def test_guidance_of_a_network_that_knows_no_missing_label(digits: Dataset) -> None:
+    config = tiny(Path("unused"))
+    for scale in (0.0, 2.0):
+        cell = SamplingConfig(1, guidance=scale)
+        with pytest.raises(UserError, match=rf"guidance {scale:g} needs .*label_dropout is 0"):
+            draw(config, digits, Recorder(), cell, 3, 10)
+    with pytest.raises(UserError, match=r"training.label_dropout must be .* less than 1, got 1"):
+        tiny(Path("unused"), "training.label_dropout=1")
+
+
+def test_calls_of_an_adaptive_solver_are_the_mean_over_all_samples(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block of samples takes steps of its own, here more in those of four samples."""
+
+    class Uneven(Recorder):
+        def forward(self, x: Tensor, t: Tensor, *about: Tensor | None) -> Tensor:
+            return x * (20 if len(x) == 4 else 1)
+
+    config = tiny(Path("unused"), "objective.solver=adaptive")
+    monkeypatch.setattr("fewstep.experiments.evaluation.sampling.BLOCK", 4)
+    images: list[int] = []
+    drawn = draw(config, digits, Uneven(), SamplingConfig(1), 10, 1000, images.append)
+    by_block = [images.count(4), images.count(2)]
+    assert by_block[0] / 2 != by_block[1]  # else this would show nothing
+    assert drawn.nfe == math.ceil(sum(images) / 10) != by_block[1]
+
+
 def test_guidance_of_data_without_labels(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     bare = config.data.load()
     bare = Dataset("bare", replace(bare.train, y=None), replace(bare.test, y=None), 0)
-    with pytest.raises(UserError, match=r"guidance 2\.0: bare has no labels"):
+    with pytest.raises(UserError, match=r"guidance 2: bare has no labels"):
         draw(config, bare, Recorder(), SamplingConfig(1, guidance=2.0), 3, 10)
     assert draw(config, bare, Recorder(), SamplingConfig(1), 3, 10).y is None
 
@@ -259,7 +289,8 @@ def test_cells_are_the_product_of_what_is_asked() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunDirectory]:
     """A trained run without a cell; tests use a copy of it."""
-    config = tiny(tmp_path_factory.mktemp("runs"), "training.steps=20", "training.lr=0.01")
+    fast = ("training.steps=20", "training.lr=0.01")
+    config = tiny(tmp_path_factory.mktemp("runs"), GUIDED, *fast)
     directory = prepare(config)
     run(directory)
     return config, directory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -342,6 +343,54 @@ def test_a_label_tells_references_apart(digits: Dataset, tmp_path: Path) -> None
     against = ("", "-vs-test", f"-vs-{hashes[2]}", f"-vs-{hashes[3]}")
     assert [identity["label"] for identity in made] == [label + suffix for suffix in against]
     assert hashes[2] != hashes[3]
+
+
+def test_a_reference_of_images_and_statistics_is_read_as_adm_does(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    """Few images beside mu and sigma of the whole set: each metric takes what it is made for."""
+    from fewstep.experiments.extractors import Features
+
+    def features(is_fid: bool) -> Features:
+        flat = Features("inception", "0" * 64, lambda x: x.flatten(1).double().numpy()[:, ::7])
+        return replace(flat, is_fid=is_fid)
+
+    x = digits.train.x
+    whole = Reference(features(True), digits, tmp_path).moments
+    pixels = x[:100].permute(0, 2, 3, 1).numpy()
+    files = {name: tmp_path / f"{name}.npz" for name in ("both", "images", "named", "other")}
+    statistics = {"mu": whole.mu, "sigma": whole.sigma}
+    np.savez(files["both"], arr_0=pixels, **statistics)
+    np.savez(files["images"], arr_0=pixels)
+    np.savez(files["named"], arr_0=pixels, extractor=features(False).label, **statistics)
+    np.savez(files["other"], arr_0=pixels, extractor="dinov2-0", **statistics)
+
+    def measured(metric: str, file: str | None, is_fid: bool = True) -> MetricInstance:
+        of = None if file is None else files[file]
+        reference = Reference(features(is_fid), digits, tmp_path, file=of)
+        return MetricInstance(METRICS[metric], reference, 50, {})
+
+    samples = digits.test.x[:50]
+    fd = measured("fd", "both")
+    assert fd.of_samples(samples).value == measured("fd", None).of_samples(samples).value
+    assert fd.identity["reference_samples"] is None  # the file does not say
+    few = measured("fd", "images")
+    assert few.of_samples(samples).value != pytest.approx(fd.of_samples(samples).value, rel=0.01)
+    assert few.identity["reference_samples"] == 100
+    for file, is_fid, stored in (
+        ("both", False, False),
+        ("named", False, True),
+        ("other", True, False),
+    ):
+        instance = measured("fd", file, is_fid)
+        assert ("reference_moments" in instance.identity) == stored
+        expected = fd if stored else few
+        value = expected.of_samples(samples).value
+        assert instance.of_samples(samples).value == pytest.approx(value, rel=1e-9)
+    for metric in ("precision", "recall", "kid"):
+        both, only = measured(metric, "both"), measured(metric, "images")
+        assert both.of_samples(samples).value == only.of_samples(samples).value
+        assert "reference_moments" not in both.identity
 
 
 def test_a_metric_is_named_fid_with_the_published_inception_alone(digits: Dataset) -> None:

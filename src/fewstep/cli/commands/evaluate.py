@@ -24,20 +24,24 @@ def evaluate(run: opt.RunName, overrides: opt.Overrides = None, runs: opt.Runs =
     Example: [bold]fewstep evaluate 3f2a evaluation.steps=[3,16] evaluation.weights=\\[raw][/]
     """
     from fewstep.cli.commands.train import bring_to_end
+    from fewstep.experiments.config.data_location import load_data
     from fewstep.experiments.config.run_config import amend
     from fewstep.experiments.evaluation.measurement import metric_instances
     from fewstep.experiments.run import prepare
     from fewstep.experiments.training.network import choose_device
     from fewstep.experiments.validation import check
+    from fewstep.files import relative_to
 
     directory, config = _find(run, overrides, runs)
     opt.check_finished(directory)
     root = str(directory.path.parent.parent)
     config = amend(config, [("runs", root), ("sweep", directory.sweep)])
     choose_device(config.training.device)
-    check([config])
-    for metric in metric_instances(config.evaluation, config.data.load(), directory.cache):
-        _ = metric.identity  # an unreadable reference is bad input, not a failure of the run
+    dataset = load_data(config, directory)
+    with relative_to(directory.made_in()):
+        check([config])
+        for metric in metric_instances(config.evaluation, dataset, directory.cache):
+            _ = metric.identity  # an unreadable reference is bad input, not a failure of the run
     prepare(config)
     return bring_to_end(directory, config.objective.title)
 
@@ -56,6 +60,7 @@ def sample(
 
     Example: [bold]fewstep sample 3f2a --steps 4 --out grid.png[/]
     """
+    from fewstep.experiments.config.data_location import load_data
     from fewstep.experiments.config.settings import WEIGHTS
     from fewstep.experiments.evaluation.sampling import SamplingConfig, draw
     from fewstep.experiments.training.network import choose_device, load_network
@@ -69,7 +74,7 @@ def sample(
         raise UserError(f"--out {str(output)!r} is not an image file (choices: {choices})")
     opt.check_writable("--out", output)
     directory, config = _find(run, overrides, runs)
-    dataset = config.data.load()
+    dataset = load_data(config, directory)
     if not dataset.is_image:
         raise UserError(f"{dataset.name} is not made of images: no image can be drawn")
     net = load_network(config, dataset, directory.checkpoints, weights)
@@ -96,11 +101,13 @@ def bias(
 
     Example: [bold]fewstep bias 3f2a --steps 4 evaluation.samples=5000[/]
     """
+    from fewstep.experiments.config.data_location import load_data
     from fewstep.experiments.config.settings import WEIGHTS
     from fewstep.experiments.evaluation.fd_vs_samples import bias_curves
     from fewstep.experiments.evaluation.sampling import SamplingConfig
     from fewstep.experiments.store.json_files import write_json
     from fewstep.experiments.validation import check
+    from fewstep.files import relative_to
     from fewstep.reports.figures.drawing import render
     from fewstep.reports.figures.fd_vs_samples import bias_figure
 
@@ -108,12 +115,11 @@ def bias(
     check_range("--points", points, 3)
     check_choice("--weights", weights, WEIGHTS)
     directory, config = _find(run, overrides, runs, ("evaluation.metrics", ["fd"]))
-    check([config])
-    cell = SamplingConfig(steps, None, weights)
-    with out.status(f"drawing samples of {directory.key} in {counted(steps, 'step')}"):
-        by_metric = bias_curves(
-            config, directory, config.data.load(), directory.cache, cell, points
-        )
+    dataset, cell = load_data(config, directory), SamplingConfig(steps, None, weights)
+    drawing = f"drawing samples of {directory.key} in {counted(steps, 'step')}"
+    with relative_to(directory.made_in()), out.status(drawing):
+        check([config])
+        by_metric = bias_curves(config, directory, dataset, directory.cache, cell, points)
     for identity, curves in by_metric:
         rows = [
             {"N": f"{size:,.0f}", **{curve.what: f"{curve.values[i]:.4g}" for curve in curves}}
@@ -139,10 +145,17 @@ def _find(
     run: str, overrides: list[str] | None, runs: str | None, *more: tuple[str, Any]
 ) -> tuple[RunDirectory, RunConfig]:
     """The run's directory, and its configuration with the overrides and ``more``."""
-    from fewstep.experiments.config.run_config import amend
+    from fewstep.experiments.config.run_config import amend, pair
     from fewstep.experiments.run import load_config
     from fewstep.experiments.store.run_directory import find_run
 
     root, rest = opt.root_and_rest(overrides, runs)
     directory = find_run(run, root)
-    return directory, amend(load_config(directory), [*rest, *more])
+    given = [absolute(*pair(override)) for override in rest]
+    return directory, amend(load_config(directory), [*given, *more])
+
+
+def absolute(key: str, value: Any) -> tuple[str, Any]:
+    """A path that is given now is relative to where we are, not to where the run was made."""
+    is_path = key in ("data.root", "data.cache", "evaluation.reference_file") and value
+    return key, str(Path(value).expanduser().absolute()) if is_path else value

@@ -71,6 +71,7 @@ def reference(
 
     from fewstep.experiments.config.settings import SPLITS
     from fewstep.experiments.evaluation.measurement import extractor as chosen_extractor
+    from fewstep.experiments.extractors.base import prepared
     from fewstep.experiments.metrics.reference import Reference
     from fewstep.experiments.store.run_directory import CACHE
     from fewstep.files import replacing
@@ -96,7 +97,7 @@ def reference(
             content = f"{len(x):,} images"
         else:
             cache = root / CACHE
-            stats = Reference(features.prepare(dataset, cache), dataset, cache, split)
+            stats = Reference(prepared(features, dataset, cache), dataset, cache, split)
             stats.moments.write(temporary)
             content = f"{stats.moments.n:,} images in {stats.moments.dimension} dimensions"
             content += f" of {stats.features.label}"

@@ -106,6 +106,7 @@ def retry(
     """
     from dataclasses import replace
 
+    from fewstep.experiments.run import relocate
     from fewstep.experiments.store.failures import CLASSES
     from fewstep.sweeps.definition.member import label_of
     from fewstep.sweeps.launch_record import failed, load_launch_record
@@ -127,6 +128,8 @@ def retry(
         )
         out.print(f"no failed runs{which} in sweep {sweep}{hint}")
         return code
+    for failed_run in chosen:
+        relocate(failed_run)  # its data may be elsewhere by now
     name, settings, resources = load_launch_record(directory)
     used = configured(name, settings)
     request = replace(LaunchRequest.of(chosen, resources), directory=directory)

@@ -17,14 +17,25 @@ def train(overrides: Overrides = None, runs: Runs = None) -> int:
 
     Example: [bold]fewstep train objective=scm data=digits training.steps=200 seed=1[/]
     """
+    from fewstep.experiments.config.data_location import located
     from fewstep.experiments.config.run_config import compose
-    from fewstep.experiments.run import prepare
+    from fewstep.experiments.data.identity import data_record
+    from fewstep.experiments.run import directory_of, prepare
+    from fewstep.experiments.store.data_record import check_data, describe
     from fewstep.experiments.training.network import choose_device
     from fewstep.experiments.validation import check
+    from fewstep.files import relative_to
 
     config = compose(with_root(overrides, runs))
     choose_device(config.training.device)
-    check([config])
+    directory = directory_of(config)
+    config_here = located(config, directory)
+    with relative_to(directory.made_in()):
+        (dataset,) = check([config_here]).values()
+    record = data_record(dataset)
+    check_data(directory, record, getattr(config_here.data, "root", None))
+    for line in (f"data {dataset.name}: {describe(record)}", *dataset.notes):
+        out.print(line)
     directory = prepare(config)
     if directory.result() is not None:
         out.print(f"{directory.path} is trained already; nothing is repeated")

@@ -1,6 +1,7 @@
 """The tables of ``fewstep status``."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group
@@ -62,7 +63,16 @@ def runs_table(runs: Sequence[RunStatus], note: str) -> Group:
         rows.append({**row, "restarts": str(run.restarts)} if restarted else row)
     notes = [Text(f"{run.key} {run.note}") for run in runs if run.note]
     notes += [Text(note)] if note else []
+    notes += [Text(f"data {line}", style="dim") for line in data_lines(runs)]
     return Group(new_table(rows, right=RIGHT), *notes, Text(counts_line(runs), style="dim"))
+
+
+def data_lines(runs: Sequence[RunStatus]) -> list[str]:
+    """Which data the runs are trained on; how many, where they are not the same."""
+    versions = Counter(run.data for run in runs if run.data)
+    if len(versions) < 2:
+        return list(versions)
+    return [f"{data}: {counted(number, 'run')}" for data, number in versions.items()]
 
 
 def counts_line(runs: Sequence[RunStatus]) -> str:

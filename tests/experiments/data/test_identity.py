@@ -1,0 +1,210 @@
+"""A run belongs to its data: by content, wherever the files are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.tiny import taught
+from PIL import Image
+
+from fewstep.analysis import load, summarise
+from fewstep.errors import UserError
+from fewstep.experiments.config.data_location import load_data
+from fewstep.experiments.config.run_config import Override, amend, compose
+from fewstep.experiments.data import Dataset, Split
+from fewstep.experiments.data.identity import data_record
+from fewstep.experiments.evaluation.diagnostics import diagnose_run
+from fewstep.experiments.run import RunFailed, load_config, prepare, requested, run
+from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.sweeps.definition import parse as definition
+from fewstep.sweeps.plan import plan
+
+SETTINGS: list[Override] = [
+    "data=image_folder",
+    "data.size=8",
+    "backbone=dit_digits",
+    "backbone.depth=1",
+    "backbone.width=16",
+    "backbone.heads=2",
+    "training.batch_size=8",
+    "training.steps=4",
+    "training.validate_every=0",
+    "evaluation.steps=[1]",
+    "evaluation.extractor=raw",
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("FEWSTEP_DATA", raising=False)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def images(folder: Path, seed: int = 0, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    """Ten images of each class in ``folder``/images, those of a class by its place and ``seed``."""
+    for i, name in enumerate(classes):
+        target = folder / "images" / name
+        target.mkdir(parents=True, exist_ok=True)
+        for j in range(10):
+            rng = np.random.default_rng([seed, i, j])
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+                target / f"{j}.png"
+            )
+    return folder
+
+
+def finished(*overrides: Override) -> RunDirectory:
+    directory = prepare(compose([*SETTINGS, *overrides]))
+    run(directory)
+    return RunDirectory(directory.path.absolute())
+
+
+def dataset(**changes: object) -> Dataset:
+    x = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
+    import torch
+
+    split = Split(torch.from_numpy(x), torch.tensor([0, 1]))
+    return Dataset(**{"name": "a", "train": split, "test": split, "num_classes": 2, **changes})  # type: ignore[arg-type]
+
+
+def test_the_record_tells_content_and_classes_apart_but_not_names_of_data_sets() -> None:
+    known = data_record(dataset())["sha256"]
+    assert data_record(dataset(name="b"))["sha256"] == known
+    half = Split(dataset().train.x[:1], dataset().train.y[:1])  # type: ignore[index]
+    for changes in (
+        {"num_classes": 3},
+        {"class_names": ("cat", "dog")},
+        {"class_names": ("dog", "cat")},
+        {"train": half},
+        {"test": half},
+    ):
+        assert data_record(dataset(**changes))["sha256"] != known
+    names = [data_record(dataset(class_names=n))["sha256"] for n in (("a", "b"), ("b", "a"))]
+    assert names[0] != names[1]
+
+
+def replaced(data: Path) -> str:
+    images(data, seed=1)
+    return "other training examples"
+
+
+def renamed(data: Path) -> str:
+    (data / "images" / "cat").rename(data / "images" / "wolf")
+    return "other classes"
+
+
+def added(data: Path) -> str:
+    images(data, classes=("cat", "dog", "emu"))
+    return "other classes"
+
+
+@pytest.mark.parametrize("change", [replaced, renamed, added])
+def test_a_run_on_data_that_changed_is_refused_by_every_command(here: Path, change: object) -> None:
+    data = images(here / "data")
+    directory = prepare(compose([*SETTINGS, "evaluation.steps=[]"]))
+    run(directory)
+    (directory.path / "result.json").unlink()  # as one that was stopped before its end
+    why = change(data)  # type: ignore[operator]
+    with pytest.raises(RunFailed, match=rf"bad_data: run {directory.key} is trained on .*{why}"):
+        run(directory)
+    config = load_config(directory)
+    with pytest.raises(UserError, match=why):
+        load_data(config, directory)
+    with pytest.raises(UserError, match=why):
+        diagnose_run(directory, config, 8)
+
+
+def sweep(here: Path, seeds: int) -> definition.Sweep:  # type: ignore[name-defined]
+    lines = ["name: mix", "axes: {objective: [flow_matching]}", f"seeds: {seeds}"]
+    (here / "s.yaml").write_text("\n".join(lines))
+    return definition.load(str(here / "s.yaml")).with_overrides(SETTINGS)
+
+
+def test_a_sweep_is_not_continued_on_other_data_nor_a_table_made_of_both(here: Path) -> None:
+    data = images(here / "data")
+    planned = plan(sweep(here, 1))
+    planned.write()
+    run(planned.runs[0].directory)
+    images(data, seed=1)
+    with pytest.raises(UserError, match=r"sweep mix: run \w+ is trained on .*, but those in"):
+        plan(sweep(here, 2))
+    assert plan(sweep(here, 1)).counts()["cached"] == 1  # nothing to do, on whatever data
+    first = planned.runs[0].directory
+    first.path.rename(here / "aside")  # two machines that know nothing of each other
+    both = plan(sweep(here, 2))
+    both.write()
+    run(both.runs[1].directory)
+    shutil.rmtree(first.path)
+    (here / "aside").rename(first.path)
+    versions = [r.directory.data()["sha256"][:12] for r in both.runs]  # type: ignore[index]
+    with pytest.raises(UserError) as refusal:
+        summarise(load(first.path.parent))
+    assert all(version in str(refusal.value) for version in versions)
+    assert versions[0] != versions[1]
+
+
+def test_a_student_learns_from_the_data_of_its_teacher(here: Path) -> None:
+    data = images(here / "data")
+    overrides = taught(here / "runs", "progressive_distillation", *SETTINGS)
+    student = prepare(compose([*SETTINGS, *overrides]))
+    images(data, seed=1)
+    with pytest.raises(RunFailed, match=r"teacher of .* is trained on .* other training examples"):
+        run(student)
+
+
+def test_data_may_be_elsewhere_as_long_as_they_are_the_same(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A root below the working directory, another working directory, another root, another copy."""
+    images(here / "data")
+    directory = finished()
+    before = data_record(load_data(load_config(directory), directory))
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    images(tmp_path / "else" / "data", seed=1)  # is not taken for it
+    assert data_record(load_data(load_config(directory), directory)) == before
+    shutil.move(here / "data", tmp_path / "scratch")
+    with pytest.raises(UserError, match="no folder"):
+        load_data(load_config(directory), directory)
+    moved = amend(load_config(directory), [("data.root", str(tmp_path / "scratch"))])
+    assert moved.key == directory.key
+    assert data_record(load_data(moved, directory)) == before
+    with monkeypatch.context() as patch:
+        patch.setenv("FEWSTEP_DATA", str(tmp_path / "scratch"))
+        assert data_record(load_data(load_config(directory), directory)) == before
+        patch.setenv("FEWSTEP_DATA", str(tmp_path / "else" / "data"))
+        with pytest.raises(UserError, match="other training examples"):
+            load_data(load_config(directory), directory)
+    prepare(amend(moved, [("runs", str(here / "runs"))]))  # as evaluate does: it is remembered
+    assert requested(directory).data.root == str(tmp_path / "scratch")  # type: ignore[attr-defined]
+    assert data_record(load_data(load_config(directory), directory)) == before
+
+
+def test_a_project_may_be_moved_as_a_whole(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images(here / "data")
+    directory = finished()
+    monkeypatch.chdir(tmp_path)
+    here.rename(tmp_path / "moved")
+    there = RunDirectory(tmp_path / "moved" / directory.path.relative_to(here))
+    assert there.made_in() == tmp_path / "moved"
+    assert len(load_data(load_config(there), there).train) == 18
+
+
+def test_a_run_of_version_0_2_has_no_record_and_gets_one_when_it_resumes(here: Path) -> None:
+    images(here / "data")
+    directory = finished()
+    for name in ("data", "result"):
+        (directory.path / f"{name}.json").unlink()
+    run(directory)
+    assert directory.data() is not None
+    (directory.path / "data.json").unlink()
+    images(here / "data", seed=1)
+    load_data(load_config(directory), directory)  # nothing is known of it
