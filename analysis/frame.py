@@ -1,5 +1,6 @@
 """Run directories -> one tidy frame: a row is a run x cell x metric, with its costs."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import pandas as pd
 from fewstep.analysis import columns
 from fewstep.analysis.columns import CELL_COLUMNS, COLUMNS
 from fewstep.errors import UserError, unknown
-from fewstep.experiments.store.json_files import Json
+from fewstep.experiments.store.json_files import CorruptFile, Json
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory, find_sweeps
 
 MEASURED = ("images_seen", "train_seconds", "steps_per_second", "peak_memory_bytes", "parameters")
@@ -59,13 +60,23 @@ def _frame(directory: SweepDirectory, stopped: bool) -> pd.DataFrame:
         names = [other.name for other in find_sweeps(directory.path.parent)]
         raise unknown("sweep", directory.name, names)
     members: dict[str, Json] = {member["key"]: member for member in plan.get("runs", [])}
-    facts = [_run_facts(directory.name, run, members.get(run.key, {})) for run in runs]
+    facts, read = [], []
+    for run in runs:
+        try:
+            fact = _run_facts(directory.name, run, members.get(run.key, {}))
+            evaluated = list(_cells(run, fact["status"], stopped))
+        except (CorruptFile, OSError) as error:  # it stays as a run without a value
+            warnings.warn(f"left out: {error}", stacklevel=3)
+            fact, evaluated = _unreadable(directory.name, run, members.get(run.key, {})), [{}]
+            fact["failure_message"] = str(error)
+        facts.append(fact)
+        read.append(evaluated)
     columns.add_teachers(facts, directory.path.parent)
     titles = [(str(fact["title"]), members.get(fact["key"], {}).get("choices", {}))
               for fact in facts]  # fmt: skip
     cells, run_of = [], []
-    for i, (run, fact) in enumerate(zip(runs, facts, strict=True)):
-        for cell in _cells(run, fact["status"], stopped):
+    for i, evaluated in enumerate(read):
+        for cell in evaluated:
             cells.append([cell.get(name) for name in CELL_COLUMNS])
             run_of.append(i)
     names = [name for name in COLUMNS if name not in CELL_COLUMNS]
@@ -151,6 +162,20 @@ def _run_facts(sweep: str, run: RunDirectory, member: Json) -> Json:
     }
 
 
+def _unreadable(sweep: str, run: RunDirectory, member: Json) -> Json:
+    """What stands for a run with a damaged file: a failure."""
+    choices = member.get("choices", {})
+    return {
+        **{group: choices.get(group) for group in ("objective", "backbone", "data", "teacher")},
+        "sweep": sweep,
+        "key": run.key,
+        "seed": member.get("seed", 0),
+        "status": "failed",
+        "failure_class": "unreadable",
+        "title": member.get("title") or run.key,
+    }
+
+
 def _end_of_stopped(run: RunDirectory) -> tuple[Json, Json]:
     """What stands for the failure and the result of a run that was ended early."""
     mark = run.stopped() or {}
@@ -162,7 +187,10 @@ def _end_of_stopped(run: RunDirectory) -> tuple[Json, Json]:
 
 def _cells(run: RunDirectory, status: str, stopped: bool) -> Iterator[Json]:
     """The evaluated cells of a run; one empty mapping where there is none."""
-    cells = run.cells()
+    damaged: list[CorruptFile] = []
+    cells = run.cells(damaged)
+    for error in damaged:
+        warnings.warn(f"left out: {error}", stacklevel=3)
     if status == "stopped":
         step = (run.stopped() or {}).get("step")
         cells = {f"rung-{s}": r for s, r in run.rungs().items() if stopped and s == step}

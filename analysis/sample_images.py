@@ -1,8 +1,11 @@
 """The images that a report shows: one seed's, for the cells that its table is made of."""
 
+import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -10,7 +13,7 @@ import pandas as pd
 from fewstep.analysis.filters import Filters, select
 from fewstep.analysis.frame import sweep_directories
 from fewstep.analysis.summary_types import Samples
-from fewstep.errors import UserError, unknown
+from fewstep.errors import unknown
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 
 
@@ -23,11 +26,10 @@ def load_samples(
     """Samples by (method, steps): uint8 images (n, C, H, W), or vectors as they were saved.
 
     All are of one ``seed`` (the lowest there is unless given) and of the table's first sample set,
-    hence of the same noise. Cells without samples are left out. ``sweeps``: those that ``frame``
-    was loaded from. ``filters`` as in ``summarise``.
+    hence of the same noise. Cells without samples are left out, and with a warning those whose file
+    is damaged. ``sweeps``: those that ``frame`` was loaded from. ``filters`` as in ``summarise``.
 
-    Raises ``UserError``: no run has this seed, the cells can not stand in one table, or a file is
-    broken.
+    Raises ``UserError``: no run has this seed, or the cells can not stand in one table.
     """
     named = [sweeps] if isinstance(sweeps, SweepDirectory | Path | str) else sweeps
     paths = {directory.name: directory.path for directory in sweep_directories(named)}
@@ -45,6 +47,7 @@ def load_samples(
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 samples[row["method"], int(row["steps"])] = np.asarray(arrays["images"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise UserError(f"{file} holds no samples: {error}") from None
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+            reason = str(error) or type(error).__name__
+            warnings.warn(f"left out: {file} holds no samples ({reason})", stacklevel=2)
     return samples

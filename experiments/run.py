@@ -58,11 +58,11 @@ OnProgress = Callable[[str, int, int, float], None]
 
 
 class RunFailed(Exception):
-    """The run ended as a recorded failure; ``record`` is its failure.json."""
+    """The run ended as a failure; ``record`` is its failure.json, unless none could be written."""
 
-    def __init__(self, record: Json) -> None:
+    def __init__(self, record: Json, recorded: bool = True) -> None:
         super().__init__(f"{record['class']}: {record['message']}")
-        self.record = record
+        self.record, self.recorded = record, recorded
 
 
 def directory_of(config: RunConfig) -> RunDirectory:
@@ -103,9 +103,13 @@ def prepare(config: RunConfig) -> RunDirectory:
         if directory.request() != request:
             directory.write("request", request)
     except OSError as error:
-        root = config.values["runs"]
+        root = Path(config.values["runs"])
+        reason = error.strerror
+        if root.is_symlink() and not root.exists():
+            reason = f"a link to {os.readlink(root)}, which does not exist"
         raise UserError(
-            f"cannot write to run root {root!r} ({error.strerror}); choose another with runs=DIR"
+            f"cannot write to run root {str(root.absolute())!r} ({reason}); "
+            f"choose another with runs=DIR"
         ) from None
     return directory
 
@@ -223,7 +227,8 @@ def _held(
 
         def note(how: str) -> None:
             if everyone.is_main:
-                directory.record_attempt(lease.attempt.token, ended=how)
+                with contextlib.suppress(OSError):  # the disk may be full
+                    directory.record_attempt(lease.attempt.token, ended=how)
 
         try:
             stopping = everyone.any_rank(leave)
@@ -236,18 +241,29 @@ def _held(
             if not lease.cancelled:
                 raise
             record = failures.record(directory, "cancelled", f"cancelled: {reason}")
-            directory.write("failure", record)
-            raise RunFailed(record) from None
+            raise RunFailed(record, _recorded(directory, record)) from None
         except Exception as error:
             record = everyone.failure(failures.error_record(directory, error), error)
+            recorded = True
             if everyone.is_main:
-                lease.check(at_once=True)  # a superseded attempt records no failure
-                directory.write("failure", record)
+                with contextlib.suppress(OSError):
+                    lease.check(at_once=True)  # a superseded attempt records no failure
+                recorded = _recorded(directory, record)
             note(record["class"])
             log.info("run %s failed\n%s", directory.key, record["traceback"])
-            raise RunFailed(record) from error
+            raise RunFailed(record, recorded) from error
         note("done")
         return result
+
+
+def _recorded(directory: RunDirectory, record: Json) -> bool:
+    """Write failure.json, if the disk lets us; else the exit code says what it would have said."""
+    try:
+        directory.write("failure", record)
+    except OSError as error:
+        log.error("failure.json could not be written (%s)", error)
+        return False
+    return True
 
 
 def _run(

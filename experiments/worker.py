@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import select
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from fewstep.errors import UserError
 from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.files import write_file
 
 if TYPE_CHECKING:
     from fewstep.experiments.early_stopping import Rungs
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.5
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 DONE, FAILED, BAD_INPUT, INTERRUPTED, BUSY, SUPERSEDED = 0, 1, 2, 75, 76, 77
+UNRECORDED = {"disk_full": 73, "io_error": 74}  # where failure.json could not be written
 
 
 class StopFlag:
@@ -94,7 +97,8 @@ class ProgressFile:
         self.written = now
         record = {"phase": phase, "done": done, "total": total, "rate": rate, "time": now}
         record |= {"pid": os.getpid(), "host": os.uname().nodename}
-        self.directory.write("progress", record)
+        with contextlib.suppress(OSError):  # it is for display alone
+            write_file(self.directory.path / "progress.json", json.dumps(record))
 
 
 def main(arguments: list[str] | None = None, rungs: Rungs | None = None) -> int:
@@ -125,9 +129,20 @@ def main(arguments: list[str] | None = None, rungs: Rungs | None = None) -> int:
     except RunLocked as reason:
         logging.info("%s", reason)
         status = BUSY
-    except RunFailed:
-        distributed.abort(FAILED)
-        return FAILED
+    except RunFailed as failure:
+        kind = failure.record["class"]
+        code = FAILED if failure.recorded else UNRECORDED.get(kind, FAILED)
+        distributed.abort(code)
+        return code
+    except OSError as error:  # before it held the run, or after
+        from fewstep.experiments.store.classify_error import failure_class
+
+        kind = failure_class(error)
+        if kind not in UNRECORDED:
+            raise
+        logging.error("%s", error)
+        distributed.abort(UNRECORDED[kind])
+        return UNRECORDED[kind]
     except LeaseLost as reason:
         logging.info("%s", reason)
         distributed.abort(SUPERSEDED)

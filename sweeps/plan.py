@@ -14,7 +14,7 @@ from fewstep.experiments.data.identity import data_record
 from fewstep.experiments.evaluation.evaluate import cells_lacking
 from fewstep.experiments.run import directory_of, prepare, read_spec
 from fewstep.experiments.store.data_record import check_data
-from fewstep.experiments.store.json_files import write_json
+from fewstep.experiments.store.json_files import CorruptFile, write_json
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.experiments.store.source_hash import source_hash
 from fewstep.experiments.validation import check
@@ -27,18 +27,20 @@ from fewstep.sweeps.status import failed_or_cancelled, is_busy
 
 STATES = (
     "new", "interrupted", "failed", "cancelled", "cells", "stale", "running", "stopped", "cached",
+    "unreadable",
 )  # fmt: skip
 """Not begun; begun; failed; cancelled; trained, but cells are missing; done by an older source;
-running; ended early by a search algorithm; done."""
+running; ended early by a search algorithm; done; one of its files is damaged."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A member, its directory, and its state (one of ``STATES``)."""
+    """A member, its directory, its state (one of ``STATES``), and which file is damaged."""
 
     member: Member
     directory: RunDirectory
     state: str
+    note: str = ""
 
     @property
     def to_do(self) -> bool:
@@ -47,7 +49,7 @@ class Planned:
         A running one is launched too: the launcher waits until its process has released it. One
         that was ended early is not (see ``experiments.early_stopping.continue_stopped``).
         """
-        return self.state not in ("cached", "stale", "stopped")
+        return self.state not in ("cached", "stale", "stopped", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ class Plan:
         """
         before = self.directory.plan() or {"runs": []}  # raises before anything is written
         for run in self.runs:
-            prepare(run.member.config)
+            if run.state != "unreadable":
+                prepare(run.member.config)
         planned = {run.directory.key for run in self.runs}
         members = [run.member for run in self.runs]
         if not self.sweep.is_whole:
@@ -132,13 +135,18 @@ def plan(sweep: Sweep) -> Plan:
     runs = []
     for member in sweep.members():
         directory = directory_of(member.config)
-        if directory.path.is_dir() and (directory.path / "spec.json").exists():
-            read_spec(directory)
-        runs.append(Planned(member, directory, _state(member, directory)))
+        try:
+            if directory.path.is_dir() and (directory.path / "spec.json").exists():
+                read_spec(directory)
+            runs.append(Planned(member, directory, _state(member, directory)))
+        except CorruptFile as error:  # the others can start
+            runs.append(Planned(member, directory, "unreadable", str(error)))
     if not runs:
         raise UserError(f"sweep {sweep.name} has no runs")
-    with relative_to(runs[0].directory.made_in()):
-        check_runs(sweep, runs)
+    readable = [run for run in runs if run.state != "unreadable"]
+    if readable:
+        with relative_to(readable[0].directory.made_in()):
+            check_runs(sweep, readable)
     return Plan(sweep, tuple(runs))
 
 
@@ -147,8 +155,7 @@ def check_runs(sweep: Sweep, runs: Sequence[Planned]) -> None:
     to_do = {r.directory.key: located(r.member.config, r.directory) for r in runs if r.to_do}
     loaded = check(to_do.values(), to_do)
     records = {source: data_record(dataset) for source, dataset in loaded.items()}
-    begun = [run for run in runs if run.directory.path.is_dir()] if records else []
-    for run in begun:
+    for run in (r for r in runs if records and r.directory.path.is_dir()):
         source = located(run.member.config, run.directory).data
         if source in records:
             with in_front(f"sweep {sweep.name}"):

@@ -1,5 +1,6 @@
 """The runs of one launch: which may start, which are tried again, how they ended."""
 
+import contextlib
 import signal
 import time
 from collections import Counter
@@ -118,14 +119,16 @@ class RunQueue:
             # rank 0 takes the death of another rank for the loss of its machine
             unrecorded |= code < 0 and failure is not None and failure["class"] == "lost_node"
             if unrecorded:
-                run.write("failure", died(run, code))
-            self._fail(run, retry)
+                failure = died(run, code)
+                self._record(run, failure)
+            self._fail(run, failure, retry)
 
     def fail(self, run: RunDirectory, kind: str, message: str, trace: str = "") -> None:
         """Note that a run ended without an exit code, for this reason."""
         self._release(run)
-        run.write("failure", failures.record(run, kind, message, trace))
-        self._fail(run)
+        failure = failures.record(run, kind, message, trace)
+        self._record(run, failure)
+        self._fail(run, failure)
 
     def tick(self) -> None:
         self.on_event(Event("tick"), self.running())
@@ -142,8 +145,17 @@ class RunQueue:
         self.started.pop(run.key, None)
         self.assigned.pop(run.key, None)
 
-    def _fail(self, run: RunDirectory, retry: Callable[[str], bool | None] | None = None) -> None:
-        kind: str = (run.failure() or {"class": "killed"})["class"]  # its directory was removed
+    def _record(self, run: RunDirectory, failure: Json) -> None:
+        with contextlib.suppress(OSError):  # a full disk ends no launcher: status infers it
+            run.write("failure", failure)
+
+    def _fail(
+        self,
+        run: RunDirectory,
+        failure: Json | None,
+        retry: Callable[[str], bool | None] | None = None,
+    ) -> None:
+        kind: str = (failure or {"class": "killed"})["class"]  # its directory was removed
         before = self._retries[run.key, kind]
         self._retries[run.key, kind] += 1
         allowed = failures.CLASSES[kind].retries
@@ -172,4 +184,7 @@ def died(run: RunDirectory, code: int) -> Json:
         name = signal.Signals(-code).name
         hint = " (the system sends it when memory runs out)" if name == "SIGKILL" else ""
         return failures.record(run, "killed", f"killed by {name}{hint}")
+    for kind, number in worker.UNRECORDED.items():
+        if code == number:
+            return failures.record(run, kind, "its failure could not be written: see the log")
     return failures.record(run, "bug", f"the process ended with exit code {code}")

@@ -128,7 +128,7 @@ def _is_main(record: Json, settings: Json, request: Json, config: Json) -> bool:
 
 def _state(run: RunDirectory, attempt: Attempt | None, failure: Json, waits: str | None) -> str:
     state: str = run.status()
-    if attempt is not None:
+    if attempt is not None and "suspended" not in (waits or ""):
         return "running"
     if state == "done":
         return state
@@ -151,10 +151,10 @@ def sweep_status(sweep: SweepDirectory, waits: Mapping[str, str] = {}) -> list[R
 
 
 def _status_or_error(run: RunDirectory, member: Json | None, waits: str | None) -> RunStatus:
-    """``run_status``; a corrupt file is reported, and hides no other run."""
+    """``run_status``; a file that cannot be read is reported, and hides no other run."""
     try:
         return run_status(run, member, waits)
-    except CorruptFile as error:
+    except (CorruptFile, OSError) as error:
         about = {"title": "?", "seed": 0, "choices": {}, **(member or {})}
         named = {name: about[name] for name in ("title", "seed", "choices")}
         return RunStatus(run.key, **named, state="unreadable", note=str(error))

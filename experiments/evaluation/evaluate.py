@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.provenance import provenance_record
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training.network import choose_device, load_network
-from fewstep.files import replacing
+from fewstep.files import patiently, replacing
 
 SOURCES = ("metric_source", "extractor_source")
 SAMPLES_KEPT = 64  # of each cell, for the sample grid
@@ -178,7 +179,8 @@ def _record(
         except UserError as error:
             errors.append(error)
             continue
-        kept = _keep(directory.samples / f"{name}.npz", shown, drawn.y, kept)
+        keep = partial(_keep, directory.samples / f"{name}.npz", shown, drawn.y, kept)
+        kept = patiently(keep)
         record = {
             **about,
             "asked": measure.request,

@@ -30,6 +30,7 @@ CLASSES = {
     "nan": FailureClass(0, False),  # a loss, a gradient or a sample is not finite
     "oom": FailureClass(0, False),  # out of memory
     "disk_full": FailureClass(0, False),  # no space left to write to, or a quota is used up
+    "io_error": FailureClass(3, True),  # the file system was away, longer than a run waits for it
     "bad_data": FailureClass(0, True),  # settings or data that do not fit
     "bug": FailureClass(0, True),  # an exception
     "killed": FailureClass(1, True),  # the process was killed from outside
@@ -88,7 +89,7 @@ def retried_by_launcher(run: RunDirectory) -> bool:
     failure = run.failure()
     if run.result() is not None or not (run.attempts() or failure):
         return False
-    if failure is not None and CLASSES[failure["class"]].retries != math.inf:
+    if failure is not None and CLASSES[failure["class"]].retries <= 1:
         return False
     last, kept = run.attempts()[-MAX_FRUITLESS_ATTEMPTS:], run.saved_work()
     return len(last) < MAX_FRUITLESS_ATTEMPTS or any(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.files import replacing
+from fewstep.files import patiently, replacing
 
 Json = dict[str, Any]
 
@@ -27,6 +27,10 @@ def write_json(path: Path, value: Any) -> None:
 def replace_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON to ``path`` atomically (temporary name, fsync, rename)."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=True) + "\n"
+    patiently(lambda: _replace(path, text))
+
+
+def _replace(path: Path, text: str) -> None:
     with replacing(path) as other, other.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -36,8 +40,7 @@ def replace_json(path: Path, value: Any) -> None:
 def read_json(path: Path | str) -> Json | None:
     """The JSON object in ``path``, None without the file; ``CorruptFile`` for anything else."""
     try:
-        with open(path, "rb", buffering=0) as file:  # half the time of read_text, 100,000 times
-            content = file.readall()
+        content = patiently(lambda: _content(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
@@ -47,6 +50,11 @@ def read_json(path: Path | str) -> Json | None:
     if not isinstance(value, dict):
         raise CorruptFile(f"{path} holds a {type(value).__name__}, expected a JSON object")
     return value
+
+
+def _content(path: Path | str) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # half the time of read_text, 100,000 times
+        return file.readall()
 
 
 def read_record(path: Path | str) -> Json | None:
@@ -63,7 +71,7 @@ def read_record(path: Path | str) -> Json | None:
 def read_lines(path: Path) -> list[Json]:
     """The JSON objects in the lines of ``path``; what a kill has torn is passed over."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = patiently(lambda: path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return []
     rows = []

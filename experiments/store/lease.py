@@ -6,6 +6,7 @@ an attempt writes its token into the run's directory, touches that file as a hea
 that the token is still its own: the newer attempt wins. A file lock is held only while it changes.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -23,6 +24,7 @@ from fewstep.experiments.store.json_files import CorruptFile, read_json, write_j
 from fewstep.experiments.store.provenance import JOB as JOB
 from fewstep.experiments.store.provenance import now
 from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.files import patiently
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 90.0  # of silence, after which an attempt on another machine is taken for dead
@@ -128,18 +130,19 @@ class RunLease:
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
-        if not self.directory.path.is_dir():
-            return  # somebody has removed it, and the lock would make it again
-        with FileLock(self.directory.lock, timeout=30):
-            if self._own():
-                self.directory.lease.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, Timeout):  # then it is stale: this process is over
+            if not self.directory.path.is_dir():
+                return  # somebody has removed it, and the lock would make it again
+            with FileLock(self.directory.lock, timeout=30):
+                if self._own():
+                    self.directory.lease.unlink(missing_ok=True)
 
     def check(self, at_once: bool = False) -> None:
         """Raise ``LeaseLost`` unless the run is ours; looks once a second, or ``at_once``."""
         if not at_once and time.monotonic() - self.looked < LOOK_SECONDS:
             return
         self.looked = time.monotonic()
-        self.cancelled = self.directory.cancel.exists()
+        self.cancelled = patiently(self.directory.cancel.exists)
         if not self._own():
             gone = not self.directory.path.is_dir()
             what = "somebody has removed" if gone else "a newer attempt has"

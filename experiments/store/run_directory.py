@@ -40,6 +40,7 @@ from typing import Any, Literal
 from fewstep.errors import UserError
 from fewstep.experiments.store import json_files
 from fewstep.experiments.store.json_files import CorruptFile, Json, read_json, read_record
+from fewstep.files import append, patiently
 
 WORK = (
     "request.json", "data.json", "metrics.jsonl", "pairs", "checkpoints", "evaluations", "rungs",
@@ -124,9 +125,11 @@ class RunDirectory:
 
     def progress(self) -> Json | None:
         """The last progress that the process wrote; None without one, or if it cannot be read."""
-        with contextlib.suppress(CorruptFile):  # it is of the moment: the next is as good
-            return read_json(self.path / "progress.json")
-        return None
+        try:  # it is of the moment: the next is as good
+            progress = json.loads((self.path / "progress.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return progress if isinstance(progress, dict) else None
 
     def status(self) -> Status:
         """``done`` | ``failed`` | ``stopped`` | ``running`` (begun, perhaps interrupted) | ``new``.
@@ -158,10 +161,8 @@ class RunDirectory:
     def record_attempt(self, token: str, **what: Any) -> None:
         """Add a line about the attempt ``token`` to attempts.jsonl."""
         line = {"token": token, "host": os.uname().nodename, "pid": os.getpid(), **what}
-        if not self.path.is_dir():
-            return  # somebody has removed it
-        with (self.path / "attempts.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.path.is_dir():  # else somebody has removed it
+            patiently(lambda: append(self.path / "attempts.jsonl", json.dumps(line) + "\n"))
 
     def attempts(self) -> list[Json]:
         """What is known of each attempt, oldest first; one that lacks ``ended`` was killed."""
@@ -182,15 +183,25 @@ class RunDirectory:
         pairs, rungs, cells = (len(list((self.path / f).glob(g))) for f, g in files.items())
         return {"step": self.last_step(), "pairs": pairs, "rungs": rungs, "cells": cells}
 
-    def cells(self) -> dict[str, Json]:
-        """Evaluated cells by name, in name order."""
+    def cells(self, damaged: list[CorruptFile] | None = None) -> dict[str, Json]:
+        """Evaluated cells by name, in name order; errors of single files go to ``damaged``."""
         folder = os.path.join(self.path, "evaluations")
         try:
             names = sorted(n for n in os.listdir(folder) if n.endswith(".json"))
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        records = ((name, read_record(os.path.join(folder, name))) for name in names)
-        return {name[: -len(".json")]: cell for name, cell in records if cell is not None}
+        cells = {}
+        for name in names:
+            try:
+                cell = read_record(os.path.join(folder, name))
+            except CorruptFile as error:
+                if damaged is None:
+                    raise
+                damaged.append(error)
+                continue
+            if cell is not None:
+                cells[name[: -len(".json")]] = cell
+        return cells
 
     def cell_file(self, name: str) -> Path:
         return self.path / "evaluations" / f"{name}.json"
@@ -300,5 +311,6 @@ def find_run(name: str, root: Path) -> RunDirectory:
         if matches:
             raise UserError(f"run {name!r} is ambiguous (choices: {', '.join(map(str, matches))})")
     raise UserError(
-        f"no run {name!r}: neither a run directory, nor the beginning of a key under {root}/"
+        f"no run {name!r}: neither a run directory, nor the beginning of a key "
+        f"under {root.absolute()}/"
     )

@@ -18,6 +18,7 @@ import re
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from fewstep.experiments.distributed.process_group import ranks
+from fewstep.files import AWAY, patiently
 
 KEPT = 2
 LEFT_SECONDS = 600.0
@@ -106,11 +108,15 @@ def load_latest(folder: Path) -> Checkpoint | None:
 
 
 def _newest(folder: Path) -> Checkpoint | None:
+    away: OSError | None = None
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            return _load(path)
+            return patiently(partial(_load, path))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             log.warning("checkpoint %s is damaged (%s): going back to the one before", path, error)
+            away = error if isinstance(error, OSError) and error.errno in AWAY else away
+    if away is not None:  # they may be whole: to begin at step 0 would remove them
+        raise away
     return None
 
 

@@ -34,7 +34,7 @@ from fewstep.experiments.training.optimiser import SLOTS, AdamW
 from fewstep.experiments.training.prefetch import Loader, Source
 from fewstep.experiments.training.reflow_pairs import Pairs, stored_pairs
 from fewstep.experiments.training.teacher import load_teacher, same_architecture
-from fewstep.files import replacing
+from fewstep.files import append, patiently, replacing
 from fewstep.objectives import Batch, Net, Nets, Objective, Progress, Teacher
 from fewstep.objectives.core.label_dropout import drop_conditions
 
@@ -270,8 +270,7 @@ class Trainer:
             "lr": learning_rate(self.training, self.step - 1),
             **row,
         }
-        with self.directory.metrics_file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        patiently(lambda: append(self.directory.metrics_file, json.dumps(line) + "\n"))
 
     def _trim_metrics(self) -> None:
         if not self.ranks.is_main:
@@ -293,7 +292,8 @@ class Trainer:
         tensors = {name: self.parallel.full_tensor(tensor) for name, tensor in tensors.items()}
         state = {"key": self.config.key, "seconds": self.seconds, "last": self.last}
         if self.ranks.is_main:
-            checkpoint.save(self.directory.checkpoints, Checkpoint(self.step, tensors, state))
+            saved = Checkpoint(self.step, tensors, state)
+            patiently(lambda: checkpoint.save(self.directory.checkpoints, saved))
         self.ranks.broadcast(self.step)  # nobody leaves before it is written
 
     def _restore(self) -> bool:

@@ -1,12 +1,30 @@
-"""Where files are, and atomic writes: a reader sees the old content or the whole new one."""
+"""Where files are, patience with a file system, and atomic writes.
 
+Of a file that is written here a reader sees the old content or the whole new one.
+"""
+
+import errno
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# a network file system says these when a server restarts, or a file is replaced while it is read
+AWAY = (
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENOLCK,
+    errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.EREMOTEIO, errno.ENXIO, errno.ENODEV,
+)  # fmt: skip
+WAITS = (0.1, 0.3, 1.0, 3.0, 5.0)  # seconds between attempts
+HOPELESS_SECONDS = 60.0  # so long after waiting in vain, nothing waits again
+
+_in_vain = -HOPELESS_SECONDS  # when somebody has last waited in vain
 _base: ContextVar[Path | None] = ContextVar("base", default=None)
 
 
@@ -41,8 +59,43 @@ def replacing(file: Path) -> Iterator[Path]:
         raise
 
 
+def append(path: Path, text: str) -> None:
+    """Add ``text`` to ``path``: all of it, or after an error nothing."""
+    rest = text.encode()
+    with path.open("ab", buffering=0) as file:
+        begun = file.seek(0, os.SEEK_END)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]  # a disk may be full half-way
+        except OSError:
+            file.truncate(begun)
+            raise
+
+
 def write_file(path: Path, content: str | bytes) -> Path:
     """Write ``content`` to ``path`` atomically and return ``path``."""
     with replacing(path) as other:
         other.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """``action()``; after an I/O error that may pass, again, in the end 9 seconds later.
+
+    One at a time waits in vain: others fail at once for a minute then, or thousands of files on a
+    disk that is away would take hours.
+    """
+    global _in_vain
+    for wait in WAITS:
+        try:
+            return action()
+        except OSError as error:
+            hopeless = time.monotonic() - _in_vain < HOPELESS_SECONDS
+            if hopeless or error.errno not in (*AWAY, *DISK_FULL):
+                raise
+            time.sleep(wait)
+    try:
+        return action()
+    except OSError:
+        _in_vain = time.monotonic()
+        raise

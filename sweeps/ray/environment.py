@@ -1,8 +1,10 @@
 """What Ray reads from the environment; it must be there before ``ray`` is imported."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -20,15 +22,25 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def ray_environment() -> Iterator[None]:
+def ray_environment(own_cluster: bool = False) -> Iterator[None]:
     """Meanwhile Ray finds our settings, but for those that the user has set.
 
     The processes that Ray starts inherit them. The host program's environment stays unchanged.
+    ``own_cluster``: it starts one, with a token that ends with it. Ray would leave one in the home
+    folder, and every ``ray start`` of the user's would ask for it from then on.
     """
-    added = [name for name in ENVIRONMENT if name not in os.environ]
-    os.environ.update({name: ENVIRONMENT[name] for name in added})
+    settings = ENVIRONMENT | (_token() if own_cluster else {})
+    added = [name for name in settings if name not in os.environ]
+    os.environ.update({name: settings[name] for name in added})
     try:
         yield
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def _token() -> dict[str, str]:
+    chosen = any(name.startswith("RAY_AUTH_") for name in os.environ)
+    if chosen or (Path.home() / ".ray/auth_token").exists():
+        return {}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

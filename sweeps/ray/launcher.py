@@ -18,7 +18,7 @@ class RayLauncher(RaySettings):
 
     def check(self, request: LaunchRequest) -> None:
         """Refuse runs that ask for more than Ray has, rungs for several processes, no cluster."""
-        with ray_environment():
+        with ray_environment(self.address is None):
             from fewstep.sweeps.ray.experiment import Experiment
 
             Experiment(self, request).check()
@@ -41,7 +41,7 @@ class RayLauncher(RaySettings):
 
         On Ctrl-C or SIGTERM runs save and stop, resumable; a second signal does not wait for them.
         """
-        with ray_environment():
+        with ray_environment(self.address is None):
             from fewstep.sweeps.ray.experiment import Experiment
 
             return Experiment(self, request).launch(on_event)

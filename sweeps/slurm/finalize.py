@@ -58,12 +58,19 @@ def resubmit(sweep: SweepDirectory, manifest: Json) -> list[str]:
         for r in runs
         if retried_by_launcher(r) and slurm.never_began(r) < MAX_FRUITLESS_ATTEMPTS
     }
+    waiting = manifest.get("waiting", ())  # there was no room for them
+    again |= {r.key: r for r in runs if r.key in waiting and never_tried(r)}
     for _ in runs:  # students of students are found in the next round
         if not (students := [r for r in runs if r.key not in again and lost_teacher(r, again)]):
             break
         again |= {run.key: run for run in students}
     requests = {key: resources.get(key, Resources()) for key in again}
     return [s.job for s in slurm.submit(list(again.values()), requests) if s.job] if again else []
+
+
+def never_tried(run: RunDirectory) -> bool:
+    """Whether no job had the run, and nobody has cancelled it."""
+    return run.failure() is None and not run.attempts() and not run.cancel.exists()
 
 
 def lost_teacher(run: RunDirectory, again: Collection[str]) -> bool:

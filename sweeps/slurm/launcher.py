@@ -61,14 +61,21 @@ class SlurmLauncher(SlurmSettings):
         from fewstep.sweeps.slurm.submission import Slurm
 
         resources = {key: request.resources_of(key) for key in request.configs}
-        submissions = Slurm(request.directory, self).submit(request.runs, resources)
+        slurm = Slurm(request.directory, self)
+        submissions = slurm.submit(request.runs, resources)
         submitted = {key for s in submissions for keys in s.tasks for key in keys}
         notes = []
         for s in submissions:
             tasks, runs = counted(len(s.tasks), "task"), counted(sum(map(len, s.tasks)), "run")
             notes.append(f"submitted job {s.job}: {tasks}, {runs}")
-        if others := len(request.configs) - len(submitted):
+        if submissions.refused:
+            count = len(submissions.waiting)
+            what = counted(count, "run") if count else "the finalizer"
+            later = "the finalizer submits them when the others have ended, or "
+            rest = later * (self.finalize and count > 0) + "the same command does"
+            notes.append(f"not submitted: {what} ({submissions.refused}); {rest}")
+        if others := len(request.configs) - len(submitted) - len(submissions.waiting):
             notes.append(f"already queued, running or finished: {counted(others, 'run')}")
         follow = f"to follow it: fewstep status {request.directory.name} --watch"
         notes.append(follow if request.configs else "nothing is left to submit")
-        return Outcome(detached=True, notes=notes)
+        return Outcome(detached=True, notes=notes, interrupted=list(submissions.waiting))

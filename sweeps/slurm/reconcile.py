@@ -1,9 +1,12 @@
 """Records how runs ended that could not record it themselves, from the state of their jobs."""
 
+import contextlib
+
 from fewstep.experiments.store import failures
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.lease import live_lease
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
+from fewstep.sweeps.slurm.setup_lines import failed_line
 from fewstep.sweeps.slurm.squeue import IN_VAIN, Job
 from fewstep.sweeps.slurm.submission import Slurm
 
@@ -33,10 +36,14 @@ def reconcile(sweep: SweepDirectory) -> dict[str, str]:
         last = (run.attempts() or [{}])[-1]
         if _is_recorded(run, last, job, submission.created):
             continue
-        kind, message = _end(run, last, job)
         log = submission.log(task.index)
+        if job.state == "FAILED" and (line := failed_line(log)) is not None:
+            kind, message = "bad_data", line
+        else:
+            kind, message = _end(run, last, job)
         where = f"job {job.id}, log: {log}" if log.exists() else f"job {job.id}"
-        run.write("failure", failures.record(run, kind, f"{message} ({where})"))
+        with contextlib.suppress(OSError):  # status reads, and writes only what helps
+            run.write("failure", failures.record(run, kind, f"{message} ({where})"))
         classes[key] = kind
     return classes
 
@@ -56,6 +63,8 @@ def _is_recorded(run: RunDirectory, last: Json, job: Job, submitted: str) -> boo
 def _end(run: RunDirectory, last: Json, job: Job) -> tuple[str, str]:
     """The failure class and message of a run whose job ended."""
     in_job, (kind, message) = _is_in_job(last, job), ENDS[job.state]
+    if job.killed:
+        return "killed", "a process of the job was killed by SIGKILL"
     if in_job and job.state == "FAILED" and last.get("ended") == "interrupted":
         return "preempted", "it saved, but its job could not be queued again"
     if job.signalled:  # it had no handler yet

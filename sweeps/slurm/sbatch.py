@@ -15,6 +15,7 @@ from fewstep.sweeps.definition.resources import Resources
 from fewstep.sweeps.slurm.array_task import NO_LIMIT
 from fewstep.sweeps.slurm.arrays import Chunk
 from fewstep.sweeps.slurm.settings import SlurmSettings
+from fewstep.sweeps.slurm.setup_lines import guarded
 
 SIGNALLED_EARLY = 128 + 12  # srun's exit code when USR2 found a process without its handler
 RESTARTS = 20  # after which a job that cannot even begin is not queued again
@@ -94,7 +95,7 @@ def executor(
         "additional_parameters": options,
         "wckey": None,
         **{name: getattr(settings, name) for name in OPTIONS},
-        "setup": list(settings.setup) or None,
+        "setup": guarded(settings.setup) or None,
         "srun_args": [
             f"--cpus-per-task={cpus}",  # since SLURM 22.05 srun does not take it from the job
             # several processes are one run: one that dies ends the others

@@ -1,17 +1,23 @@
 """The state of jobs from squeue and sacct, in one call for many jobs; None where it is unknown."""
 
 import contextlib
+import getpass
+import logging
 import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from fewstep.errors import UserError
 
+log = logging.getLogger(__name__)
 SECONDS = 30
+ACCOUNTING_SECONDS, SILENT_SECONDS = 10, 60
+_hung = float("-inf")  # when accounting did not answer
 ARRAY_LIMIT = 1000  # tasks of an array, where SLURM does not say
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED")
 WORKING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED")
@@ -21,9 +27,14 @@ FIELDS = "JobArrayID:64,State:24,RestartCnt:12,NodeList:64,Comment:128,Reason:64
 SIGNALLED = (str((128 + 12) << 8), "12", "140:0", "12:0", "0:12")
 """The exit code of a shell whose program died of signal 12 is 140. squeue has it as wait(2) does,
 sacct as CODE:SIGNAL, and less 128."""
+KILLED = (str((128 + 9) << 8), "9", "137:0", "9:0", "0:9")
 
 FOREIGN = re.compile("(SLURM|SUBMITIT|SBATCH|SALLOC|SRUN|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
 NEEDED = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")  # address and credentials
+
+
+class NoAnswer(UserError):
+    """A command of SLURM that did not end in time."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,11 @@ class Job:
         return self.state == "FAILED" and self.code in SIGNALLED
 
     @property
+    def killed(self) -> bool:
+        """Whether its program died of signal 9."""
+        return self.state == "FAILED" and self.code in KILLED
+
+    @property
     def waiting(self) -> bool:
         return self.state in WAITING
 
@@ -77,15 +93,15 @@ def clean_environment() -> Iterator[None]:
         os.environ.update(variables)
 
 
-def command(*words: str) -> str:
+def command(*words: str, seconds: float = SECONDS) -> str:
     """The output of a SLURM command; a UserError if it failed, or did not answer."""
     try:
         with clean_environment():
-            done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+            done = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
     except FileNotFoundError:
         raise UserError(f"no SLURM on this machine: {words[0]} not found") from None
     except subprocess.TimeoutExpired:
-        raise UserError(f"SLURM does not answer ({words[0]}, {SECONDS} s)") from None
+        raise NoAnswer(f"SLURM does not answer ({words[0]}, {seconds} s)") from None
     if done.returncode:
         reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         raise UserError(f"{words[0]} failed: {reason}")
@@ -105,7 +121,7 @@ def jobs(name: str, ids: Iterable[str]) -> dict[str, Job] | None:
         known = {job.id: job for job in by_name(name) if job.id.split("_")[0] in ids}
     except UserError:
         return None
-    for job in _accounted(ids):
+    for job in _accounted(name, ids):
         known.setdefault(job.id, job)
     return known
 
@@ -123,6 +139,44 @@ def array_limit() -> int:
     return max(1, int(size.group(1))) if size else ARRAY_LIMIT
 
 
+def submit_room(account: str | None, qos: str | None) -> int | None:
+    """How many more jobs and tasks this user may submit; None where nothing says or limits it."""
+    user = getpass.getuser()
+    try:
+        rows = _rows("sacctmgr", "-nP", "show", "assoc", "where", f"user={user}",
+                     "format=Account,MaxSubmit,DefaultQOS")  # fmt: skip
+        own = [row for row in rows if account in (None, row[0])]
+        used = {qos or row[2] or "normal" for row in own}
+        limits = [row[1] for row in own]
+        limits += [
+            row[1]
+            for row in _rows("sacctmgr", "-nP", "show", "qos", "format=Name,MaxSubmitPU")
+            if row[0] in used
+        ]
+        if not (numbers := [int(limit) for limit in limits if limit.isdigit()]):
+            return None
+        taken = _rows("squeue", "-h", "-r", "-u", user, "-o", "%i")
+    except UserError:  # no accounting here
+        return None
+    return max(0, min(numbers) - len(taken))
+
+
+def _rows(*words: str) -> list[list[str]]:
+    return [line.split("|") for line in _accounting(*words).splitlines()]
+
+
+def _accounting(*words: str) -> str:
+    """``command``, of a database that may hang: then it is not asked again for a minute."""
+    global _hung
+    if time.monotonic() - _hung < SILENT_SECONDS:
+        raise UserError("accounting did not answer a moment ago")
+    try:
+        return command(*words, seconds=ACCOUNTING_SECONDS)
+    except NoAnswer:
+        _hung = time.monotonic()
+        raise
+
+
 def by_name(name: str) -> list[Job]:
     """The jobs of all users called ``name``; not by ids: squeue fails if it forgot one of them."""
     text = command("squeue", "-h", "-r", "-t", "all", "-n", name, "-O", FIELDS)
@@ -137,20 +191,25 @@ def by_name(name: str) -> list[Job]:
     return jobs
 
 
-def _accounted(ids: list[str]) -> list[Job]:
-    words = ("sacct", "-X", "-n", "-P", "-j", ",".join(ids), "-o", "JobID,State,NodeList,ExitCode")
+def _accounted(name: str, ids: list[str]) -> list[Job]:
+    # numbers alone are no identity: SLURM may begin to count anew, and another cluster does
+    fields = "JobID,State,NodeList,ExitCode,JobName,Comment"
+    words = ("sacct", "-X", "-n", "-P", "-j", ",".join(ids), "-o", fields)
     try:
-        text = command(*words)
+        text = _accounting(*words)
+    except NoAnswer as error:
+        log.warning("%s: what only accounting knows is not shown", error)
+        return []
     except UserError:  # no accounting here
         return []
     jobs = []
     for line in text.splitlines():
-        id, word, nodes, code = line.split("|")[:4]
-        if "[" not in id:  # tasks in one row have not started: squeue knows them
+        id, word, nodes, code, called, comment = line.split("|")[:6]
+        if called == name and "[" not in id:  # tasks in one row have not started: squeue knows them
             state = word.split(" ")[0]
             # "CANCELLED by 0" names the user; SLURM itself only removes jobs that waited in vain
             reason = IN_VAIN if word == "CANCELLED" else ""
             # it is requeued, or gone: only squeue would know, and it does not
             doubtful = state in (*WAITING, *WORKING, "NODE_FAIL", "PREEMPTED", "BOOT_FAIL")
-            jobs.append(Job(id, "LOST" if doubtful else state, 0, nodes, "", reason, code))
+            jobs.append(Job(id, "LOST" if doubtful else state, 0, nodes, comment, reason, code))
     return jobs

@@ -16,8 +16,8 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,13 @@ class Task:
     pending: bool
 
 
+class Submitted(list[Submission]):
+    """What a launch has submitted. ``refused``: why SLURM took no more; ``waiting``: those runs."""
+
+    refused: str = ""
+    waiting: tuple[str, ...] = ()
+
+
 class Slurm:
     """The SLURM jobs of one sweep: submits them, and reads which there are."""
 
@@ -85,13 +92,12 @@ class Slurm:
         self.sweep, self.settings = sweep, settings or SlurmSettings()
         self.name = f"fewstep-{sweep.name}"  # of the jobs
 
-    def submit(
-        self, runs: Sequence[RunDirectory], resources: Mapping[str, Resources]
-    ) -> list[Submission]:
+    def submit(self, runs: Sequence[RunDirectory], resources: Mapping[str, Resources]) -> Submitted:
         """Submit the ``runs`` that are pending in no job; returns at once.
 
         Two processes that submit the same sweep take a lock, and the second finds the jobs of the
-        first. A UserError if SLURM refuses, or a time limit leaves no time to train.
+        first. A UserError if SLURM refuses all, or a time limit leaves no time to train. Where it
+        takes some only, the finalizer submits the others when the first have ended.
         """
         self.settings.check_hours(resources[run.key] for run in runs)
         folder = self.sweep.path / FOLDER
@@ -104,16 +110,47 @@ class Slurm:
                        resources[run.key])
                 for run in runs if run.key in missing
             ]  # fmt: skip
-            submissions: list[Submission] = []
-            for chunk in chunks(to_submit, self.settings, queue.array_limit()):
-                after = None if chunk.teacher is None else f"afterok:{number[chunk.teacher]}"
-                done = self._submit(chunk, after)
-                submissions.append(done)
-                for i, keys in enumerate(done.tasks):
-                    number |= dict.fromkeys(keys, done.task_of(i))
+            done = Submitted()
+            room = queue.submit_room(self.settings.account, self.settings.qos)
+            if room is not None:  # the finalizer is a job, too
+                room = max(1, room - self.settings.finalize)
+            with self._partly(done):
+                for chunk in chunks(to_submit, self.settings, queue.array_limit()):
+                    self._submit_some(chunk, number, done, room)
+            done.waiting = tuple(r.key for r in to_submit if r.key not in number)
             if self.settings.finalize:
-                self._submit_finalizer([str(s.job) for s in submissions], resources)
-            return submissions
+                with self._partly(done):
+                    jobs = [str(s.job) for s in done]
+                    self._submit_finalizer(jobs, resources, done.waiting)
+            return done
+
+    @contextlib.contextmanager
+    def _partly(self, done: Submitted) -> Iterator[None]:
+        """A refusal is no error where something has been submitted before."""
+        try:
+            yield
+        except UserError as error:
+            if not done:
+                raise
+            done.refused = done.refused or str(error)
+
+    def _submit_some(
+        self, chunk: Chunk, number: dict[str, str], done: Submitted, room: int | None
+    ) -> None:
+        """Submit the tasks of a chunk for which there is ``room``; ``number``: jobs by run."""
+        if chunk.teacher is not None and chunk.teacher not in number:
+            return  # it waits itself
+        if room is not None:
+            tasks = chunk.tasks[: max(0, room - sum(len(s.tasks) for s in done))]
+            if len(tasks) < len(chunk.tasks):
+                done.refused = done.refused or "your limit of submitted jobs (MaxSubmitJobs)"
+            chunk = replace(chunk, tasks=tasks)
+        if not chunk.tasks:
+            return
+        after = None if chunk.teacher is None else f"afterok:{number[chunk.teacher]}"
+        done.append(new := self._submit(chunk, after))
+        for i, keys in enumerate(new.tasks):
+            number |= dict.fromkeys(keys, new.task_of(i))
 
     def scripts(self, arrays: Sequence[Chunk]) -> list[tuple[Chunk, str]]:
         """The sbatch script of each chunk, to be shown; nothing is written."""
@@ -147,7 +184,9 @@ class Slurm:
 
         return self._sbatch(folder, manifest, submit, "the sweep's jobs")
 
-    def _submit_finalizer(self, new: Sequence[str], resources: Mapping[str, Resources]) -> None:
+    def _submit_finalizer(
+        self, new: Sequence[str], resources: Mapping[str, Resources], waiting: Sequence[str]
+    ) -> None:
         """Submit a job that syncs and reports when the others have ended, whatever their state.
 
         The others are ``new`` jobs, and older ones whose submitter died before this. Its manifest
@@ -167,6 +206,7 @@ class Slurm:
             "kind": "collect",
             "tasks": [[]],
             "of": others,
+            "waiting": list(waiting),
             "settings": asdict(self.settings),
             "resources": {key: asdict(r) for key, r in resources.items()},
         }
@@ -222,6 +262,8 @@ class Slurm:
         for s in submissions:
             for i, keys in enumerate(s.tasks):
                 job = None if s.job is None else jobs.get(s.task_of(i))
+                if job is not None and job.comment not in ("", s.folder.name):
+                    job = None  # another submission's, of a cluster that counts as this one does
                 live = job is not None and job.live
                 passed = s.passed(i, job) if job is not None and job.live else ()
                 for key in keys:

@@ -44,7 +44,7 @@ def test_memory_files_and_disk_against_a_step(monkeypatch, capsys, tmp_path: Pat
     [
         ("training.steps=3", "unknown setting 'training.steps' of bench data (choices: backbone,"),
         ("data=digit", "unknown data set 'digit'; did you mean 'digits'?"),
-        ("data=image_folder data.root=nowhere", "no folder nowhere/images"),
+        ("data=image_folder data.root=nowhere", "/nowhere/images (data.folder="),
         ("--rounds 0", "--rounds must be at least 1, got 0"),
         ("--device meta", "unknown --device 'meta' (choices: auto, cpu, cuda, mps)"),
         ("--batch 1000000000000", "a batch does not fit into the memory of cpu with --batch 1000"),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.commands import TINY
+from helpers.synthetic_runs import Run, write_sweep
 
+from fewstep.analysis import load, load_samples
 from fewstep.cli.app import main
 from fewstep.cli.commands import sweep as launch
 from fewstep.experiments.config.run_config import compose
@@ -15,6 +18,7 @@ from fewstep.experiments.run import directory_of, prepare
 from fewstep.experiments.store import failures
 from fewstep.experiments.store.json_files import write_json
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
+from fewstep.sweeps.definition import parse as definition
 from fewstep.sweeps.definition.member import Member
 from fewstep.sweeps.estimate import estimate
 
@@ -116,12 +120,58 @@ def test_retry_tries_all_others_and_tells(runs, monkeypatch, capsys, name):
     assert code == 2
 
 
-def test_a_report_refuses_and_says_how_to_go_on(runs, monkeypatch, capsys):
-    (runs[1].path / "failure.json").write_bytes(TORN[0])
-    code, out, err = told(capsys, monkeypatch, "report train")
-    assert (code, out) == (2, "")
-    assert f"{runs[1].key}/failure.json is not valid JSON" in err
+@pytest.mark.parametrize("name", ["spec", "failure", "result"])
+def test_a_report_leaves_out_a_damaged_run_and_says_so(runs, monkeypatch, capsys, name):
+    (runs[1].path / f"{name}.json").write_bytes(TORN[0])
+    code, _, err = told(capsys, monkeypatch, "report train")
+    assert code == 0
+    assert f"left out: runs/train/{runs[1].key}/{name}.json is not valid JSON" in err
     assert "remove that file" in err
+    frame = load(SweepDirectory(Path("runs/train")))
+    assert list(frame["failure_class"]) == ["nan", "unreadable", "nan"]  # it does not vanish
+
+
+def test_a_report_leaves_out_a_damaged_cell_and_damaged_samples(tmp_path):
+    root = write_sweep(tmp_path, [Run("A", seed, {1: 2.0, 2: 1.0}) for seed in range(2)])
+    [first, *_] = SweepDirectory(root).runs()
+    file, *_ = sorted((first.path / "evaluations").iterdir())
+    file.write_bytes(TORN[0])
+    with pytest.warns(UserWarning, match=f"left out: .*{file.name} is not valid JSON"):
+        frame = load(root)
+    assert len(frame) == 3
+    samples = first.samples / f"{frame.loc[frame['key'] == first.key, 'cell'].iloc[0]}.npz"
+    samples.parent.mkdir(exist_ok=True)
+    np.savez_compressed(samples, images=np.zeros((4, 1, 8, 8), np.uint8))
+    assert len(load_samples(root, frame)) == 1
+    content = samples.read_bytes()
+    for size in (0, 10, len(content) // 2, len(content) - 1):
+        samples.write_bytes(content[:size])
+        with pytest.warns(UserWarning, match=f"left out: .*{samples.name} holds no samples"):
+            assert load_samples(root, frame) == {}
+
+
+def test_healthy_runs_of_a_sweep_start_and_all_damaged_files_are_named(runs, monkeypatch, capsys):
+    Path("s.yaml").write_text(
+        "name: train\nbase: {data: gaussians, backbone.width: 16, backbone.depth: 1, "
+        "training.batch_size: 16, training.validate_every: 0, training.steps: 2, "
+        "evaluation.steps: []}\nseeds: 3"
+    )
+    (sweep,) = (definition.load("s.yaml").with_overrides(["tracking.enabled=false"]),)
+    made = [prepare(member.config) for member in sweep.members()]
+    for i in (0, 2):
+        (made[i].path / "spec.json").write_bytes(TORN[i])
+    command = "sweep s.yaml tracking.enabled=false --workers 1"
+    code, out, err = told(capsys, monkeypatch, f"{command} --plan")
+    assert [line.split()[1] for line in out.splitlines() if line[:12] in {m.key for m in made}] == [
+        "unreadable", "new", "unreadable"
+    ]  # fmt: skip
+    assert err.count("not run: ") == 2
+    launched = []
+    monkeypatch.setattr(launch, "launch", lambda used, request, *_: launched.extend(request.runs))
+    code, out, err = told(capsys, monkeypatch, command)
+    assert (code, launched) == (2, [made[1]])
+    assert all(f"{made[i].key}/spec.json" in err for i in (0, 2))
+    assert (made[0].path / "spec.json").read_bytes() == TORN[0]
 
 
 def test_an_estimate_does_without_other_runs_that_cannot_be_read(runs):

@@ -48,7 +48,7 @@ def test_what_cannot_be_diagnosed(run, tmp_path):
     for arguments, says in (
         ((other.name,), f"run {other.name} is not finished (running): train it to its end first"),
         (("nope",), "no run 'nope': neither a run directory, nor the beginning of a key under "
-                    "runs/, nor a sweep (choices: train)"),
+                    f"{tmp_path}/runs/, nor a sweep (choices: train)"),
         ((run.name, "--samples", "0"), "--samples must be"),
     ):  # fmt: skip
         done = fewstep("diagnose", *arguments, cwd=tmp_path)

@@ -113,8 +113,8 @@ REFUSED = {
     "autoencoder=x output=o data=digit": "unknown data set 'digit'; did you mean 'digits'?",
     "autoencoder=x output=o data=gaussians": "gaussians is not made of images",
     "autoencoder=./gone output=o": "autoencoder './gone' cannot be loaded",
-    "autoencoder=x output=o data=image_folder data.folder=gone": "no folder data/gone",
-    "autoencoder=x output=o data=latents": "no latents in data/latents: it has no manifest",
+    "autoencoder=x output=o data=image_folder data.folder=gone": "/data/gone (data.folder=",
+    "autoencoder=x output=o data=latents": "/data/latents: it has no manifest",
     "autoencoder=x output=o device=gpu": "unknown device 'gpu'; did you mean 'cpu'?",
 }
 

@@ -24,7 +24,7 @@ from fewstep.experiments.store.lease import RunLease
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.sweeps.launch_record import failed
 from fewstep.sweeps.launcher import LaunchRequest, Outcome, launcher
-from fewstep.sweeps.slurm.submission import Slurm
+from fewstep.sweeps.slurm.submission import Slurm, Submitted
 from fewstep.sweeps.status import run_status
 
 
@@ -131,7 +131,7 @@ def test_distances_in_status_have_three_digits(value, told):
 
 
 def test_where_nothing_is_submitted_nothing_is_to_be_followed(begun, monkeypatch):
-    monkeypatch.setattr(Slurm, "submit", lambda self, runs, resources: [])
+    monkeypatch.setattr(Slurm, "submit", lambda self, runs, resources: Submitted())
     slurm, sweep = launcher("slurm"), SweepDirectory(begun.path.parent)
     outcome = slurm.launch(LaunchRequest(sweep, {}), lambda event, running: None)
     assert (outcome.detached, outcome.notes) == (True, ["nothing is left to submit"])

@@ -34,6 +34,9 @@ def test_train_as_it_reads_and_again(tmp_path):
     assert re.search(r"^FD-digits-raw@597 +1 +1 +ema +1 +0 +[\d.]+ +[\d.]+$", told, re.M)
     assert f"run: runs/train/{run.name}" in lines
     assert ANSI not in told
+    assert re.search(
+        r"^data digits: \w{12} \(1,200 train and 597 held-out examples, 10", told, re.M
+    )
     spec = json.loads((run / "spec.json").read_text())
     assert (spec["key"], spec["title"], spec["config"]["seed"]) == (run.name, "sCM", 1)
     result = json.loads((run / "result.json").read_text())
@@ -122,6 +125,7 @@ def test_interrupted_and_failed_training_are_told_in_a_line(tmp_path):
         text=True,
     )
     assert process.stdout is not None
+    assert process.stdout.readline().startswith("data gaussians: ")
     process.stdout.readline()  # the first progress line, after 10 seconds of it
     process.send_signal(2)
     out, err = process.communicate(timeout=60)

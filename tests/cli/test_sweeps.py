@@ -80,7 +80,8 @@ def test_status_sync_and_report_of_it(done, tmp_path):
     lines = succeed("status", cwd=folder).splitlines()
     assert lines[0].split() == ["sweep", "runs", "done", "running", "interrupted", "failed", "new"]
     assert lines[1].split() == ["small", "4", "4", "0", "0", "0", "0"]
-    rows = succeed("status", "small", cwd=folder).splitlines()[1:-1]
+    *rows, data = succeed("status", "small", cwd=folder).splitlines()[1:-1]
+    assert re.fullmatch(r"data \S+ \w{12} \(.* train and .* held-out examples.*\)", data.rstrip())
     assert [row.split()[1:5] for row in rows] == [
         ["flow_matching", "0", "done", "8/8"],
         ["flow_matching", "1", "done", "8/8"],

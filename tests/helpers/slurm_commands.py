@@ -21,6 +21,7 @@ COMMANDS = {
     "srun": "exit 1",
     "squeue": 'echo "$@" >> asked; cat queue/* 2> /dev/null; exit 0',
     "sacct": "cat accounting || exit 1",
+    "sacctmgr": "exit 1",
     "scontrol": 'echo "MaxArraySize            = 1001"',
     "sbatch": """
         job=$(($(cat last) + 1))
@@ -103,10 +104,16 @@ class Commands:
         """As squeue does MinJobAge after a job's end."""
         (self.folder / "queue" / id).unlink()
 
-    def accounting(self, rows: Mapping[str, str], code: str = "0:0") -> None:
+    def accounting(
+        self,
+        rows: Mapping[str, str],
+        code: str = "0:0",
+        name: str = "fewstep-mine",
+        comment: str = "",
+    ) -> None:
         """What sacct says of jobs: state and nodes, as in ``CANCELLED by 0|None assigned``."""
         (self.folder / "accounting").write_text(
-            "".join(f"{id}|{told}|{code}\n" for id, told in rows.items())
+            "".join(f"{id}|{told}|{code}|{name}|{comment}\n" for id, told in rows.items())
         )
 
     def script(self, job: str) -> str:

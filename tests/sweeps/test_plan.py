@@ -37,6 +37,7 @@ axes:
     - {label: running, training.steps: 5}
     - {label: cached, training.steps: 8}
     - {label: stopped, training.steps: 9}
+    - {label: unreadable, training.steps: 11}
 """
 
 
@@ -72,6 +73,7 @@ def test_states(sweep, tmp_path):
     result["provenance"]["objective_source"] = "another"
     runs["stale"].directory.write("result", result)
     mark_stopped(runs["stopped"].directory, "asha", 500)
+    (runs["unreadable"].directory.path / "spec.json").write_text("{")
     cancelled = runs["cancelled"].directory
     cancelled.write("failure", failures.record(cancelled, "cancelled", "by somebody"))
 

@@ -1,5 +1,6 @@
 """The ``fewstep`` command. The names of commands are a contract with users' scripts."""
 
+import io
 import logging
 import os
 import signal
@@ -30,6 +31,7 @@ from fewstep.cli.commands import list as listing
 from fewstep.cli.options import BAD_INPUT, INTERRUPTED, TYPER
 from fewstep.cli.views.console import data_meter, err, out
 from fewstep.errors import UserError
+from fewstep.files import AWAY, DISK_FULL
 
 UsageError: Any = typer.BadParameter.__base__  # Typer exports only its subclass
 COMMANDS = {function.__name__.rstrip("_"): function for function in (
@@ -57,6 +59,9 @@ def main() -> None:
     """Entry point: runs the command; the user's errors become one line and exit code 2."""
     from fewstep.experiments.progress import listen
 
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack the letters of a label
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     warnings.filterwarnings("default", ".* since fewstep", DeprecationWarning)
     warnings.showwarning = show_warning
@@ -77,6 +82,11 @@ def main() -> None:
     except BrokenPipeError:  # fewstep ... | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in (*AWAY, *DISK_FULL):
+            raise
+        refuse(f"{error.filename or 'a file'}: {error.strerror}")
+        code = 1  # no fault of the input
     sys.exit(code or 0)
 
 

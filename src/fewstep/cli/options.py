@@ -118,5 +118,5 @@ def find_sweep(name: str, root: Path) -> SweepDirectory:
 
     known = {sweep.name: sweep for sweep in find_sweeps(root)}
     if name not in known:
-        raise unknown(f"sweep under {root}/", name, known)
+        raise unknown(f"sweep under {root.absolute()}/", name, known)
     return known[name]

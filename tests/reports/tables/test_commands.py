@@ -129,7 +129,7 @@ def test_two_sweeps_compared(command: Command, tmp_path: Path) -> None:
     [
         ("compare old", "choices: FM, sCM"),
         ("compare old old", "sweep 'old' is named twice"),
-        ("compare old nwe", "unknown sweep 'nwe' under runs/; did you mean 'new'?"),
+        ("compare old nwe", "/runs/; did you mean 'new'?"),
         ("compare old new --method sCM", "no method in common"),
         ("compare old new --baseline sCM", "unknown method 'sCM' of sweep 'new'"),
         ("report old new seed=3", "takes no override but runs=DIR, got 'seed=3'"),

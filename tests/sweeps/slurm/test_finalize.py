@@ -270,3 +270,64 @@ def test_a_finalizer_asks_for_little_whatever_the_runs_ask_for(
     [own_manifest] = finalizers(sweep)
     assert own_manifest["settings"]["gres"] == "gpu:a100:4"  # for the runs that it submits again
     assert "--gres=gpu:a100:4" in commands.script("100")
+
+
+LIMITED = """
+case "$*" in
+    *assoc*) echo "ml||normal"; echo "other|1|normal";;
+    *qos*) echo "normal|$(cat limit)"; echo "low|99";;
+esac
+"""
+
+
+def limited(commands: Commands, jobs: int) -> None:
+    """A limit of so many submitted jobs, as MaxSubmitJobsPerUser of a QOS; sbatch holds to it."""
+    commands.program("sacctmgr", LIMITED)
+    (commands.folder / "limit").write_text(str(jobs))
+
+
+def test_what_a_limit_has_no_room_for_is_submitted_by_the_finalizer(
+    tmp_path: Path, commands: Commands
+) -> None:
+    sweep = sweep_of(tmp_path, a=None, b=None, c=None, d=None, e=None, student="a", other="e")
+    limited(commands, 4)
+    settings, asked = SlurmSettings(account="ml"), {run.key: Resources() for run in sweep.runs()}
+    done = Slurm(sweep, settings).submit(sweep.runs(), asked)
+    assert sum(len(s.tasks) for s in done) == 3  # and the finalizer
+    assert len(done.waiting) == 4
+    assert {"student", "other"} <= set(done.waiting)  # not before their teachers
+    assert "MaxSubmitJobs" in done.refused
+    [collector] = finalizers(sweep)
+    assert set(collector["waiting"]) == set(done.waiting)
+    for job in ("100", "101", "102", "100_0", "100_1", "100_2"):
+        if (commands.folder / "queue" / job).exists():
+            commands.says(job, "COMPLETED")
+    for run in sweep.runs():
+        if run.key not in done.waiting:
+            run.write("result", {})
+    before = commands.submitted()
+    resubmit(sweep, collector)
+    assert commands.submitted() > before
+    pending = set(Slurm(sweep, settings).queued())
+    assert pending <= set(done.waiting)
+    assert pending
+
+
+def test_a_refusal_half_way_leaves_what_was_submitted_to_a_finalizer(
+    tmp_path: Path, commands: Commands
+) -> None:
+    """Of a limit that nobody can ask for: the second sbatch is refused."""
+    sweep = sweep_of(tmp_path, a=None, b=None)
+    accepting = (commands.folder / "sbatch").read_text().partition("\n")[2]
+    refusing = 'echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1'
+    commands.program("sbatch", f"if [ $(cat last) = 100 ]; then {refusing}; fi\n{accepting}")
+    asked = {"a": Resources(hours=1), "b": Resources(hours=2)}  # two arrays
+    done = Slurm(sweep, SlurmSettings()).submit(sweep.runs(), asked)
+    assert [s.tasks for s in done] == [(("a",),)]
+    assert done.waiting == ("b",)
+    assert "QOSMaxSubmitJobPerUserLimit" in done.refused
+    commands.program("sbatch", accepting)
+    again = Slurm(sweep, SlurmSettings()).submit(sweep.runs(), asked)  # the same command
+    assert [s.tasks for s in again] == [(("b",),)]
+    assert (again.refused, again.waiting) == ("", ())
+    assert len(finalizers(sweep)) == 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 from helpers.slurm_commands import LATER, LONG_AGO, Commands, began, long_ago, sweep_of
 
+from fewstep.cli.commands.cancel import cancel
+from fewstep.cli.commands.status import queued_runs
 from fewstep.experiments.store import failures
 from fewstep.experiments.store.lease import RunLease
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
@@ -14,8 +17,9 @@ from fewstep.sweeps.definition.resources import Resources
 from fewstep.sweeps.slurm import squeue as queue
 from fewstep.sweeps.slurm.reconcile import reconcile
 from fewstep.sweeps.slurm.settings import SlurmSettings
+from fewstep.sweeps.slurm.setup_lines import FAILED
 from fewstep.sweeps.slurm.submission import Slurm
-from fewstep.sweeps.status import run_status
+from fewstep.sweeps.status import run_status, sweep_status
 
 RECORDED = Path(__file__).parent / "recorded"  # by SLURM 22.05, on the cluster of the tests
 
@@ -84,6 +88,41 @@ def test_accounting_knows_what_squeue_has_forgotten(commands: Commands) -> None:
         "55277118": ("PENDING", "None"),
         "55277119": ("COMPLETED", ""),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "comment", "known"),
+    [("fewstep-mine", "", True), ("fewstep-other", "", False), ("fewstep-mine", "other", False)],
+)
+def test_a_job_of_the_same_number_but_another_submission_is_not_ours(
+    commands: Commands, tmp_path: Path, name: str, comment: str, known: bool
+) -> None:
+    """The numbers of jobs begin anew on a new cluster, and two clusters count by themselves."""
+    sweep = sweep_of(tmp_path, run=None)
+    made = Slurm(sweep, SlurmSettings(finalize=False))
+    (submission,) = made.submit(sweep.runs(), {"run": Resources()})
+    assert submission.job is not None
+    commands.forgets(submission.job)
+    commands.accounting({submission.job: "FAILED|node1"}, "1:0", name, comment)
+    assert (Slurm(sweep).tasks()["run"].job is not None) == known
+    assert reconcile(sweep) == ({"run": "bug"} if known else {})
+    assert (sweep.runs()[0].failure() is not None) == known
+
+
+def test_a_line_of_setup_that_fails_is_the_reason(commands: Commands, tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, run=None)
+    settings = SlurmSettings(setup=("echo ready", "module load nothing"), finalize=False)
+    (submission,) = Slurm(sweep, settings).submit(sweep.runs(), {"run": Resources()})
+    assert submission.job is not None
+    script = commands.script(submission.job)
+    commands.program("srun", "echo the program runs")
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, "the program runs" in done.stdout) == (FAILED, False)
+    submission.log(0).write_text(done.stdout)
+    commands.says(submission.job, "FAILED", status=FAILED << 8)
+    assert reconcile(sweep) == {"run": "bad_data"}
+    failure = sweep.runs()[0].failure() or {}
+    assert "slurm.setup failed (exit code 127): module load nothing" in failure["message"]
 
 
 # ------------------------------------------------------------------------- what becomes of it
@@ -285,3 +324,60 @@ def test_the_failure_of_an_earlier_job_does_not_hide_that_the_next_was_cancelled
     commands.says("101", "CANCELLED", nodes="")
     assert reconcile(sweep) == {"a": "cancelled"}
     assert not failures.retried_by_launcher(run)
+
+
+# ------------------------------------------------------------------------- SLURM itself is away
+
+
+@pytest.mark.parametrize("status", [9, (128 + 9) << 8])
+def test_a_process_that_was_killed_is_no_preemption(
+    sweep: SweepDirectory, commands: Commands, status: int
+) -> None:
+    """The run's own process noticed that its parent was gone, and saved."""
+    (run,) = sweep.runs()
+    began(run, "100", ended="interrupted")
+    commands.says("100", "FAILED", status=status)
+    assert reconcile(sweep) == {"a": "killed"}
+
+
+def test_cancel_reaches_the_runs_while_slurm_is_away(
+    sweep: SweepDirectory, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = 'echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1'
+    for name in ("squeue", "scancel"):
+        commands.program(name, away)
+    cancel("mine", runs=str(sweep.path.parent))
+    (run,) = sweep.runs()
+    assert run.cancel.exists()
+    said = capsys.readouterr()
+    assert "cancelling 1 run of mine" in said.out
+    assert "a job that begins later finds its runs cancelled" in said.err
+
+
+def test_an_accounting_that_hangs_is_asked_once_and_said(
+    sweep: SweepDirectory,
+    commands: Commands,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(queue, "ACCOUNTING_SECONDS", 0.2)
+    monkeypatch.setattr(queue, "_hung", float("-inf"))
+    commands.program("sacct", "echo asked >> hanging; exec sleep 30")
+    commands.forgets("100")
+    for _ in range(2):
+        assert Slurm(sweep).tasks()["a"].job is None
+    assert (commands.folder / "hanging").read_text().split() == ["asked"]
+    assert [r.message for r in caplog.records] == [
+        "SLURM does not answer (sacct, 0.2 s): what only accounting knows is not shown"
+    ]
+
+
+def test_a_suspended_job_is_not_at_work(sweep: SweepDirectory, commands: Commands) -> None:
+    (run,) = sweep.runs()
+    with RunLease(run):
+        commands.says("100", "SUSPENDED")
+        (shown,) = sweep_status(sweep, queued_runs(sweep))
+        assert (shown.state, "suspended" in shown.note) == ("queued", True)
+        commands.says("100", "RUNNING")
+        (shown,) = sweep_status(sweep, queued_runs(sweep))
+        assert shown.state == "running"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.cli.options import OnlyRuns, Overrides, Runs, SweepName, find_sweep, only_root
-from fewstep.cli.views.console import out
-from fewstep.errors import counted
+from fewstep.cli.views.console import err, out
+from fewstep.errors import UserError, counted
 
 if TYPE_CHECKING:
     from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
@@ -41,14 +41,19 @@ def cancel(
     orphans = orphaned_runs(directory, queued_runs(directory))
     candidates = orphans if orphaned or former else [*directory.runs(), *orphans]
     chosen = [r for r in directory.select(run or [], candidates) if r.status() != "done"]
-    queued = _cancel_jobs(directory, chosen)
-    chosen = [r for r in chosen if r.path.is_dir()]
-    for r in chosen:
+    there = [r for r in chosen if r.path.is_dir()]
+    for r in there:  # before SLURM is asked, which may be away
         r.cancel.touch()  # the process that has it, or takes it, looks for this file
+    try:
+        queued = _cancel_jobs(directory, chosen)
+    except UserError as error:
+        err.print(f"{error}; a job that begins later finds its runs cancelled, and ends")
+        queued = set()
+    for r in there:
         if live_lease(r) is None and (r.key in queued or r.status() == "running"):
             r.write("failure", failures.record(r, "cancelled", "cancelled before it ended"))
-    then = "the command that started them resumes them" if chosen else "none is unfinished"
-    out.print(f"cancelling {counted(len(chosen), 'run')} of {sweep}; {then}")
+    then = "the command that started them resumes them" if there else "none is unfinished"
+    out.print(f"cancelling {counted(len(there), 'run')} of {sweep}; {then}")
 
 
 def _cancel_jobs(sweep: SweepDirectory, chosen: Sequence[RunDirectory]) -> set[str]:

@@ -54,7 +54,7 @@ def status(
 
     sweeps, by_sweep = find_sweeps(root), {}
     if not sweeps:
-        out.print(f"no runs under {root}/")
+        out.print(f"no runs under {root.absolute()}/")
         return
     for directory in sweeps:
         try:

@@ -63,6 +63,8 @@ def sweep(
             raise UserError(f"--workers: the launcher {launcher} has no setting 'workers'")
         settings["workers"] = workers
     used = configured(launcher, settings)
+    for damaged in (run for run in planned.runs if run.note):
+        err.print(f"not run: {damaged.note}")
     if plan:
         request = planned.request(planned.to_do)
         lines = used.preview(request)
@@ -86,7 +88,8 @@ def sweep(
     labels = {run.directory.key: run.member.label for run in planned.runs}
     tracking = planned.runs[0].member.config.values["tracking"]
     with recorded(planned.directory, launcher, settings, request.resources):
-        return launch(used, request, labels, tracking)
+        code = launch(used, request, labels, tracking)
+    return code or (opt.BAD_INPUT if planned.counts()["unreadable"] else 0)
 
 
 def retry(
@@ -157,21 +160,17 @@ def launch(
     for note in outcome.notes:
         out.print(note)
     if outcome.detached:
-        return 0
+        return 1 if outcome.interrupted else 0
     if outcome.interrupted:
         unfinished = counted(len(outcome.interrupted), "run")
         err.print(f"interrupted: {unfinished}; the same command resumes the sweep")
         return opt.INTERRUPTED
     directory = request.directory
-    report_error = None
     try:
         report_each([directory])
-    except UserError as error:  # the runs are recorded all the same
-        report_error = error
-    if tracking["enabled"]:
-        sync_sweeps([directory], directory.path.parent, tracking["uri"])
-    if report_error is not None:
-        raise report_error
+    finally:  # the runs are recorded all the same
+        if tracking["enabled"]:
+            sync_sweeps([directory], directory.path.parent, tracking["uri"])
     if left := {r.key for r in runs} - {*outcome.done, *outcome.failed, *outcome.stopped}:
         err.print(f"the launcher did not run {', '.join(sorted(left))}")
     failed = any(run.status() == "failed" for run in directory.runs())

@@ -46,7 +46,7 @@ def sync(
         return find_sweeps(root) if sweep is None else [opt.find_sweep(sweep, root)]
 
     if not (sweeps := find()):
-        raise UserError(f"no runs under {root}/")
+        raise UserError(f"no runs under {root.absolute()}/")
     if not watch:
         sync_sweeps(sweeps, root, uri)
         return 0

@@ -34,11 +34,12 @@ def train(overrides: Overrides = None, runs: Runs = None) -> int:
         (dataset,) = check([config_here]).values()
     record = data_record(dataset)
     check_data(directory, record, getattr(config_here.data, "root", None))
-    for line in (f"data {dataset.name}: {describe(record)}", *dataset.notes):
-        out.print(line)
     directory = prepare(config)
     if directory.result() is not None:
         out.print(f"{directory.path} is trained already; nothing is repeated")
+    else:
+        for line in (f"data {dataset.name}: {describe(record)}", *dataset.notes):
+            out.print(line)
     return bring_to_end(directory, config.objective.title)
 
 

@@ -20,7 +20,7 @@ def headline(plan: Plan) -> str:
 
     Scripts read this line: always "runs", and states of later versions only if some run has them.
     """
-    later = ("cancelled", "running", "stopped")
+    later = ("cancelled", "running", "stopped", "unreadable")
     counts = {s: n for s, n in plan.counts().items() if n or s not in later}
     states = ", ".join(f"{n} {state}" for state, n in counts.items())
     return f"sweep {plan.sweep.name}: {len(plan.runs)} runs ({states})"

@@ -1,0 +1,188 @@
+"""A file system that is away for a moment, or full: nothing is lost, and no launcher ends."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny import last_tensors, tiny
+
+from fewstep import files
+from fewstep.experiments import worker
+from fewstep.experiments.run import RunFailed, prepare, run
+from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.files import append, patiently
+from fewstep.sweeps.launcher import Event
+from fewstep.sweeps.run_queue import RunQueue
+
+SETTINGS = ("training.log_every=1", "training.checkpoint_every=2", "evaluation.steps=[1,2]")
+FILES = (
+    "claim.json", "spec.json", "request.json", "progress.json", "attempts.jsonl", "metrics.jsonl",
+    "state.json", "evaluations/", "samples/", "result.json",
+)  # fmt: skip
+PASSING = (errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ETIMEDOUT)
+
+
+class Faulty:
+    """Makes opening a file whose path contains ``part`` fail, so many ``times``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.part, self.number, self.times, self.failed = "nothing", errno.EIO, 0, 0
+        real = io.open
+
+        def fail_or(path: Any, *arguments: Any, **named: Any) -> Any:
+            # a file is written under a name beside its own
+            where = str(path).replace("/.", "/")
+            if self.part in where and self.times > 0 and not isinstance(path, int):
+                self.times -= 1
+                self.failed += 1
+                raise OSError(self.number, os.strerror(self.number), str(path))
+            return real(path, *arguments, **named)
+
+        monkeypatch.setattr(io, "open", fail_or)
+        monkeypatch.setattr(builtins, "open", fail_or)
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(files, "_in_vain", -files.HOPELESS_SECONDS)
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Faulty:
+    return Faulty(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    directory = prepare(tiny(tmp_path_factory.mktemp("well"), *SETTINGS))
+    run(directory)
+    return last_tensors(directory)
+
+
+@pytest.mark.parametrize("number", PASSING)
+@pytest.mark.parametrize("part", FILES)
+def test_errors_that_pass_change_nothing(
+    tmp_path: Path, faulty: Faulty, expected: dict[str, torch.Tensor], part: str, number: int
+) -> None:
+    directory = prepare(tiny(tmp_path, *SETTINGS))
+    faulty.part, faulty.number, faulty.times = part, number, 2
+    run(directory, on_progress=worker.ProgressFile(directory))
+    assert faulty.failed == 2
+    assert directory.status() == "done"
+    assert len(directory.cells()) == 2
+    assert [row["step"] for row in directory.metrics()] == [1, 2, 3, 4, 5, 6]
+    tensors = last_tensors(directory)
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EIO, "io_error"), (errno.ESTALE, "io_error"), (errno.ENOSPC, "disk_full")],
+)
+def test_errors_that_stay_have_a_class_of_their_own(
+    tmp_path: Path, faulty: Faulty, number: int, kind: str
+) -> None:
+    directory = prepare(tiny(tmp_path, *SETTINGS))
+    faulty.part, faulty.number, faulty.times = "metrics.jsonl", number, 10_000
+    with pytest.raises(RunFailed, match=kind):
+        run(directory)
+    assert (directory.failure() or {})["class"] == kind
+    faulty.times = 0
+    run(directory)  # and the run goes on from there
+    assert directory.status() == "done"
+
+
+def test_checkpoints_that_cannot_be_read_are_not_begun_anew(tmp_path: Path, faulty: Faulty) -> None:
+    directory = prepare(tiny(tmp_path, *SETTINGS))
+    run(directory)
+    (directory.path / "result.json").unlink()
+    faulty.part, faulty.times = "state.json", 10_000
+    with pytest.raises(RunFailed, match="io_error"):
+        run(directory)
+    assert directory.last_step() == 6
+    faulty.times = 0
+    assert run(directory)["steps"] == 6
+
+
+def worker_of(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(worker, "StopFlag", lambda parent: lambda: False)
+    return worker.main([str(directory.path)])
+
+
+@pytest.mark.parametrize("part", ["train/", "claim.json"])
+def test_a_full_disk_is_known_by_the_exit_code_and_ends_no_launcher(
+    tmp_path: Path, faulty: Faulty, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Not even failure.json can be written: the launcher knows the class all the same."""
+    directory = prepare(tiny(tmp_path, *SETTINGS))
+    real = files.replacing
+
+    def full(file: Path) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    for module in ("fewstep.experiments.store.json_files", "fewstep.files"):
+        monkeypatch.setattr(f"{module}.replacing", full)
+    code = worker_of(directory, monkeypatch)
+    assert code == worker.UNRECORDED["disk_full"]
+    events: list[Event] = []
+    queue = RunQueue([directory], lambda event, running: events.append(event))
+    assert queue.next() == directory
+    queue.start(directory)
+    queue.end(directory, code)
+    assert queue.outcome.failed == [directory.key]
+    for module in ("fewstep.experiments.store.json_files", "fewstep.files"):
+        monkeypatch.setattr(f"{module}.replacing", real)
+    assert worker_of(directory, monkeypatch) == worker.DONE
+
+
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[int] = []
+
+    def failing(number: int, until: int) -> Callable[[], int]:
+        def action() -> int:
+            attempts.append(number)
+            if len(attempts) <= until:
+                raise OSError(number, "x")
+            return len(attempts)
+
+        return action
+
+    assert patiently(failing(errno.ESTALE, 2)) == 3
+    attempts.clear()
+    with pytest.raises(FileNotFoundError):
+        patiently(failing(errno.ENOENT, 9))
+    assert len(attempts) == 1  # another kind of error is no matter of time
+    attempts.clear()
+    with pytest.raises(OSError, match="x"):
+        patiently(failing(errno.EIO, 99))
+    assert len(attempts) == 3
+    attempts.clear()
+    with pytest.raises(OSError, match="x"):
+        patiently(failing(errno.EIO, 99))
+    assert len(attempts) == 1  # others have waited in vain a moment ago
+
+
+def test_a_line_is_added_whole_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.jsonl"
+    append(file, "one\n")
+
+    class Half(io.FileIO):
+        def write(self, data: Any) -> int:
+            if len(data) < 4:
+                raise OSError(errno.ENOSPC, "full")
+            return super().write(data[:2])
+
+    monkeypatch.setattr(io, "open", lambda path, *a, **k: Half(path, "ab"))
+    with pytest.raises(OSError, match="full"):
+        append(file, "other\n")
+    monkeypatch.undo()
+    assert file.read_text() == "one\n"
