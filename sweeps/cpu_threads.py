@@ -17,9 +17,14 @@ def threads(share: float) -> int:
     No more than this process may use, nor than the user's OMP_NUM_THREADS says. The share is for
     its launcher to tell: the cores that a process sees are often others' as well.
     """
+    most = user_limit()
+    return max(1, min(int(share), cores(), *([] if most is None else [most])))
+
+
+def user_limit() -> int | None:
+    """What OMP_NUM_THREADS says; None where it says nothing."""
     setting = os.environ.get(LIMITS[0], "").partition(",")[0].strip()  # 4,2: of nested loops
-    most = [int(setting)] if setting.isdigit() else []
-    return max(1, min(int(share), cores(), *most))
+    return int(setting) if setting.isdigit() else None
 
 
 def limits(number: int) -> dict[str, str]:

@@ -42,6 +42,7 @@ class Outcome:
     Attributes:
         detached: the runs continue elsewhere; a later process syncs and reports.
         notes: lines to show to the user.
+        unrecorded: classes of failures that could not be written, by key: a disk was full, or away.
     """
 
     done: list[str] = field(default_factory=list)
@@ -50,6 +51,7 @@ class Outcome:
     stopped: list[str] = field(default_factory=list)
     detached: bool = False
     notes: list[str] = field(default_factory=list)
+    unrecorded: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

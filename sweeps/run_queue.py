@@ -1,6 +1,5 @@
 """The runs of one launch: which may start, which are tried again, how they ended."""
 
-import contextlib
 import signal
 import time
 from collections import Counter
@@ -146,8 +145,10 @@ class RunQueue:
         self.assigned.pop(run.key, None)
 
     def _record(self, run: RunDirectory, failure: Json) -> None:
-        with contextlib.suppress(OSError):  # a full disk ends no launcher: status infers it
+        try:
             run.write("failure", failure)
+        except OSError:  # a full disk ends no launcher
+            self.outcome.unrecorded[run.key] = failure["class"]
 
     def _fail(
         self,

@@ -4,7 +4,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.experiments.distributed.process_group import is_loss
-from fewstep.files import AWAY, DISK_FULL
+from fewstep.files import IO_ERRORS
 
 
 def failure_class(error: BaseException) -> str:
@@ -17,7 +17,7 @@ def failure_class(error: BaseException) -> str:
         return "oom"  # what torch's CPU allocator says
     if is_loss(error):
         return "lost_node"
-    for kind, numbers in (("disk_full", DISK_FULL), ("io_error", AWAY)):
+    for kind, numbers in IO_ERRORS.items():
         if isinstance(error, OSError) and error.errno in numbers:
             return kind
         if any(f"(os error {number})" in str(error) for number in numbers):

@@ -21,6 +21,7 @@ AWAY = (
     errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
     errno.EREMOTEIO, errno.ENXIO, errno.ENODEV,
 )  # fmt: skip
+IO_ERRORS = {"disk_full": DISK_FULL, "io_error": AWAY}  # failure classes
 WAITS = (0.1, 0.3, 1.0, 3.0, 5.0)  # seconds between attempts
 HOPELESS_SECONDS = 60.0  # so long after waiting in vain, nothing waits again
 

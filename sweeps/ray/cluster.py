@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray._private import services
+from ray.exceptions import RayError
 
 from fewstep.errors import UserError
 from fewstep.sweeps.cpu_threads import cores
@@ -18,6 +19,10 @@ from fewstep.sweeps.local.worker_pool import gpus
 from fewstep.sweeps.ray.settings import RaySettings
 
 ANSWER_SECONDS = 5.0
+REFUSED = (
+    "what answers there does not let us in; if it asks for a token, set RAY_AUTH_TOKEN, or copy "
+    "the ~/.ray/auth_token of the machine that started it"
+)
 
 
 @contextlib.contextmanager
@@ -30,7 +35,8 @@ def connected(settings: RaySettings) -> Iterator[None]:
         try:
             if settings.address is None:
                 ours = share(settings)
-                _init(
+                _init(  # RAY_ADDRESS would have it join another
+                    address="local",
                     num_cpus=ours["CPU"],
                     num_gpus=ours["GPU"],
                     include_dashboard=False,
@@ -39,7 +45,7 @@ def connected(settings: RaySettings) -> Iterator[None]:
                 )
             else:
                 host_port = reachable(settings.address)
-                with _refusing(settings.address):
+                with _refusing(settings.address, REFUSED):
                     _init(address=host_port)
                 print(f"joined the Ray cluster at {host_port}", flush=True)
             yield
@@ -63,12 +69,15 @@ def reachable(address: str) -> str:
 
 
 @contextlib.contextmanager
-def _refusing(address: str) -> Iterator[None]:
-    """What Ray and the network say of an address, as one line of ours."""
+def _refusing(address: str, told: str | None = None) -> Iterator[None]:
+    """What Ray and the network say of an address, as one line of ours, or ``told`` instead.
+
+    Ray names the address as it resolved it, which nobody has typed.
+    """
     try:
         yield
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        reason = told or (str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise UserError(f"no Ray cluster at ray.address {address!r}: {reason}") from None
 
 
@@ -85,8 +94,12 @@ def answers(address: str) -> bool:
 
 
 def lost() -> bool:
-    """Whether the cluster that we are connected to is gone."""
-    return not answers(ray.get_runtime_context().gcs_address)
+    """Whether the cluster that we are connected to is gone, or its raylet on this machine."""
+    us = ray.get_runtime_context()
+    here = us.get_node_id()
+    return not answers(us.gcs_address) or not any(
+        node["Alive"] and node["NodeID"] == here for node in ray.nodes()
+    )
 
 
 def share(settings: RaySettings) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ ENVIRONMENT = {
     "TUNE_WARN_THRESHOLD_S": "10",
 }
 
+TOKEN = secrets.token_hex(32)  # of all clusters of this process: Ray reads it once
+
 
 @contextmanager
 def ray_environment(own_cluster: bool = False) -> Iterator[None]:
@@ -29,9 +32,11 @@ def ray_environment(own_cluster: bool = False) -> Iterator[None]:
     ``own_cluster``: it starts one, with a token that ends with it. Ray would leave one in the home
     folder, and every ``ray start`` of the user's would ask for it from then on.
     """
-    settings = ENVIRONMENT | (_token() if own_cluster else {})
+    settings = ENVIRONMENT | _authentication(own_cluster)
     added = [name for name in settings if name not in os.environ]
-    os.environ.update({name: settings[name] for name in added})
+    if "RAY_AUTH_MODE" not in os.environ:
+        added.append("RAY_AUTH_MODE")  # Ray sets it
+    os.environ.update({name: settings[name] for name in added if name in settings})
     try:
         yield
     finally:
@@ -39,8 +44,12 @@ def ray_environment(own_cluster: bool = False) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _token() -> dict[str, str]:
-    chosen = any(name.startswith("RAY_AUTH_") for name in os.environ)
-    if chosen or (Path.home() / ".ray/auth_token").exists():
+def _authentication(own_cluster: bool) -> dict[str, str]:
+    """``ray start`` asks for a token where there is one, ``ray.init(ADDRESS)`` does not show it."""
+    if "RAY_AUTH_MODE" in os.environ:
         return {}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    known = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if known or (Path.home() / ".ray/auth_token").exists():
+        # Ray does so itself for a cluster of its own; once it is imported it does not look again
+        return {} if own_cluster or "ray" in sys.modules else {"RAY_AUTH_MODE": "token"}
+    return {"RAY_AUTH_TOKEN": TOKEN} if own_cluster else {}

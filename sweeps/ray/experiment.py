@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 from fewstep.errors import UserError
 from fewstep.experiments.store.lease import live_lease
 from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.sweeps.cpu_threads import user_limit
 from fewstep.sweeps.launcher import Event, LaunchRequest, OnEvent, Outcome, is_complete
 from fewstep.sweeps.ray import cluster
 from fewstep.sweeps.ray.asha import scheduler
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 60.0
 POLL_SECONDS = 0.2
+LOOK_SECONDS = 5.0
+GONE = "the Ray cluster is gone"
 
 
 @dataclass
@@ -124,7 +127,7 @@ class Experiment:
 
     def _tune(self, searcher: RunSearcher) -> None:
         class Trial(RunTrial):
-            settings, cwd = self.settings, os.getcwd()
+            settings, cwd, most_threads = self.settings, os.getcwd(), user_limit()
 
         with cluster.temporary_folder("tune-") as storage:
             try:
@@ -166,6 +169,7 @@ class Watch(tune.Callback):
     """Reports to the searcher the starts and errors of trials, and each step of Tune's loop."""
 
     searcher: RunSearcher
+    looked: float = field(default_factory=time.monotonic)  # for the cluster
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.searcher.on_start(trial.trial_id)
@@ -173,17 +177,30 @@ class Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         kind, message, trace = reason(trial)
         if kind in ("killed", "lost_node") and cluster.lost():
-            kind, message = "lost_node", "the Ray cluster is gone"
-            self.searcher.queue.stopping = True  # there is nowhere to try again
+            kind, message = "lost_node", GONE
+            self._stop()
         self.searcher.died(trial.trial_id, kind, message, trace)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.searcher.tick()
+        if time.monotonic() - self.looked > LOOK_SECONDS:  # else Tune would wait for ever
+            self.looked = time.monotonic()
+            if not self.searcher.queue.stopping and cluster.lost():
+                self._stop()
+
+    def _stop(self) -> None:
+        queue = self.searcher.queue
+        queue.stopping = True  # there is nowhere to try again
+        note = f"{GONE}: the same command resumes the runs, on another"
+        if note not in queue.outcome.notes:
+            queue.outcome.notes.append(note)
 
 
 # "unavailable" is what Ray says of a machine that is silent, until it is sure; an actor that died
 # alone it knows of at once
-GONE_WITH_ITS_MACHINE = ("node has died", "node was terminated", "temporarily unavailable", LATE)
+GONE_WITH_ITS_MACHINE = (
+    "node has died", "node was terminated", "node has crashed", "temporarily unavailable", LATE,
+)  # fmt: skip
 
 
 def reason(trial: Any) -> tuple[str, str, str]:

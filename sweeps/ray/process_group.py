@@ -76,8 +76,8 @@ class Machine:
 class RayProcessGroup:
     """Like a fork server and its child, for a run of several processes on ``bundles``; no rungs."""
 
-    def __init__(self, bundles: Sequence[Bundle]) -> None:
-        self.bundles = bundles
+    def __init__(self, bundles: Sequence[Bundle], most_threads: int | None = None) -> None:
+        self.bundles, self.most_threads = bundles, most_threads
         self.each = processes(bundles[0])
         self._clear()
 
@@ -147,7 +147,11 @@ class RayProcessGroup:
                 get_current_placement_group(), placement_group_bundle_index=index
             ),
         }
-        return ray.remote(Machine).options(**options).remote(threads(self.bundles[index]))
+        return (
+            ray.remote(Machine)
+            .options(**options)
+            .remote(threads(self.bundles[index], self.most_threads))
+        )
 
     def _ended(self, rank: int, end: Any) -> None:
         try:
@@ -191,6 +195,10 @@ def processes(bundle: Bundle) -> int:
     return max(1, int(bundle.get("GPU", 0)))
 
 
-def threads(bundle: Bundle) -> int:
-    """Of each process: its share of the machine's cores, whole."""
-    return max(1, int(bundle.get("CPU", 1)) // processes(bundle))
+def threads(bundle: Bundle, most: int | None) -> int:
+    """Of each process: its share of the machine's cores, whole, and no more than ``most``.
+
+    Ray sets OMP_NUM_THREADS in its workers: the user's must come from the driver.
+    """
+    share = int(bundle.get("CPU", 1)) // processes(bundle)
+    return max(1, share if most is None else min(share, most))

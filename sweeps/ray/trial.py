@@ -34,6 +34,7 @@ class RunTrial(tune.Trainable):
 
     settings: RaySettings
     cwd: str
+    most_threads: int | None = None  # of a process, as the user of the driver says
     processes: ForkServerClient | group.RayProcessGroup
 
     @classmethod
@@ -48,9 +49,9 @@ class RunTrial(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         bundles = config["bundles"]
         if is_single(bundles):
-            self.processes = group.fork_server(group.threads(bundles[0]))
+            self.processes = group.fork_server(group.threads(bundles[0], self.most_threads))
         else:
-            self.processes = group.RayProcessGroup(bundles)
+            self.processes = group.RayProcessGroup(bundles, self.most_threads)
         self._begin(config)
 
     def _begin(self, config: dict[str, Any]) -> None:

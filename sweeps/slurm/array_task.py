@@ -30,7 +30,7 @@ from fewstep.experiments.store import failures
 from fewstep.experiments.store.json_files import Json, read_json
 from fewstep.experiments.store.lease import JOB, SUPERSEDED_TOKEN, Attempt, live_lease
 from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.files import replacing
+from fewstep.files import IO_ERRORS, append, replacing
 from fewstep.sweeps.cpu_threads import cores, limits, threads
 from fewstep.sweeps.launcher import Event
 from fewstep.sweeps.local.fork_client import ignore_usr2
@@ -43,7 +43,14 @@ log = logging.getLogger(__name__)
 
 
 class ArrayTaskFailed(Exception):
-    """A run of the task failed; so the job fails, and jobs that depend on it are removed."""
+    """A run of the task failed; so the job fails, and jobs that depend on it are removed.
+
+    ``code``: the job's exit code, by which ``reconcile`` knows a failure that was not written.
+    """
+
+    def __init__(self, message: str, code: int = worker.FAILED) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass
@@ -71,8 +78,10 @@ class ArrayTask:
         def on_event(event: Event, working: Sequence[RunDirectory]) -> None:
             log_event(event)
             if event.run is not None and event.kind in ("done", "failed"):
-                with passed.open("a") as file:
-                    file.write(f"{event.run.key}\n")
+                try:
+                    append(passed, f"{event.run.key}\n")
+                except OSError as error:  # it counts as pending, until the job ends
+                    log.warning("%s", error)
 
         outcome = self.pool.launch(runs, on_event)
         if self.pool.yielded:
@@ -81,7 +90,9 @@ class ArrayTask:
             self._record_external_end([run for run in runs if run.key in outcome.interrupted])
         unfinished = sum(run.result() is None for run in runs)
         if unfinished:  # jobs of students depend on this one
-            raise ArrayTaskFailed(f"not done: {unfinished} of {counted(len(runs), 'run')}")
+            codes = [worker.UNRECORDED.get(kind) for kind in outcome.unrecorded.values()]
+            code = next((code for code in codes if code is not None), worker.FAILED)
+            raise ArrayTaskFailed(f"not done: {unfinished} of {counted(len(runs), 'run')}", code)
         return None
 
     def checkpoint(self) -> DelayedSubmission:
@@ -125,7 +136,8 @@ class ArrayTask:
             elif code == worker.INTERRUPTED:
                 wait_for_the_end()  # rank 0 decides what happens to the job
             if code != worker.DONE:
-                raise ArrayTaskFailed(f"run {run.key} is not done (exit code {code})")
+                told = code if code in worker.UNRECORDED.values() else worker.FAILED
+                raise ArrayTaskFailed(f"run {run.key} is not done (exit code {code})", told)
 
     def _record_external_end(self, runs: Sequence[RunDirectory]) -> None:
         """SIGTERM came, not USR2: the job was cancelled, or preempted without notice."""
@@ -232,10 +244,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def main() -> None:
-    """The task that SLURM started."""
+def main() -> int:
+    """The task that SLURM started; its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    folder = Path(sys.argv[1])
+    try:
+        process(Path(sys.argv[1]))
+    except ArrayTaskFailed as failure:
+        log.error("%s", failure)
+        return failure.code
+    except OSError as error:  # before or after its runs, which record their own
+        for kind, numbers in IO_ERRORS.items():
+            if error.errno in numbers:
+                log.error("%s", error)
+                return worker.UNRECORDED[kind]
+        raise
+    return worker.DONE
+
+
+def process(folder: Path) -> None:
+    """Have submitit call the task in ``folder`` that is this job's."""
     os.environ["SUBMITIT_FOLDER"] = str(folder)
     pickle = submitit.JobEnvironment().paths.submitted_pickle
     if not pickle.exists():  # its submitter has not written it yet, or has died
@@ -250,4 +277,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

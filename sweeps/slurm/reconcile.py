@@ -1,7 +1,9 @@
 """Records how runs ended that could not record it themselves, from the state of their jobs."""
 
 import contextlib
+import signal
 
+from fewstep.experiments import worker
 from fewstep.experiments.store import failures
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.lease import live_lease
@@ -63,11 +65,14 @@ def _is_recorded(run: RunDirectory, last: Json, job: Job, submitted: str) -> boo
 def _end(run: RunDirectory, last: Json, job: Job) -> tuple[str, str]:
     """The failure class and message of a run whose job ended."""
     in_job, (kind, message) = _is_in_job(last, job), ENDS[job.state]
-    if job.killed:
+    for unrecorded, code in worker.UNRECORDED.items():
+        if job.exited(code):
+            return unrecorded, "its failure could not be written"
+    if job.died_of(signal.SIGKILL):
         return "killed", "a process of the job was killed by SIGKILL"
     if in_job and job.state == "FAILED" and last.get("ended") == "interrupted":
         return "preempted", "it saved, but its job could not be queued again"
-    if job.signalled:  # it had no handler yet
+    if job.died_of(signal.SIGUSR2):  # it had no handler yet
         return "preempted", "it got the signal to save while it was starting"
     if not in_job and job.state == "FAILED":
         return kind, "the job failed before the run could begin"

@@ -24,11 +24,6 @@ WORKING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SIGNALING", "RE
 IN_VAIN = "DependencyNeverSatisfied"  # why SLURM removed a job whose dependency failed
 FIELDS = "JobArrayID:64,State:24,RestartCnt:12,NodeList:64,Comment:128,Reason:64,exit_code:12"
 
-SIGNALLED = (str((128 + 12) << 8), "12", "140:0", "12:0", "0:12")
-"""The exit code of a shell whose program died of signal 12 is 140. squeue has it as wait(2) does,
-sacct as CODE:SIGNAL, and less 128."""
-KILLED = (str((128 + 9) << 8), "9", "137:0", "9:0", "0:9")
-
 FOREIGN = re.compile("(SLURM|SUBMITIT|SBATCH|SALLOC|SRUN|SQUEUE|SACCT|SCANCEL|SCONTROL)_")
 NEEDED = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")  # address and credentials
 
@@ -57,15 +52,14 @@ class Job:
     def live(self) -> bool:
         return self.state in WAITING or self.state in WORKING
 
-    @property
-    def signalled(self) -> bool:
-        """Whether its program died of the signal (USR2) that tells it to save."""
-        return self.state == "FAILED" and self.code in SIGNALLED
+    def died_of(self, number: int) -> bool:
+        """Whether its program died of this signal."""
+        told = (str(number), f"{number}:0", f"0:{number}")  # less 128, or by sacct as a signal
+        return self.exited(128 + number) or (self.state == "FAILED" and self.code in told)
 
-    @property
-    def killed(self) -> bool:
-        """Whether its program died of signal 9."""
-        return self.state == "FAILED" and self.code in KILLED
+    def exited(self, code: int) -> bool:
+        """Whether it failed with this exit code: squeue has it as wait(2) does, sacct as 1:0."""
+        return self.state == "FAILED" and self.code in (str(code << 8), f"{code}:0")
 
     @property
     def waiting(self) -> bool:
@@ -135,8 +129,20 @@ def cancel(ids: Iterable[str]) -> None:
 
 def array_limit() -> int:
     """How many tasks an array may have: MaxArraySize is one more than its largest index."""
-    size = re.search(r"MaxArraySize\s*=\s*(\d+)", command("scontrol", "show", "config"))
-    return max(1, int(size.group(1))) if size else ARRAY_LIMIT
+    size = _config("MaxArraySize")
+    return max(1, int(size)) if size else ARRAY_LIMIT
+
+
+def cluster() -> str:
+    """The name of the cluster that the commands ask; empty where it is not known."""
+    with contextlib.suppress(UserError):
+        return _config("ClusterName")
+    return ""
+
+
+def _config(name: str) -> str:
+    found = re.search(rf"^{name}\s*=\s*(\S+)", command("scontrol", "show", "config"), re.MULTILINE)
+    return found.group(1) if found else ""
 
 
 def submit_room(account: str | None, qos: str | None) -> int | None:

@@ -13,11 +13,13 @@ command finds the job by its comment.
 
 import contextlib
 import io
+import logging
 import os
 import re
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from typing import Any
 from filelock import FileLock
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, counted
 from fewstep.experiments.store.json_files import Json, read_json, write_json
 from fewstep.experiments.store.provenance import now
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
@@ -38,6 +40,7 @@ from fewstep.sweeps.slurm.sbatch import executor, finalizer
 from fewstep.sweeps.slurm.settings import SlurmSettings
 
 FOLDER = "_slurm"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Submission:
     """A submitted chunk, or a finalizer (``kind`` collect), from its manifest.
 
     ``job``: None if its number was never recorded. ``of``: the jobs that a finalizer waits for.
+    ``cluster``: where it was submitted; numbers of jobs mean nothing on another.
     """
 
     folder: Path
@@ -53,6 +57,7 @@ class Submission:
     created: str
     kind: str
     of: tuple[str, ...] = ()
+    cluster: str = ""
 
     def task_of(self, index: int) -> str:
         """The id of a task; an array of one task is a plain job."""
@@ -218,7 +223,8 @@ class Slurm:
     ) -> Submission:
         """Have ``submit`` call sbatch; the manifest gets the job's number when it has one."""
         file = folder / "manifest.json"
-        manifest = {"name": self.name, "job": None, "created": now(), **manifest}
+        place = {"cluster": queue.cluster(), "job": None}
+        manifest = {"name": self.name, "created": now(), **place, **manifest}
         write_json(file, manifest)
         try:  # submitit prints on stderr what its error repeats
             with queue.clean_environment(), contextlib.redirect_stderr(io.StringIO()):
@@ -236,11 +242,19 @@ class Slurm:
         return _read(folder, {**manifest, "job": number})
 
     def submissions(self) -> list[Submission]:
-        """All submissions, oldest first; an unrecorded job is found by its comment."""
-        submissions = []
+        """All submissions to this cluster, oldest first; an unrecorded job is found by its comment.
+
+        Those to another that shares the run root are left out, with a warning.
+        """
+        submissions, elsewhere = [], dict[str, int]()
+        here = queue.cluster()
         for file in sorted((self.sweep.path / FOLDER).glob("*/manifest.json")):
             manifest = read_json(file) or {}
             if manifest.get("kind") == "refused":
+                continue
+            there = manifest.get("cluster") or here
+            if here and there != here:
+                elsewhere[there] = elsewhere.get(there, 0) + 1
                 continue
             if manifest["job"] is None:
                 for job in queue.by_name(manifest["name"]):
@@ -249,6 +263,11 @@ class Slurm:
                         write_json(file, manifest)
                         break
             submissions.append(_read(file.parent, manifest))
+        for there, count in elsewhere.items():
+            _warn(
+                f"{counted(count, 'submission')} of {self.sweep.name} to the cluster {there} cannot"
+                f" be seen from {here}: runs that still wait there may be submitted here again"
+            )
         # created: whole seconds
         return sorted(submissions, key=lambda s: (s.created, int(s.job or 0)))
 
@@ -287,7 +306,15 @@ class Slurm:
 
 def _read(folder: Path, m: Json) -> Submission:
     tasks = tuple(tuple(keys) for keys in m["tasks"])
-    return Submission(folder, m["job"], tasks, m["created"], m["kind"], tuple(m.get("of", ())))
+    others = tuple(m.get("of", ()))
+    where = m.get("cluster", "")
+    return Submission(folder, m["job"], tasks, m["created"], m["kind"], others, where)
+
+
+@cache
+def _warn(message: str) -> None:
+    """Once per process: a command reads the submissions several times."""
+    log.warning("%s", message)
 
 
 def _reason(error: Exception) -> str:

@@ -26,7 +26,7 @@ def ray_here() -> Iterator[None]:
     from fewstep.sweeps.ray.environment import ray_environment
     from fewstep.sweeps.ray.settings import RaySettings
 
-    with ray_environment():
+    with ray_environment(own_cluster=True):
         from fewstep.sweeps.ray import cluster
 
         with cluster.connected(RaySettings(cpus=2, gpus=1)):

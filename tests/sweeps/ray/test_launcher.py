@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,10 +30,13 @@ from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.sweeps.definition.resources import Resources
 from fewstep.sweeps.launcher import Event, LaunchRequest, Outcome, launcher
 from fewstep.sweeps.local.worker_pool import WorkerPool
-from fewstep.sweeps.ray.experiment import Watch
+from fewstep.sweeps.ray import cluster
+from fewstep.sweeps.ray.environment import TOKEN, ray_environment
+from fewstep.sweeps.ray.experiment import LOOK_SECONDS, Watch
 from fewstep.sweeps.ray.placement import ResourceRequest
 from fewstep.sweeps.ray.process_group import MachineLost
 from fewstep.sweeps.ray.searcher import RunSearcher
+from fewstep.sweeps.ray.settings import RaySettings
 from fewstep.sweeps.run_queue import RunQueue
 
 pytestmark = pytest.mark.xdist_group("ray")  # one Ray, in one process
@@ -105,7 +109,9 @@ def test_failures_have_classes_and_leave_the_others_alone(tmp_path, ray_here):
     assert {r.key: times_changed(r.path) for r in good} == before
 
 
-def test_a_run_begun_by_the_local_launcher_goes_on_to_the_same_bits(tmp_path, ray_here):
+def test_a_run_begun_by_the_local_launcher_goes_on_to_the_same_bits(
+    tmp_path, ray_here, monkeypatch
+):
     config = tiny(tmp_path / "here", "training.steps=12", "training.checkpoint_every=2")
     begun, alone = prepare(config), made(tmp_path / "alone", "training.steps=12")
     local = WorkerPool(workers=1)
@@ -118,8 +124,10 @@ def test_a_run_begun_by_the_local_launcher_goes_on_to_the_same_bits(tmp_path, ra
     run(alone)
     if begun.result() is None:  # it may have been quick
         assert begun.status() == "running"
-    outcome, _ = launch([begun], CPU_ONLY)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the user's, not the one that Ray sets
+    outcome, _ = launch([begun], Resources(cpus=2, gpus=0))
     assert outcome.done == [begun.key] == [alone.key]
+    assert begun.result()["provenance"]["threads"] == 1
     theirs, ours = last_tensors(alone), last_tensors(begun)
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
 
@@ -255,6 +263,7 @@ def test_a_launch_that_is_refused_has_written_nothing(tmp_path, monkeypatch, set
 def test_runs_of_a_cluster_that_is_gone_are_lost_not_killed(tmp_path, monkeypatch, error):
     class Gone:
         gcs_address = nobody()
+        get_node_id = staticmethod(lambda: "here")
 
     monkeypatch.setattr(ray, "get_runtime_context", Gone)
     victim = made(tmp_path)
@@ -268,6 +277,88 @@ def test_runs_of_a_cluster_that_is_gone_are_lost_not_killed(tmp_path, monkeypatc
     Watch(searcher).on_trial_error(1, [], trial)
     assert (victim.failure()["class"], queue.outcome.failed) == ("lost_node", [victim.key])
     assert queue.stopping  # trying again would be in vain
+    assert "the Ray cluster is gone: the same command resumes" in queue.outcome.notes[0]
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_cluster_whose_raylet_here_is_lost_ends_the_launch(tmp_path, monkeypatch, alive):
+    """It starts no trial any more, and Tune would wait for one for ever."""
+
+    class Here:
+        gcs_address = "one that answers"
+        get_node_id = staticmethod(lambda: "here")
+
+    nodes = [{"NodeID": "here", "Alive": alive}, {"NodeID": "there", "Alive": True}]
+    monkeypatch.setattr(ray, "get_runtime_context", Here)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster, "answers", lambda address: True)
+    queue = RunQueue([made(tmp_path)], Told())
+    watch = Watch(RunSearcher(queue, [], None, lambda run: [{"CPU": 1.0}]))
+    watch.on_step_end(1, [])
+    assert not queue.stopping  # it was looked at a moment ago
+    watch.looked -= LOOK_SECONDS
+    watch.on_step_end(2, [])
+    assert queue.stopping == (not alive)
+    assert len(queue.outcome.notes) == (not alive)
+
+
+@pytest.mark.parametrize(
+    ("environment", "own", "set"),
+    [
+        ({}, False, {}),
+        ({}, True, {"RAY_AUTH_TOKEN": TOKEN}),
+        ({"RAY_AUTH_TOKEN": "mine"}, False, {"RAY_AUTH_MODE": "token"}),
+        ({"RAY_AUTH_TOKEN": "mine"}, True, {}),
+        ({"RAY_AUTH_MODE": "disabled"}, True, {}),
+        ({"file": "mine"}, False, {"RAY_AUTH_MODE": "token"}),
+        ({"file": "mine"}, True, {}),
+    ],
+)
+def test_tokens_that_exist_are_shown_and_none_is_left_behind(
+    tmp_path, monkeypatch, environment, own, set
+):
+    for name in [name for name in os.environ if name.startswith("RAY_AUTH_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "ray")  # later it would not look any more
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if "file" in environment:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray/auth_token").write_text("mine")
+    else:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    with ray_environment(own):
+        added = {k: v for k, v in os.environ.items() if k not in before}
+        assert {k: v for k, v in added.items() if k.startswith("RAY_AUTH_")} == set
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as Ray does
+    assert dict(os.environ) == before
+
+
+def test_what_ray_says_of_an_address_is_told_of_the_one_that_was_typed(monkeypatch):
+    def refuse(**options: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.1.2.3:6379")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "answers", lambda address: True)
+    monkeypatch.setattr(ray, "init", refuse)
+    with (
+        pytest.raises(UserError, match=r"ray.address 'login:6379': .* RAY_AUTH_TOKEN") as error,
+        cluster.connected(RaySettings(address="login:6379")),
+    ):
+        pass
+    assert "10.1.2.3" not in str(error.value)
+
+
+def test_a_ray_of_our_own_is_not_the_one_of_the_environment(monkeypatch):
+    asked = {}
+    monkeypatch.setenv("RAY_ADDRESS", nobody())
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: asked.update(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with cluster.connected(RaySettings(cpus=1, gpus=0)):
+        pass
+    assert asked["address"] == "local"
 
 
 @pytest.fixture

@@ -193,7 +193,8 @@ def test_each_machine_gives_what_is_asked_of_it_and_its_processes_divide_the_cor
     asked = Resources(nodes=2, gpus=4, cpus=12, memory_gb=1)
     machines = ResourceRequest({here.key: asked}, None, [])(here)
     assert machines == [{"CPU": 12, "GPU": 4, "memory": 1e9}] * 2
-    assert threads(machines[0]) == 3
+    assert threads(machines[0], None) == 3
+    assert threads(machines[0], 2) == 2  # the user's OMP_NUM_THREADS
 
 
 def test_more_machines_than_there_are_and_rungs_are_refused():

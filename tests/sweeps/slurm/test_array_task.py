@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -19,10 +20,13 @@ from helpers.slurm_commands import Commands, sweep_of
 from fewstep.experiments.store.json_files import write_json
 from fewstep.experiments.store.lease import Attempt
 from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.experiments.worker import UNRECORDED
+from fewstep.files import IO_ERRORS
 from fewstep.sweeps import cpu_threads as threads
 from fewstep.sweeps.definition.resources import Resources
 from fewstep.sweeps.launcher import Outcome
 from fewstep.sweeps.local.worker_pool import WorkerPool
+from fewstep.sweeps.run_queue import RunQueue
 from fewstep.sweeps.slurm import array_task as jobs
 from fewstep.sweeps.slurm.array_task import StaleAttempts, reason_of_end
 from fewstep.sweeps.slurm.settings import SlurmSettings
@@ -173,6 +177,42 @@ def test_runs_of_a_pack_have_the_cores_they_asked_for_whatever_the_node_has(
     assert seen == [(2, 3)]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ESTALE])
+@pytest.mark.parametrize("where", ["of a run", "of the task", "before the task"])
+def test_where_nothing_can_be_written_the_exit_code_says_so(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch, where: str, number: int
+) -> None:
+    """And no error of a file ends the other runs of the job."""
+    sweep = sweep_of(tmp_path, a=None, b=None)
+    resources = {run.key: Resources() for run in sweep.runs()}
+    packed = SlurmSettings(runs_per_job=2, finalize=False)
+    [made] = Slurm(sweep, packed).submit(sweep.runs(), resources)
+    monkeypatch.setenv("SLURM_JOB_ID", "100")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr(sys, "argv", ["job", str(made.folder)])
+
+    def away(*arguments: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    def launch(pool: WorkerPool, runs: Any, on_event: Any) -> Outcome:
+        if where == "of the task":
+            away()
+        queue = RunQueue(list(runs), on_event)
+        monkeypatch.setattr(RunDirectory, "write", away)
+        while run := queue.next():
+            queue.start(run)
+            queue.end(run, UNRECORDED[kind])
+        assert set(queue.outcome.failed) == {"a", "b"}
+        return queue.outcome
+
+    [kind] = [kind for kind, numbers in IO_ERRORS.items() if number in numbers]
+    monkeypatch.setattr(WorkerPool, "launch", launch)
+    monkeypatch.setattr(jobs, "append", away)  # the file of runs that it has passed
+    if where == "before the task":
+        monkeypatch.setattr(jobs, "process_job", away)
+    assert jobs.main() == UNRECORDED[kind]
+
+
 # ------------------------------------------------------------------------- one rank of several
 
 # in the place of the interpreter: works until it is told to save, or is done at once
@@ -247,7 +287,16 @@ def test_told_to_save_a_rank_has_its_worker_save_and_the_job_queued_again(
     assert said(rank)[2:] == [f"begun 0 of 2 after {ghost.token}"]
 
 
-def test_a_rank_whose_worker_fails_fails(rank: RunDirectory, tmp_path: Path) -> None:
+def test_a_rank_whose_worker_fails_fails(
+    rank: RunDirectory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "worker").write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(jobs.ArrayTaskFailed, match=r"run a is not done \(exit code 1\)"):
-        jobs.main()
+    assert jobs.main() == 1
+    assert "run a is not done (exit code 1)" in caplog.text
+
+
+def test_a_rank_tells_by_its_exit_code_what_its_worker_could_not_write(
+    rank: RunDirectory, tmp_path: Path
+) -> None:
+    (tmp_path / "worker").write_text("#!/bin/sh\nexit 73\n")
+    assert jobs.main() == UNRECORDED["disk_full"]

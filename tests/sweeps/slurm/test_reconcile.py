@@ -18,6 +18,7 @@ from fewstep.sweeps.slurm import squeue as queue
 from fewstep.sweeps.slurm.reconcile import reconcile
 from fewstep.sweeps.slurm.settings import SlurmSettings
 from fewstep.sweeps.slurm.setup_lines import FAILED
+from fewstep.sweeps.slurm.squeue import Job
 from fewstep.sweeps.slurm.submission import Slurm
 from fewstep.sweeps.status import run_status, sweep_status
 
@@ -107,6 +108,26 @@ def test_a_job_of_the_same_number_but_another_submission_is_not_ours(
     assert (Slurm(sweep).tasks()["run"].job is not None) == known
     assert reconcile(sweep) == ({"run": "bug"} if known else {})
     assert (sweep.runs()[0].failure() is not None) == known
+
+
+def test_jobs_of_another_cluster_are_not_looked_for_here(
+    tmp_path: Path, commands: Commands, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two clusters may count alike, and share names, comments and run roots."""
+    commands.program("scontrol", "echo 'ClusterName             = a'")
+    sweep = sweep_of(tmp_path, a=None)
+    submit(sweep, *sweep.runs())
+    assert Slurm(sweep).queued()["a"].id == "100"
+    commands.program("scontrol", "echo 'ClusterName             = b'")
+    commands.says("100", "FAILED")
+    assert reconcile(sweep) == {}
+    assert Slurm(sweep).queued() == {}
+    assert "1 submission of mine to the cluster a cannot be seen from b" in caplog.text
+    submit(sweep, *sweep.runs())
+    assert Slurm(sweep).queued()["a"].id == "101"
+    commands.program("scontrol", "exit 1")  # nothing says where we are: as before
+    assert reconcile(sweep) == {}
+    assert Slurm(sweep).queued()["a"].id == "101"
 
 
 def test_a_line_of_setup_that_fails_is_the_reason(commands: Commands, tmp_path: Path) -> None:
@@ -338,6 +359,18 @@ def test_a_process_that_was_killed_is_no_preemption(
     began(run, "100", ended="interrupted")
     commands.says("100", "FAILED", status=status)
     assert reconcile(sweep) == {"a": "killed"}
+
+
+@pytest.mark.parametrize(("kind", "code"), [("disk_full", 73), ("io_error", 74)])
+def test_the_exit_code_tells_a_failure_that_could_not_be_written(
+    sweep: SweepDirectory, commands: Commands, kind: str, code: int
+) -> None:
+    (run,) = sweep.runs()
+    began(run, "100")
+    commands.says("100", "FAILED", status=code << 8)
+    assert reconcile(sweep) == {"a": kind}
+    assert "could not be written" in failure_of(sweep)[1]
+    assert Job("100", "FAILED", code=f"{code}:0").exited(code)  # as sacct writes it
 
 
 def test_cancel_reaches_the_runs_while_slurm_is_away(
