@@ -10,8 +10,9 @@ import pandas as pd
 
 from fewstep.analysis import columns
 from fewstep.analysis.columns import CELL_COLUMNS, COLUMNS
-from fewstep.errors import UserError, unknown
+from fewstep.errors import UserError, counted, unknown
 from fewstep.experiments.store.json_files import CorruptFile, Json
+from fewstep.experiments.store.metrics_file import curve_problem
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory, find_sweeps
 
 MEASURED = ("images_seen", "train_seconds", "steps_per_second", "peak_memory_bytes", "parameters")
@@ -60,17 +61,21 @@ def _frame(directory: SweepDirectory, stopped: bool) -> pd.DataFrame:
         names = [other.name for other in find_sweeps(directory.path.parent)]
         raise unknown("sweep", directory.name, names)
     members: dict[str, Json] = {member["key"]: member for member in plan.get("runs", [])}
-    facts, read = [], []
+    facts, read, problems = [], [], list[str]()
     for run in runs:
         try:
             fact = _run_facts(directory.name, run, members.get(run.key, {}))
             evaluated = list(_cells(run, fact["status"], stopped))
+            problems += [problem] if (problem := curve_problem(run)) else []
         except (CorruptFile, OSError) as error:  # it stays as a run without a value
             warnings.warn(f"left out: {error}", stacklevel=3)
             fact, evaluated = _unreadable(directory.name, run, members.get(run.key, {})), [{}]
             fact["failure_message"] = str(error)
         facts.append(fact)
         read.append(evaluated)
+    if problems:
+        more = f"; and of {counted(len(problems) - 3, 'more run')}" if len(problems) > 3 else ""
+        warnings.warn(f"training curves: {'; '.join(problems[:3])}{more}", stacklevel=3)
     columns.add_teachers(facts, directory.path.parent)
     titles = [(str(fact["title"]), members.get(fact["key"], {}).get("choices", {}))
               for fact in facts]  # fmt: skip

@@ -6,12 +6,63 @@ show MLflow's own layout; what is recorded is the same.
 
 import base64
 import json
+import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 Json = dict[str, Any]
+
+
+class Held(NamedTuple):
+    """What a database holds of an experiment: by ``fewstep.key``, of its active runs.
+
+    ``synced``: their fingerprints, more than one where runs are there twice. ``noted``: whether the
+    experiment has our description. ``problems``: a line for each run that has one.
+    """
+
+    experiment: str
+    artifacts: str
+    noted: bool
+    synced: dict[str, list[str | None]]
+    problems: list[str]
+
+
+def held_by_sqlite(file: Path, experiment: str) -> Held | None:
+    """What the database in ``file`` holds of ``experiment``; None where that cannot be read.
+
+    To import MLflow takes three seconds, and to list 2,000 runs with it another six.
+    """
+    uri = f"file:{quote(str(file))}?mode=ro"
+    runs = dict[str, dict[str, str]]()
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as database:
+            [(id, artifacts)] = database.execute(
+                "SELECT experiment_id, artifact_location FROM experiments "
+                "WHERE name = ? AND lifecycle_stage = 'active'", (experiment,),
+            )  # fmt: skip
+            noted = database.execute(
+                "SELECT 1 FROM experiment_tags WHERE experiment_id = ? AND key = ?",
+                (id, "fewstep.description"),
+            ).fetchall()
+            for run, key, value in database.execute(
+                "SELECT run_uuid, key, value FROM tags JOIN runs USING (run_uuid) "
+                "WHERE experiment_id = ? AND lifecycle_stage = 'active' AND key IN "
+                "('fewstep.role', 'fewstep.key', 'fewstep.synced', 'fewstep.problem')", (id,),
+            ):  # fmt: skip
+                runs.setdefault(run, {})[key] = value
+    except (sqlite3.Error, ValueError):  # no such file, another layout, no such experiment
+        return None
+    held = Held(str(id), artifacts, bool(noted), {}, [])
+    for tags in runs.values():
+        if "fewstep.role" in tags:
+            of_key = held.synced.setdefault(tags.get("fewstep.key", ""), [])
+            of_key.append(tags.get("fewstep.synced"))
+            held.problems.extend(tags.get("fewstep.problem", "").splitlines())
+    return held
 
 
 @contextmanager

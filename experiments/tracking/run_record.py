@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.experiments.store.json_files import Json
+from fewstep.experiments.store.metrics_file import curve_problem
 from fewstep.experiments.store.run_directory import RunDirectory
 
-FORMAT = 3  # raise it when what is recorded changes: every run is then looked at again
+FORMAT = 3  # raise it when runs in MLflow must change: each is then compared again, 5 a second
 NAME_LENGTH = 250  # MLflow's limit for keys
 LABEL_LENGTH = 100  # of a metric's label in a key: an id and a variant shall still go behind it
 OWNER = "fewstep.metric."  # begins the tags that tell which metric each name belongs to
@@ -244,8 +245,11 @@ def _tags(
         "seed": config.get("seed"),
         "failure.class": failure.get("class"),
         "failure.message": failure.get("message"),
+        "problem": curve_problem(run),
     }
-    kept = ("commit", "dirty", "objective_source", "backbone_source", "host", "device")
+    kept = (
+        "commit", "dirty", "objective_source", "backbone_source", "host", "device", "data_sha256",
+    )  # fmt: skip
     tags |= {key: provenance.get(key) for key in kept} | {"version": provenance.get("fewstep")}
     tags |= {f"axis.{metric_name(axis)}": label for axis, label in choices.items()}
     texts = {f"fewstep.{key}": str(value) for key, value in tags.items() if value is not None}

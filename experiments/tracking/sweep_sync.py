@@ -13,9 +13,18 @@ from fewstep.errors import UserError
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.experiments.tracking import charts, run_record, writer
-from fewstep.experiments.tracking.mlflow_private import one_transaction, view_address
+from fewstep.experiments.tracking.mlflow_private import (
+    held_by_sqlite,
+    one_transaction,
+    view_address,
+)
 from fewstep.experiments.tracking.run_record import FORMAT, OWNER, Record
-from fewstep.experiments.tracking.store import StoreUnavailable, is_server, store_errors
+from fewstep.experiments.tracking.store import (
+    StoreUnavailable,
+    is_server,
+    sqlite_file,
+    store_errors,
+)
 from fewstep.experiments.tracking.writer import SOURCES, SYNCED
 
 # What one transaction takes: it should keep others from the database for no longer than a second.
@@ -98,6 +107,22 @@ class SweepSync:
             states[""] = json.dumps([list(statuses.values()), plan.get("description"), files])
         return SweepSnapshot(plan, runs, statuses, states)
 
+    def is_held(self, snapshot: SweepSnapshot, report: SyncReport) -> bool:
+        """Whether a sqlite database holds all of it as it is; known without MLflow's import."""
+        name, file = self.sweep.name, sqlite_file(self.uri)
+        held = held_by_sqlite(file, writer.experiment_name(name)) if file else None
+        if held is None or not held.noted or not snapshot.states:
+            return False
+        expected = {**snapshot.states, "": self._parent_state(snapshot)}
+        if any(held.synced.get(key) != [state] for key, state in expected.items()):
+            return False
+        if not writer.is_home(held.artifacts, name, self.root, self.uri):
+            return False
+        self.seen = snapshot.states
+        report.problems += tuple(held.problems)
+        report.experiments[name] = held.experiment
+        return True
+
     def push(self, client: Any, report: SyncReport, on_progress: OnProgress | None) -> None:
         """Write what is new to MLflow. Hold the lock, so that no other process does."""
         snapshot = self.snapshot()
@@ -153,6 +178,7 @@ class SweepSync:
             state, old = snapshot.states[run.key], known.get(run.key)
             if old and old.data.tags.get(SYNCED) == state:
                 report.count("unchanged")
+                report.problems += _problems(old.data.tags)
                 self.seen[run.key] = state
                 continue
             try:
@@ -169,6 +195,7 @@ class SweepSync:
                 if outdated:
                     record = run_record.read_record(*about)
                 data = spec.get("config", {}).get("data")
+                report.problems += _problems(record.tags)
             except TORN as error:  # one torn folder must not hide the others
                 damaged = f"{run.path} has a damaged file ({error!r})"
                 report.problems += (str(error) if isinstance(error, UserError) else damaged,)
@@ -209,18 +236,23 @@ class SweepSync:
 
     def _update_parent(self, client: Any, snapshot: SweepSnapshot, parent: Any) -> None:
         """The sweep's own run: how it stands, what it is about, and its report as artifacts."""
-        description, tags = self._description(snapshot), self._parent_tags(snapshot)
-        files = [[str(f), hashlib.sha256(f.read_bytes()).hexdigest()] for f in self._report()]
-        state = json.dumps([FORMAT, sorted(tags.items()), description, files])
-        state = hashlib.sha256(state.encode()).hexdigest()[:16]
+        state = self._parent_state(snapshot)
         if parent.data.tags.get(SYNCED) == state:
             return
-        tags |= _note(parent.data.tags, description)
+        tags = self._parent_tags(snapshot)
+        tags |= _note(parent.data.tags, self._description(snapshot))
         status, ended = _parent_status(snapshot)
         record = Record(self.sweep.name, status, parent.info.start_time, ended, tags, {}, [], [])
         writer.log_folder(client, parent, self.sweep.report)
         writer.set_status(client, parent, status, ended)
         writer.log_record(client, parent, record, state)
+
+    def _parent_state(self, snapshot: SweepSnapshot) -> str:
+        """The fingerprint of the sweep's own run."""
+        description, tags = self._description(snapshot), self._parent_tags(snapshot)
+        files = [[str(f), hashlib.sha256(f.read_bytes()).hexdigest()] for f in self._report()]
+        state = json.dumps([FORMAT, sorted(tags.items()), description, files])
+        return hashlib.sha256(state.encode()).hexdigest()[:16]
 
     def _update_charts(
         self, client: Any, experiment: str, snapshot: SweepSnapshot, names: Json, old: Json
@@ -271,6 +303,11 @@ def _write_run(client: Any, change: Change, parent: Any) -> str:
     writer.log_folder(client, mirror, change.run.diagnostics)
     writer.log_record(client, mirror, record, change.state)
     return "updated" if old else "created"
+
+
+def _problems(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """What is wrong with a run that MLflow holds all the same."""
+    return tuple(tags.get("fewstep.problem", "").splitlines())
 
 
 def _note(old: Mapping[str, str], text: str) -> dict[str, str]:

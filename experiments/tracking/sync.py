@@ -72,11 +72,14 @@ class Syncer:
         mirrors = [self.mirrors[sweep.path] for sweep in sweeps]
         snapshots = [(mirror, mirror.snapshot()) for mirror in mirrors]
         todo = [mirror for mirror, snapshot in snapshots if mirror.seen != snapshot.states]
+        if not self.opened:
+            todo = [m for m, snapshot in snapshots if m in todo and not m.is_held(snapshot, report)]
         for mirror, snapshot in snapshots:
             if mirror not in todo or not snapshot.states:
                 report.count("waiting", snapshot.waiting())
                 report.count("unchanged", max(len(snapshot.states) - 1, 0))
-        if not todo and self.opened:
+        if not todo and (self.opened or report.experiments):
+            self.opened = True  # or read
             return report
         try:
             self.root.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,8 @@ def find_experiment(client: Any, sweep: str, root: Path, uri: str) -> Any:
     With a database, artifacts go under the run root (by default MLflow would put them in the
     working directory); a server has its own folder for them.
     """
-    name = f"fewstep/{sweep}"
-    artifacts = None if is_server(uri) else (root / "mlartifacts" / sweep).resolve().as_uri()
+    name = experiment_name(sweep)
+    artifacts = None if is_server(uri) else artifacts_of(sweep, root)
     if (experiment := client.get_experiment_by_name(name)) is None:
         from mlflow.exceptions import MlflowException
 
@@ -42,9 +42,8 @@ def find_experiment(client: Any, sweep: str, root: Path, uri: str) -> Any:
             if client.get_experiment_by_name(name) is None:
                 raise
         experiment = client.get_experiment_by_name(name)
-    own = uri.endswith(f"{root.resolve()}/mlflow.db")
     home = experiment.artifact_location
-    if own and artifacts is not None and home != artifacts:
+    if artifacts is not None and not is_home(home, sweep, root, uri):
         raise UserError(
             f"{uri} was made for another run root ({home}): this one was moved or copied; remove "
             f"{root / 'mlflow.db'}, which only mirrors the runs, and sync again"
@@ -55,6 +54,22 @@ def find_experiment(client: Any, sweep: str, root: Path, uri: str) -> Any:
             f"restore -x {experiment.experiment_id}` or remove it for good with `mlflow gc`"
         )
     return experiment
+
+
+def experiment_name(sweep: str) -> str:
+    """The name of a sweep's experiment."""
+    return f"fewstep/{sweep}"
+
+
+def artifacts_of(sweep: str, root: Path) -> str:
+    """Where a database's artifacts of a sweep are."""
+    return (root / "mlartifacts" / sweep).resolve().as_uri()
+
+
+def is_home(artifacts: str, sweep: str, root: Path, uri: str) -> bool:
+    """Whether the run root's own database was made for it, and not moved or copied here."""
+    own = uri.endswith(f"{root.resolve()}/mlflow.db")
+    return not own or artifacts == artifacts_of(sweep, root)
 
 
 def find_runs(client: Any, experiment: str, keys: Collection[str]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Run:
     floor: float | None = 1.5
     nfe_per_step: int = 1
     train_steps: int = 500
-    reached: int = 200  # last logged training step
+    reached: int | None = None  # last logged training step, where a run is not done: 200
     images: Mapping[int, np.ndarray] = field(default_factory=dict)
     rungs: Mapping[int, float] = field(default_factory=dict)  # of a run ended early at the last
     config: Mapping[str, Any] = field(default_factory=dict)  # overrides of its groups
@@ -86,7 +86,8 @@ def write_run(folder: Path, run: Run) -> None:
     spec = {"key": run.key, "title": run.title, "config": config}
     _json(folder / "spec.json", {**spec, "command": f"fewstep train seed={run.seed}"})
     with (folder / "metrics.jsonl").open("w") as file:
-        for step in (100, run.reached):
+        finished = run.failure is None and not run.rungs
+        for step in (100, run.reached or (run.train_steps if finished else 200)):
             line = {"step": step, "loss": 1.0, "images_seen": 128 * step, "seconds": step / 10}
             file.write(json.dumps(line) + "\n")
     for step, value in run.rungs.items():

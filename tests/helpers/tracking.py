@@ -32,7 +32,7 @@ def make_sweep(root: Path, name: str, keys: list[str]) -> SweepDirectory:
             "objective": {"name": "scm", "solver": "euler"},
             "backbone": {"name": "dit", "width": 64},
             "data": {"name": "digits", "note": "n" * 900},
-            "training": {"steps": 40, "lr": 1e-3, "betas": [0.9, 0.999], "clip": None},
+            "training": {"steps": 1000, "lr": 1e-3, "betas": [0.9, 0.999], "clip": None},
             "seed": 0,
         }
         spec = {"version": 1, "key": key, "title": "sCM", "config": config, "created": STARTED}

@@ -186,6 +186,7 @@ def test_a_torn_cell_takes_the_charts_from_no_other(
     client: Any, root: Path, sweep: SweepDirectory
 ) -> None:
     for run in sweep.runs():
+        fake.train(run, range(3))
         fake.evaluate(run, 1, 8.0, TWO_HUNDRED)
         fake.finish(run)
     (sweep.runs()[0].cell_file("torn")).write_text('{"cell": {}}')

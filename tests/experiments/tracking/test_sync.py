@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from helpers.tracking import clean_cwd  # noqa: F401  (used by all tests here)
 from fewstep.errors import UserError
 from fewstep.experiments.store.json_files import write_json
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
+from fewstep.experiments.tracking import store, sweep_sync
+from fewstep.experiments.tracking.mlflow_private import held_by_sqlite
 from fewstep.experiments.tracking.run_record import flatten, metric_name, read_record, variant
 from fewstep.experiments.tracking.sync import sync
 
@@ -86,6 +89,66 @@ def test_again_writes_nothing(client: Any, root: Path, sweep: SweepDirectory) ->
         os.utime(file)
     assert fake.counts(sync([sweep], root)) == (0, 2, 0, 0)
     assert points(fake.recorded(client, sweep.name)) == before
+
+
+def test_that_nothing_changed_is_known_without_mlflow(
+    client: Any, root: Path, sweep: SweepDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing it takes three seconds, and listing thousands of runs more."""
+    run, other = runs_of(sweep)
+    fake.complete(run)
+    fake.complete(other)
+    opened: list[str] = []
+
+    def open_store(uri: str) -> Any:
+        opened.append(uri)
+        return store.open_store(uri)
+
+    monkeypatch.setattr("fewstep.experiments.tracking.sync.open_store", open_store)
+
+    def again(*expected: int, problems: tuple[str, ...] = ()) -> bool:
+        """Whether MLflow was opened for what a new process syncs."""
+        opened.clear()
+        report = sync([sweep], root)
+        assert fake.counts(report) == expected
+        assert report.problems == problems
+        assert sweep.name in report.experiments
+        return bool(opened)
+
+    assert again(2, 0, 0, 0)
+    assert not again(0, 0, 2, 0)
+    run_id = fake.recorded(client, sweep.name)[run.key]["run"].info.run_id
+    client.delete_run(run_id)  # in the browser
+    assert again(1, 0, 1, 0)
+    assert not again(0, 0, 2, 0)
+    client.restore_run(run_id)  # there are two of it now
+    assert again(0, 0, 2, 0)
+    assert not again(0, 0, 2, 0)
+    sweep.report.mkdir()
+    (sweep.report / "table.md").write_text("a table")
+    assert again(0, 0, 2, 0)
+    assert not again(0, 0, 2, 0)
+    run.metrics_file.unlink()
+    lost = (f"{run.metrics_file.absolute()} cannot be read (No such file or directory)",)
+    assert again(0, 1, 1, 0, problems=lost)
+    assert not again(0, 0, 2, 0, problems=lost)
+    monkeypatch.setattr(sweep_sync, "held_by_sqlite", lambda file, name: None)
+    assert again(0, 0, 2, 0, problems=lost)  # as long as it is so, each sync says so
+    monkeypatch.undo()
+    fake.train(run, range(40))
+    assert sync([sweep], root).problems == ()
+    assert "fewstep.problem" not in fake.recorded(client, sweep.name)[run.key]["tags"]
+
+
+@pytest.mark.parametrize("damage", ["no file", "not a database", "another layout"])
+def test_a_database_that_cannot_be_read_is_left_to_mlflow(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "a b?.db"
+    if damage == "not a database":
+        file.write_text("something else" * 999)
+    elif damage == "another layout":
+        sqlite3.connect(file).execute("CREATE TABLE runs (id INTEGER)")
+    assert held_by_sqlite(file, "fewstep/mine") is None
+    assert file.exists() == (damage != "no file")
 
 
 def test_a_run_grows(client: Any, root: Path, sweep: SweepDirectory) -> None:
