@@ -44,7 +44,7 @@ from fewstep.experiments.training.network import device_name
 from fewstep.experiments.training.teacher import teacher_directory
 from fewstep.experiments.training.trainer import Interrupted as Interrupted
 from fewstep.experiments.training.trainer import Trainer
-from fewstep.files import relative_to
+from fewstep.files import broken_link, relative_to
 from fewstep.objectives import sampling_fields
 
 log = logging.getLogger(__name__)
@@ -103,13 +103,10 @@ def prepare(config: RunConfig) -> RunDirectory:
         if directory.request() != request:
             directory.write("request", request)
     except OSError as error:
-        root = Path(config.values["runs"])
-        reason = error.strerror
-        if root.is_symlink() and not root.exists():
-            reason = f"a link to {os.readlink(root)}, which does not exist"
+        root = Path(config.values["runs"]).absolute()
+        reason = broken_link(directory.path) or error.strerror
         raise UserError(
-            f"cannot write to run root {str(root.absolute())!r} ({reason}); "
-            f"choose another with runs=DIR"
+            f"cannot write to run root {str(root)!r} ({reason}); choose another with runs=DIR"
         ) from None
     return directory
 

@@ -23,7 +23,9 @@ def _dtype(name: str | bytes, *_: Any) -> np.dtype[Any]:
 
 
 _EMPTY = np.empty(0, np.uint8)
-_MAKERS: tuple[Any, ...] = (_EMPTY.__reduce_ex__(2)[0], _EMPTY.__reduce_ex__(5)[0])
+_MAKERS: tuple[Any, ...] = (
+    _EMPTY.__reduce_ex__(2)[0], _EMPTY.__reduce_ex__(5)[0], np.int64(0).__reduce__()[0],
+)  # fmt: skip
 NUMPY = {maker.__name__: maker for maker in (*_MAKERS, np.ndarray)} | {"dtype": _dtype}
 
 

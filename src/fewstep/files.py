@@ -44,6 +44,14 @@ def resolved(path: str | Path) -> Path:
     return (_base.get() or Path.cwd()) / Path(path).expanduser()
 
 
+def broken_link(path: Path) -> str:
+    """What to say of a link in ``path`` that leads nowhere; empty if there is none."""
+    for part in (path.absolute(), *path.absolute().parents):
+        if part.is_symlink() and not part.exists():
+            return f"{part} is a link to {os.readlink(part)}, which does not exist"
+    return ""
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A name beside ``file`` to write to, which becomes ``file`` at the end of the context.

@@ -10,7 +10,9 @@ import pytest
 from helpers.commands import TINY, fewstep, succeed, tree
 
 from fewstep.cli.app import main
-from fewstep.errors import MANY, unknown
+from fewstep.errors import MANY, UserError, unknown
+from fewstep.experiments.config.run_config import compose
+from fewstep.experiments.run import prepare
 
 
 def refused(*arguments: object, cwd: Path, told: str | list[str]) -> None:
@@ -236,6 +238,22 @@ def test_truncated_checkpoint_goes_back_to_the_one_before(images, tmp_path):
     assert whole.read_bytes() == content  # steps 9 to 12 again, to the same bits
     assert json.loads((run / "result.json").read_text())["steps"] == 12
     succeed("status", cwd=folder)
+
+
+@pytest.mark.parametrize("root", ["scratch", "scratch/runs"])
+@pytest.mark.parametrize("words", ["train data=gaussians", "status", "sync", "report mine"])
+def test_a_run_root_whose_disk_is_gone(tmp_path, monkeypatch, capsys, words, root):
+    (tmp_path / "scratch").symlink_to("/purged")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["fewstep", *words.split(), f"runs={root}"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = f"{tmp_path}/scratch is a link to /purged, which does not exist"
+    assert told in " ".join(capsys.readouterr().err.split())
+    config = compose(["data=gaussians", ("runs", root)])
+    with pytest.raises(UserError, match=f"cannot write to run root .*{told}"):
+        prepare(config)  # in a program of one's own
 
 
 @pytest.mark.parametrize("near", [True, False])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.errors import UserError, unknown
+from fewstep.files import broken_link
 
 if TYPE_CHECKING:
     from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
@@ -94,7 +95,10 @@ def root_and_rest(overrides: Sequence[str] | None, runs: str | None) -> tuple[Pa
             runs = override.removeprefix("runs=").strip("'\"")
         else:
             rest.append(override)
-    return Path(runs or "runs"), rest
+    root = Path(runs or "runs")
+    if broken := broken_link(root):
+        raise UserError(f"run root {str(root.absolute())!r}: {broken}")
+    return root, rest
 
 
 def with_root(overrides: Sequence[str] | None, runs: str | None) -> list[Any]:

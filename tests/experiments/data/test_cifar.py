@@ -111,6 +111,19 @@ def test_pickles_of_every_age(tmp_path: Path, protocol: int) -> None:
     assert small(tmp_path).train.sha256 == _binary_train(tmp_path / "other")
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("labels", ["an array of int64", "a list of int64"])
+def test_labels_as_other_programs_write_them(tmp_path: Path, protocol: int, labels: str) -> None:
+    files = python(protocol)
+    for name, content in files.items():
+        batch = pickle.loads(content)
+        y = np.asarray(batch[b"labels"], np.int64)
+        batch[b"labels"] = y if labels == "an array of int64" else list(y)
+        files[name] = pickle.dumps(batch, protocol=protocol)
+    unpack(tmp_path, files)
+    assert small(tmp_path).train.sha256 == _binary_train(tmp_path / "other")
+
+
 def _binary_train(folder: Path) -> str:
     unpack(folder, binary())
     return small(folder).train.sha256
