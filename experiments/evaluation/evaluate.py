@@ -23,16 +23,20 @@ from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.config.settings import Evaluation
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.distributed.process_group import ranks
-from fewstep.experiments.evaluation.measurement import MetricInstance, metric_instances, sources
+from fewstep.experiments.evaluation.measurement import (
+    MetricInstance,
+    is_made_so,
+    made_with,
+    metric_instances,
+)
 from fewstep.experiments.evaluation.sampling import SampleBatch, SamplingConfig, calls, draw
 from fewstep.experiments.metrics.reference import Array, Reference, short_hash
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.provenance import provenance_record
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training.network import choose_device, load_network
-from fewstep.files import patiently, replacing
+from fewstep.files import patiently, relative_to, replacing
 
-SOURCES = ("metric_source", "extractor_source")
 SAMPLES_KEPT = 64  # of each cell, for the sample grid
 
 OnEvaluation = Callable[[int, int, float, float], None]
@@ -58,12 +62,20 @@ def cells_to_come(config: RunConfig, directory: RunDirectory) -> list[SamplingCo
     """Which cells lack a metric that is asked for; reads JSON only, prepares nothing."""
     have: dict[str, list[Json]] = {}
     for record in directory.cells().values():
-        made_by = {name: record["metric"].get(name) for name in SOURCES}
-        have.setdefault(canonical(record["cell"]), []).append({**record["asked"], **made_by})
-    requests = [{**asked, **sources(asked)} for asked in config.evaluation.metric_requests()]
+        have.setdefault(canonical(record["cell"]), []).append(record)
+    with relative_to(directory.made_in()):
+        requests = [(asked, made_with(asked)) for asked in config.evaluation.metric_requests()]
+
+    def lacks(name: str) -> bool:
+        records = have.get(name, [])
+        return not all(
+            any(r["asked"] == asked and is_made_so(r["metric"], wanted) for r in records)
+            for asked, wanted in requests
+        )
+
     # two samplers may come to the same, as none and the objective's own: that is one cell
     want = {canonical(cell.describe(config.objective)): cell for cell in cells(config.evaluation)}
-    return [c for name, c in want.items() if any(a not in have.get(name, ()) for a in requests)]
+    return [cell for name, cell in want.items() if lacks(name)]
 
 
 def canonical(described: Json) -> str:

@@ -13,7 +13,13 @@ from fewstep.experiments.data import Dataset
 from fewstep.experiments.extractors import EXTRACTORS, Extractor
 from fewstep.experiments.extractors.base import prepared
 from fewstep.experiments.metrics import METRICS, Metric, Value
-from fewstep.experiments.metrics.reference import Array, Reference, short_hash
+from fewstep.experiments.metrics.reference import (
+    Array,
+    Reference,
+    file_sha256,
+    holds_both,
+    short_hash,
+)
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.source_hash import third_party_hash
 from fewstep.files import resolved
@@ -45,11 +51,10 @@ class MetricInstance:
             "resize": features.resize,
             "rounding": reference.preprocess,
         }
-        if self.metric.against == "moments" and reference.stored and reference.images is not None:
-            identity |= {
-                "reference_samples": reference.moments.n,
-                "reference_moments": "mu and sigma, not those of arr_0",
-            }
+        if self.metric.against == "moments" and reference.holds_both:
+            identity["reference_moments"] = "mu and sigma" if reference.stored else "of arr_0"
+            if reference.stored:
+                identity["reference_samples"] = reference.moments.n
         if self.metric.against == "rows" and (known := identity["reference_samples"]):
             identity["reference_samples"] = min(known, self.samples)
         if self.metric.against == "train":
@@ -101,17 +106,29 @@ def metric_instances(evaluation: Evaluation, dataset: Dataset, cache: Path) -> l
     return instances
 
 
-def sources(request: Json) -> Json:
-    """Hashes of the code of a third party's metric and extractor, as a metric's identity has."""
+def is_made_so(metric: Json, wanted: Json) -> bool:
+    """Whether a cell's ``metric`` was computed with what ``wanted`` names (``made_with``)."""
+    known = {**metric, "reference_moments": "reference_moments" in metric}
+    return all(known.get(name) == value for name, value in wanted.items())
+
+
+def made_with(request: Json) -> Json:
+    """What a metric's identity has, beside what is asked for: what can change under its name.
+
+    The code of a third party's metric and extractor, and the content of the reference file.
+    """
     metric = build_named(METRICS, "evaluation.metrics", request.get("metric", "fd"))
-    wanted = request["extractor"]
-    extractor = (
-        None if wanted == "auto" else build_named(EXTRACTORS, "evaluation.extractor", wanted)
-    )
-    return {
+    named = request["extractor"]
+    extractor = None if named == "auto" else build_named(EXTRACTORS, "evaluation.extractor", named)
+    wanted: Json = {
         "metric_source": third_party_hash(metric),
         "extractor_source": None if extractor is None else third_party_hash(extractor),
     }
+    path = request.get("reference_file")
+    if path is not None and metric.against != "train" and (file := resolved(path)).is_file():
+        wanted["reference_sha256"] = file_sha256(file)
+        wanted["reference_moments"] = metric.against == "moments" and holds_both(file)
+    return wanted
 
 
 def main_metric(evaluation: Evaluation, dataset: Dataset, cache: Path) -> MetricInstance:

@@ -11,7 +11,7 @@ import contextlib
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -112,9 +112,21 @@ class GaussianStats:
 
 def read_npz(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Those arrays of an npz that are named in ``keys``; ``UserError`` if there is no npz."""
+    with _opened(path) as file:
+        return {key: file[key] for key in keys if key in file.files}
+
+
+def names_in_npz(path: Path) -> set[str]:
+    """The names of an npz' arrays, which are not read; ``UserError`` if there is no npz."""
+    with _opened(path) as file:
+        return set(file.files)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in keys if key in file.files}
+            yield file
     except FileNotFoundError:
         raise UserError(f"no statistics at {path}") from None
     except (OSError, zipfile.BadZipFile, zlib.error) as error:

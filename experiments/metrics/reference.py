@@ -7,7 +7,7 @@ sweep share it: whoever comes first computes it.
 import hashlib
 import json
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fewstep.errors import UserError
 from fewstep.experiments.data import Dataset, Split
 from fewstep.experiments.extractors import Features
 from fewstep.experiments.extractors.base import write_once
-from fewstep.experiments.metrics.frechet_distance import GaussianStats, read_npz
+from fewstep.experiments.metrics.frechet_distance import GaussianStats, names_in_npz, read_npz
 from fewstep.experiments.rng import generator
 from fewstep.experiments.store.json_files import Json
 
@@ -32,13 +32,31 @@ def short_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def holds_both(file: Path) -> bool:
+    """Whether an npz has images and statistics."""
+    return {"arr_0", "mu", "sigma"} <= names_in_npz(file)
+
+
+def file_sha256(file: Path) -> str:
+    """Of its content, computed once for each version of the file in a process."""
+    stat = file.stat()
+    return _sha256(file, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@cache
+def _sha256(file: Path, *version: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 class Reference:
     """The reference split of ``dataset``, or the npz in ``file``, seen through ``features``.
 
     A file holds uint8 images ``arr_0`` (N, H, W, C), or ``mu`` and ``sigma`` of features, as
     pytorch-fid, EDM and shortcut-models write them, or both, as ADM's reference batches do. Then a
-    Frechet distance is to mu and sigma, as in ADM's evaluator, where they are of these features:
-    those of Inception, unless the file says otherwise. All else is of the images.
+    Frechet distance is to mu and sigma, as in ADM's evaluator, where they are of these features: of
+    the extractor that the file names, or where it names none, of as many dimensions. All else is of
+    the images.
     """
 
     def __init__(
@@ -65,17 +83,23 @@ class Reference:
         }
 
     @cached_property
+    def holds_both(self) -> bool:
+        """Whether it is a file of images and statistics."""
+        return self.file is not None and holds_both(self.file)
+
+    @cached_property
     def stored(self) -> bool:
-        """Whether mu and sigma are in the file, beside its images or alone."""
-        if self.file is None:
-            return False
-        held = read_npz(self.file, ("mu", "sigma", "extractor"))
-        if not {"mu", "sigma"} <= held.keys():
-            return False
-        if self.images is None:
-            return True
-        named = str(held["extractor"]) if "extractor" in held else None
-        return self.features.is_fid if named is None else named == self.features.label
+        """Whether its moments are the file's mu and sigma, not those of images."""
+        if self.file is None or not self.holds_both:
+            return self.images is None
+        held = read_npz(self.file, ("mu", "extractor"))
+        if "extractor" in held:
+            return str(held["extractor"]) == self.features.label
+        return held["mu"].shape == (self._dimension,)
+
+    @cached_property
+    def _dimension(self) -> int:
+        return int(self.features.extract(self.dataset.test.x[:1]).shape[1])
 
     @cached_property
     def images(self) -> Tensor | None:
@@ -99,14 +123,14 @@ class Reference:
     @cached_property
     def moments(self) -> GaussianStats:
         """Mean and covariance of the features of all references."""
-        if self.stored or self.images is None:
+        if self.stored:
             assert self.file is not None
             stats = GaussianStats.read(self.file, self.features.label, self.preprocess)
-            mine = self.features.extract(self.dataset.test.x[:1]).shape[1]
-            if (own := stats.dimension) != mine:
-                have = f"features of {self.features.name} have {mine}"
+            if (own := stats.dimension) != self._dimension:
+                have = f"features of {self.features.name} have {self._dimension}"
                 raise UserError(f"{self.file} is of {own} dimensions, {have}")
             return stats
+        assert self.images is not None
         images, file = self.images, self._cache_file(".npz")
         write_once(file, lambda path: self.stats(self.features.extract(images)).write(path))
         return GaussianStats.read(file)
@@ -170,8 +194,7 @@ class Reference:
     def _sha256(self) -> str:
         if self.file is None:
             return self._split.sha256
-        with self.file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return file_sha256(self.file)
 
     def _cache_file(self, ending: str) -> Path:
         name = short_hash([self._sha256, self.features.sha256, self.preprocess])

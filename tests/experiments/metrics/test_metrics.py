@@ -35,6 +35,7 @@ from fewstep.experiments.metrics import (
 )
 from fewstep.experiments.metrics.frechet_distance import GaussianStats
 from fewstep.experiments.metrics.reference import Reference
+from fewstep.experiments.store.json_files import write_json
 
 Array = NDArray[np.float64]
 ALL = METRICS.names()
@@ -358,12 +359,14 @@ def test_a_reference_of_images_and_statistics_is_read_as_adm_does(
     x = digits.train.x
     whole = Reference(features(True), digits, tmp_path).moments
     pixels = x[:100].permute(0, 2, 3, 1).numpy()
-    files = {name: tmp_path / f"{name}.npz" for name in ("both", "images", "named", "other")}
+    names = ("both", "images", "named", "other", "of another dimension")
+    files = {name: tmp_path / f"{name}.npz" for name in names}
     statistics = {"mu": whole.mu, "sigma": whole.sigma}
     np.savez(files["both"], arr_0=pixels, **statistics)
     np.savez(files["images"], arr_0=pixels)
     np.savez(files["named"], arr_0=pixels, extractor=features(False).label, **statistics)
     np.savez(files["other"], arr_0=pixels, extractor="dinov2-0", **statistics)
+    np.savez(files["of another dimension"], arr_0=pixels, mu=np.zeros(5), sigma=np.eye(5))
 
     def measured(metric: str, file: str | None, is_fid: bool = True) -> MetricInstance:
         of = None if file is None else files[file]
@@ -378,12 +381,14 @@ def test_a_reference_of_images_and_statistics_is_read_as_adm_does(
     assert few.of_samples(samples).value != pytest.approx(fd.of_samples(samples).value, rel=0.01)
     assert few.identity["reference_samples"] == 100
     for file, is_fid, stored in (
-        ("both", False, False),
+        ("both", False, True),
         ("named", False, True),
+        ("of another dimension", True, False),
         ("other", True, False),
     ):
         instance = measured("fd", file, is_fid)
-        assert ("reference_moments" in instance.identity) == stored
+        of = "mu and sigma" if stored else "of arr_0"
+        assert instance.identity["reference_moments"] == of
         expected = fd if stored else few
         value = expected.of_samples(samples).value
         assert instance.of_samples(samples).value == pytest.approx(value, rel=1e-9)
@@ -403,6 +408,36 @@ def test_a_metric_is_named_fid_with_the_published_inception_alone(digits: Datase
         kid = MetricInstance(METRICS["kid"], reference, 9, {}).identity
         assert kid["label"] == "KID-digits-inception@9"
     assert MetricInstance(METRICS["fd_inf"], reference, 9, {}).identity["name"] == "FDinf"
+
+
+def test_a_reference_file_is_known_by_what_it_holds(digits: Dataset, tmp_path: Path) -> None:
+    """Another file of the same name, or one whose statistics were not used before (fewstep 0.2)."""
+    from fewstep.experiments.evaluation.evaluate import cells_lacking
+    from fewstep.experiments.run import prepare, requested, run
+
+    file = tmp_path / "reference.npz"
+    pixels = digits.test.x[:90].permute(0, 2, 3, 1).numpy()
+    np.savez(file, arr_0=pixels)
+    settings = (
+        "evaluation.samples=100",
+        "evaluation.steps=[1]",
+        f"evaluation.reference_file={file}",
+    )
+    directory = prepare(tiny(tmp_path, *settings, "evaluation.metrics=[fd,precision]"))
+    run(directory)
+    assert cells_lacking(requested(directory), directory) == 0
+    np.savez(file, arr_0=pixels, mu=np.zeros(64), sigma=np.eye(64))
+    assert cells_lacking(requested(directory), directory) == 1
+    run(directory)
+    assert cells_lacking(requested(directory), directory) == 0
+    cells = directory.cells()
+    assert len(cells) == 4
+    [(name, fd)] = [(n, c) for n, c in cells.items() if "reference_moments" in c["metric"]]
+    del fd["metric"]["reference_moments"]
+    write_json(directory.cell_file(name), fd)  # as before mu and sigma were used
+    assert cells_lacking(requested(directory), directory) == 1
+    file.unlink()
+    assert cells_lacking(requested(directory), directory) == 0  # what it was is all that is known
 
 
 def test_what_is_added_later_measures_the_same_samples(tmp_path: Path) -> None:
