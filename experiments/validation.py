@@ -54,7 +54,7 @@ def learned(config: RunConfig) -> bool:
 def _check(config: RunConfig, dataset: Dataset) -> None:
     evaluation, asking = config.evaluation, config.objective.uses_guidance
     guided = f"the guidance in objective {config.values['objective']['name']!r}"
-    check_guidance(config, dataset, guided, asking and dataset.has_conditions)
+    check_guidance(config, dataset, guided, asking and not learned(config))
     if set(evaluation.guidance) <= {1} and tuple(evaluation.guidance_interval) != EVERYWHERE:
         raise UserError(
             f"evaluation.guidance_interval {list(evaluation.guidance_interval)} restricts nothing: "

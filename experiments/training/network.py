@@ -137,7 +137,7 @@ def check_guidance(config: RunConfig, dataset: Dataset, setting: str, needed: bo
     Guidance asks for "no label", which a network knows only if some labels were dropped.
     """
     if needed and not dataset.has_conditions:
-        raise UserError(f"{setting}: {dataset.name} has no labels")
+        raise UserError(f"{setting} needs labels, and {dataset.name} has none")
     if needed and not config.training.label_dropout:
         raise UserError(
             f"{setting} needs a network that was trained without labels too: "

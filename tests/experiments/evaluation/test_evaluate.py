@@ -245,7 +245,7 @@ def test_guidance_of_data_without_labels(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     bare = config.data.load()
     bare = Dataset("bare", replace(bare.train, y=None), replace(bare.test, y=None), 0)
-    with pytest.raises(UserError, match=r"guidance 2: bare has no labels"):
+    with pytest.raises(UserError, match=r"guidance 2 needs labels, and bare has none"):
         draw(config, bare, Recorder(), SamplingConfig(1, guidance=2.0), 3, 10)
     assert draw(config, bare, Recorder(), SamplingConfig(1), 3, 10).y is None
 

@@ -10,7 +10,7 @@ import torch
 from helpers.tiny import flat, taught, tiny, train, trainer
 
 from fewstep.errors import UserError
-from fewstep.experiments.config.run_config import Override, amend
+from fewstep.experiments.config.run_config import Override, amend, compose
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training.network import load_network
@@ -81,6 +81,9 @@ def test_bad_teachers_are_told_in_one_line(root: Path, teacher: RunDirectory) ->
         assert told in str(caught.value)
         assert "\n" not in str(caught.value)
     check([tiny(root, "objective=shortcut_kvfrans", "training.label_dropout=0.1")])
+    none = ["objective=shortcut_kvfrans", "data=gaussian", "training.label_dropout=0.1"]
+    with pytest.raises(UserError, match="'shortcut_kvfrans' needs labels, and gaussian has none"):
+        check([compose([*none, ("runs", str(root))])])
     with pytest.raises(UserError, match="no run 'nobody'"):
         tiny(root, "objective=scd", "teacher=nobody")
     with pytest.raises(UserError, match="'teach'; did you mean 'teacher'"):
