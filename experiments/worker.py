@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.errors import UserError
-from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.experiments.store.run_directory import UNWRITTEN, RunDirectory
 from fewstep.files import write_file
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.5
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 DONE, FAILED, BAD_INPUT, INTERRUPTED, BUSY, SUPERSEDED = 0, 1, 2, 75, 76, 77
-UNRECORDED = {"disk_full": 73, "io_error": 74}  # where failure.json could not be written
+UNRECORDED = dict(zip(UNWRITTEN, (73, 74), strict=True))  # where failure.json could not be written
 
 
 class StopFlag:

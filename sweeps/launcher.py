@@ -25,10 +25,20 @@ class Event:
     Stopped: a search algorithm ended it early. Again: it failed, and is tried once more. Busy:
     another process has the run; the launcher waits until that process releases it. Tick: time
     passed.
+
+    ``failure``: of failed and again, if the launcher knows more than failure.json, for which a disk
+    may have no room.
     """
 
     kind: str
     run: RunDirectory | None = None
+    failure: Json | None = None
+
+    def reason(self) -> Json | None:
+        """The record of the failure; None where there is none, or no directory any more."""
+        if self.run is None or self.kind not in ("failed", "again") or self.run.spec() is None:
+            return None
+        return self.failure or self.run.failure()
 
 
 OnEvent = Callable[[Event, Sequence[RunDirectory]], None]

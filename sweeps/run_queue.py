@@ -167,16 +167,16 @@ class RunQueue:
             again = answer and before == 0
         if again and not self.stopping:
             self.waiting.append(run)
-            self._tell("again", run)
+            self._tell("again", run, failure)
         else:
-            self._end("failed", run)
+            self._end("failed", run, failure)
 
-    def _end(self, kind: str, run: RunDirectory) -> None:
+    def _end(self, kind: str, run: RunDirectory, failure: Json | None = None) -> None:
         getattr(self.outcome, kind).append(run.key)
-        self._tell(kind, run)
+        self._tell(kind, run, failure)
 
-    def _tell(self, kind: str, run: RunDirectory) -> None:
-        self.on_event(Event(kind, run), self.running())
+    def _tell(self, kind: str, run: RunDirectory, failure: Json | None = None) -> None:
+        self.on_event(Event(kind, run, failure), self.running())
 
 
 def died(run: RunDirectory, code: int) -> Json:
@@ -187,5 +187,5 @@ def died(run: RunDirectory, code: int) -> Json:
         return failures.record(run, "killed", f"killed by {name}{hint}")
     for kind, number in worker.UNRECORDED.items():
         if code == number:
-            return failures.record(run, kind, "its failure could not be written: see the log")
+            return failures.record(run, kind, "the failure could not be written")
     return failures.record(run, "bug", f"the process ended with exit code {code}")

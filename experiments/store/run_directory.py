@@ -49,6 +49,7 @@ WORK = (
 )  # fmt: skip
 """What a run that is not done has in its folder beside its spec."""
 
+UNWRITTEN = ("disk_full", "io_error")  # failures after which there may be no failure.json
 CACHE = "_cache"  # below the root of runs: extractors, reference statistics, lists of packages
 
 Status = Literal["done", "failed", "stopped", "running", "new"]
@@ -118,7 +119,8 @@ class RunDirectory:
         return read_record(self.path / "result.json")
 
     def failure(self) -> Json | None:
-        return read_record(self.path / "failure.json")
+        """Why the last attempt failed, also where no failure.json could be written."""
+        return read_record(self.path / "failure.json") or self._unwritten_failure()
 
     def stopped(self) -> Json | None:
         return read_record(self.path / "stopped.json")
@@ -145,6 +147,8 @@ class RunDirectory:
             return "failed"
         if (self.path / "stopped.json").is_file():
             return "stopped"
+        if self._unwritten_failure() is not None:
+            return "failed"
         begun = self.checkpoints.is_dir() or self.pairs.is_dir()
         return "running" if begun or (self.path / "progress.json").is_file() else "new"
 
@@ -171,6 +175,23 @@ class RunDirectory:
             if "token" in line:  # else it is not one of ours
                 attempts.setdefault(line["token"], {}).update(line)
         return list(attempts.values())
+
+    def _unwritten_failure(self) -> Json | None:
+        """Of an attempt whose last line was all that still fitted on a disk."""
+        if not (attempts := self.attempts()) or attempts[-1].get("ended") not in UNWRITTEN:
+            return None
+        if (self.path / "result.json").is_file():
+            return None  # it lacks cells, and is done
+        last = attempts[-1]
+        return {
+            "key": self.key,
+            "class": last["ended"],
+            "message": "the failure could not be written",
+            "traceback": "",
+            "log_tail": [],
+            "step": None,
+            "finished": last.get("begun", ""),
+        }
 
     def last_step(self) -> int:
         """The step of the newest checkpoint, 0 without one."""

@@ -166,7 +166,7 @@ def passed_file(folder: Path, index: int, restart: int) -> Path:
 def log_event(event: Event) -> None:
     """Write an event to the job's log."""
     if event.run is not None:
-        failure = event.run.failure() if event.kind in ("failed", "again") else None
+        failure = event.reason()
         why = f": {failure['class']}: {failure['message']}" if failure else ""
         log.info("%s %s%s", event.kind, event.run.key, why)
 

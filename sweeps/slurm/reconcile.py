@@ -67,7 +67,7 @@ def _end(run: RunDirectory, last: Json, job: Job) -> tuple[str, str]:
     in_job, (kind, message) = _is_in_job(last, job), ENDS[job.state]
     for unrecorded, code in worker.UNRECORDED.items():
         if job.exited(code):
-            return unrecorded, "its failure could not be written"
+            return unrecorded, "the failure could not be written"
     if job.died_of(signal.SIGKILL):
         return "killed", "a process of the job was killed by SIGKILL"
     if in_job and job.state == "FAILED" and last.get("ended") == "interrupted":

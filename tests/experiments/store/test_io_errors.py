@@ -118,15 +118,20 @@ def worker_of(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> int:
     return worker.main([str(directory.path)])
 
 
-@pytest.mark.parametrize("part", ["train/", "claim.json"])
+@pytest.mark.parametrize("room", [True, False])
 def test_a_full_disk_is_known_by_the_exit_code_and_ends_no_launcher(
-    tmp_path: Path, faulty: Faulty, monkeypatch: pytest.MonkeyPatch, part: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
 ) -> None:
-    """Not even failure.json can be written: the launcher knows the class all the same."""
+    """Not even failure.json can be written: the launcher knows the class all the same.
+
+    ``room``: whether it could begin, and a last line still fits into a block of attempts.jsonl.
+    """
     directory = prepare(tiny(tmp_path, *SETTINGS))
     real = files.replacing
 
     def full(file: Path) -> Any:
+        if room and "claim.json" in file.name:
+            return real(file)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
 
     for module in ("fewstep.experiments.store.json_files", "fewstep.files"):
@@ -139,9 +144,13 @@ def test_a_full_disk_is_known_by_the_exit_code_and_ends_no_launcher(
     queue.start(directory)
     queue.end(directory, code)
     assert queue.outcome.failed == [directory.key]
+    assert (events[-1].reason() or {})["class"] == "disk_full"
+    assert directory.status() == ("failed" if room else "new")
+    assert (directory.failure() or {}).get("class") == ("disk_full" if room else None)
     for module in ("fewstep.experiments.store.json_files", "fewstep.files"):
         monkeypatch.setattr(f"{module}.replacing", real)
     assert worker_of(directory, monkeypatch) == worker.DONE
+    assert (directory.status(), directory.failure()) == ("done", None)
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from rich.progress import Progress, TaskID
 
 from fewstep.cli.views.console import duration, out, progress_bar
+from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.sweeps.definition.member import label_of
 from fewstep.sweeps.launcher import Event
@@ -35,7 +36,7 @@ class SweepView:
 
     def __call__(self, event: Event, working: Sequence[RunDirectory]) -> None:
         if event.kind != "tick" and event.run is not None:
-            self._print(event.kind, event.run)
+            self._print(event.kind, event.run, event.reason())
         shares = {run.key: self._share(run) for run in working}
         speed = sum(rate for _, rate, _ in shares.values())
         done = self.finished + sum(share for share, _, _ in shares.values())
@@ -54,7 +55,7 @@ class SweepView:
             self.printed = time.monotonic()
             out.print(f"{self._runs()}, {text}".removesuffix(", "))
 
-    def _print(self, kind: str, run: RunDirectory) -> None:
+    def _print(self, kind: str, run: RunDirectory, failure: Json | None) -> None:
         if kind in ("done", "failed", "stopped"):
             self.finished += 1
             self.failed += kind == "failed"
@@ -63,7 +64,7 @@ class SweepView:
         if self.bar is not None and kind not in ("busy", "again") and run.key in self.tasks:
             self.bar.remove_task(self.tasks.pop(run.key))
         note = ": another process has it" if kind == "busy" else ""
-        if kind in ("failed", "again") and (failure := run.failure()):
+        if failure is not None:
             note = f": {failure['class']}: {failure['message']}"
             note += f" (log: {run.log})" if kind == "failed" else ""
         elif kind == "failed" and run.spec() is None:
