@@ -72,7 +72,7 @@ def read_lines(path: Path) -> list[Json]:
     """The JSON objects in the lines of ``path``; what a kill has torn is passed over."""
     try:
         text = patiently(lambda: path.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     rows = []
     for line in text.splitlines():

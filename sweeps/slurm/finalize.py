@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, counted
 from fewstep.experiments.store.failures import MAX_FRUITLESS_ATTEMPTS, retried_by_launcher
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.lease import live_lease
@@ -65,7 +65,14 @@ def resubmit(sweep: SweepDirectory, manifest: Json) -> list[str]:
             break
         again |= {run.key: run for run in students}
     requests = {key: resources.get(key, Resources()) for key in again}
-    return [s.job for s in slurm.submit(list(again.values()), requests) if s.job] if again else []
+    if not again:
+        return []
+    done = slurm.submit(list(again.values()), requests)
+    if done.refused:
+        count = counted(len(done.waiting), "run")
+        then = "the next finalizer" if done.finalized else "fewstep sweep, started again,"
+        log.warning("not submitted: %s (%s); %s does", count, done.refused, then)
+    return [s.job for s in done if s.job]
 
 
 def never_tried(run: RunDirectory) -> bool:

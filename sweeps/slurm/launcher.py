@@ -70,10 +70,12 @@ class SlurmLauncher(SlurmSettings):
             notes.append(f"submitted job {s.job}: {tasks}, {runs}")
         if submissions.refused:
             count = len(submissions.waiting)
-            what = counted(count, "run") if count else "the finalizer"
+            left = [counted(count, "run")] if count else []
             later = "the finalizer submits them when the others have ended, or "
-            rest = later * (self.finalize and count > 0) + "the same command does"
-            notes.append(f"not submitted: {what} ({submissions.refused}); {rest}")
+            if self.finalize and not submissions.finalized:
+                left, later = [*left, "the finalizer"], ""
+            rest = later * self.finalize + "the same command does"
+            notes.append(f"not submitted: {' and '.join(left)} ({submissions.refused}); {rest}")
         if others := len(request.configs) - len(submitted) - len(submissions.waiting):
             notes.append(f"already queued, running or finished: {counted(others, 'run')}")
         follow = f"to follow it: fewstep status {request.directory.name} --watch"

@@ -22,6 +22,7 @@ ENDS = {
     "LOST": ("lost_node", "the node was lost, and the job was not requeued"),
     "PREEMPTED": ("preempted", "another job took the node, and the job was not requeued"),
     "FAILED": ("bug", "the job failed"),
+    "COMPLETED": ("bad_data", "the job ended before the run began (does slurm.setup end it?)"),
 }
 
 
@@ -37,6 +38,8 @@ def reconcile(sweep: SweepDirectory) -> dict[str, str]:
             continue
         last = (run.attempts() or [{}])[-1]
         if _is_recorded(run, last, job, submission.created):
+            continue
+        if job.state == "COMPLETED" and any(_is_in_job(a, job) for a in run.attempts()):
             continue
         log = submission.log(task.index)
         if job.state == "FAILED" and (line := failed_line(log)) is not None:

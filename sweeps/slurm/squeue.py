@@ -134,10 +134,8 @@ def array_limit() -> int:
 
 
 def cluster() -> str:
-    """The name of the cluster that the commands ask; empty where it is not known."""
-    with contextlib.suppress(UserError):
-        return _config("ClusterName")
-    return ""
+    """The name of the cluster that the commands ask; empty where it has none."""
+    return _config("ClusterName")
 
 
 def _config(name: str) -> str:

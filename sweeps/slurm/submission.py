@@ -84,10 +84,15 @@ class Task:
 
 
 class Submitted(list[Submission]):
-    """What a launch has submitted. ``refused``: why SLURM took no more; ``waiting``: those runs."""
+    """What a launch has submitted.
+
+    ``refused``: why SLURM took no more; ``waiting``: those runs; ``finalized``: whether a finalizer
+    follows.
+    """
 
     refused: str = ""
     waiting: tuple[str, ...] = ()
+    finalized: bool = False
 
 
 class Slurm:
@@ -127,6 +132,7 @@ class Slurm:
                 with self._partly(done):
                     jobs = [str(s.job) for s in done]
                     self._submit_finalizer(jobs, resources, done.waiting)
+                    done.finalized = True
             return done
 
     @contextlib.contextmanager

@@ -14,6 +14,7 @@ from fewstep.experiments.store.json_files import Json, read_json, write_json
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.sweeps.definition.resources import Resources
 from fewstep.sweeps.launch_record import save_launch_record
+from fewstep.sweeps.launcher import LaunchRequest, launcher
 from fewstep.sweeps.slurm import squeue as queue
 from fewstep.sweeps.slurm.finalize import lost_teacher, resubmit
 from fewstep.sweeps.slurm.settings import SlurmSettings
@@ -322,10 +323,12 @@ def test_a_refusal_half_way_leaves_what_was_submitted_to_a_finalizer(
     refusing = 'echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1'
     commands.program("sbatch", f"if [ $(cat last) = 100 ]; then {refusing}; fi\n{accepting}")
     asked = {"a": Resources(hours=1), "b": Resources(hours=2)}  # two arrays
-    done = Slurm(sweep, SlurmSettings()).submit(sweep.runs(), asked)
-    assert [s.tasks for s in done] == [(("a",),)]
-    assert done.waiting == ("b",)
-    assert "QOSMaxSubmitJobPerUserLimit" in done.refused
+    outcome = launcher("slurm").launch(LaunchRequest.of(sweep.runs(), asked), lambda *told: None)
+    assert outcome.interrupted == ["b"]
+    [told] = [note for note in outcome.notes if "not submitted" in note]
+    assert "1 run and the finalizer (" in told
+    assert "QOSMaxSubmitJobPerUserLimit" in told
+    assert told.endswith("; the same command does")  # and nobody else will
     commands.program("sbatch", accepting)
     again = Slurm(sweep, SlurmSettings()).submit(sweep.runs(), asked)  # the same command
     assert [s.tasks for s in again] == [(("b",),)]

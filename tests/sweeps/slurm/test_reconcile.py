@@ -125,7 +125,7 @@ def test_jobs_of_another_cluster_are_not_looked_for_here(
     assert "1 submission of mine to the cluster a cannot be seen from b" in caplog.text
     submit(sweep, *sweep.runs())
     assert Slurm(sweep).queued()["a"].id == "101"
-    commands.program("scontrol", "exit 1")  # nothing says where we are: as before
+    commands.program("scontrol", "exit 0")  # nothing says where we are: as before
     assert reconcile(sweep) == {}
     assert Slurm(sweep).queued()["a"].id == "101"
 
@@ -158,6 +158,7 @@ def test_a_line_of_setup_that_fails_is_the_reason(commands: Commands, tmp_path: 
         ("PREEMPTED", "preempted", "another job took the node"),
         ("CANCELLED", "cancelled", "the job was cancelled (job 100)"),
         ("FAILED", "bug", "the job failed before the run could begin"),
+        ("COMPLETED", "bad_data", "the job ended before the run began"),  # exit 0 in slurm.setup
     ],
 )
 def test_the_end_of_a_job_is_the_end_of_a_run_that_says_nothing(

@@ -38,12 +38,16 @@ def cancel(
     if former:
         warn("--former", "--orphaned")
     directory = find_sweep(sweep, only_root(overrides, runs))
+    members = [] if orphaned or former else directory.runs()
+    for r in members:  # before SLURM is asked, which may be away
+        if r.key.startswith(tuple(run or [""])):
+            _ask_to_stop(r)
     orphans = orphaned_runs(directory, queued_runs(directory))
-    candidates = orphans if orphaned or former else [*directory.runs(), *orphans]
-    chosen = [r for r in directory.select(run or [], candidates) if r.status() != "done"]
+    selected = directory.select(run or [], [*members, *orphans])
+    chosen = [r for r in selected if r.status() != "done"]
     there = [r for r in chosen if r.path.is_dir()]
-    for r in there:  # before SLURM is asked, which may be away
-        r.cancel.touch()  # the process that has it, or takes it, looks for this file
+    for r in there:
+        _ask_to_stop(r)
     try:
         queued = _cancel_jobs(directory, chosen)
     except UserError as error:
@@ -54,6 +58,12 @@ def cancel(
             r.write("failure", failures.record(r, "cancelled", "cancelled before it ended"))
     then = "the command that started them resumes them" if there else "none is unfinished"
     out.print(f"cancelling {counted(len(there), 'run')} of {sweep}; {then}")
+
+
+def _ask_to_stop(run: RunDirectory) -> None:
+    """The process that has the run, or takes it, looks for this file."""
+    if run.status() != "done" and run.path.is_dir():
+        run.cancel.touch()
 
 
 def _cancel_jobs(sweep: SweepDirectory, chosen: Sequence[RunDirectory]) -> set[str]:
