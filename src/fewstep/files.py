@@ -21,7 +21,9 @@ AWAY = (
     errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
     errno.EREMOTEIO, errno.ENXIO, errno.ENODEV,
 )  # fmt: skip
-IO_ERRORS = {"disk_full": DISK_FULL, "io_error": AWAY}  # failure classes
+# to wait is in vain: a disk that failed is read-only, a Kerberos ticket ran out
+GONE = (errno.EROFS, errno.EKEYEXPIRED, errno.EKEYREVOKED, errno.ENOKEY)
+IO_ERRORS = {"disk_full": DISK_FULL, "io_error": (*AWAY, *GONE)}  # failure classes
 WAITS = (0.1, 0.3, 1.0, 3.0, 5.0)  # seconds between attempts
 HOPELESS_SECONDS = 60.0  # so long after waiting in vain, nothing waits again
 

@@ -86,7 +86,13 @@ def test_errors_that_pass_change_nothing(
 
 @pytest.mark.parametrize(
     ("number", "kind"),
-    [(errno.EIO, "io_error"), (errno.ESTALE, "io_error"), (errno.ENOSPC, "disk_full")],
+    [
+        (errno.EIO, "io_error"),
+        (errno.ESTALE, "io_error"),
+        (errno.EROFS, "io_error"),
+        (errno.ENOSPC, "disk_full"),
+        (errno.EDQUOT, "disk_full"),
+    ],
 )
 def test_errors_that_stay_have_a_class_of_their_own(
     tmp_path: Path, faulty: Faulty, number: int, kind: str
