@@ -33,7 +33,7 @@ from fewstep.experiments.early_stopping import Rungs
 from fewstep.experiments.evaluation.evaluate import cells_lacking, evaluate
 from fewstep.experiments.store import failures
 from fewstep.experiments.store.data_record import check_data, describe
-from fewstep.experiments.store.json_files import Json
+from fewstep.experiments.store.json_files import CorruptFile, Json
 from fewstep.experiments.store.lease import LeaseLost as LeaseLost
 from fewstep.experiments.store.lease import RunLease
 from fewstep.experiments.store.lease import RunLocked as RunLocked
@@ -132,7 +132,7 @@ def read_spec(directory: RunDirectory) -> RunConfig | None:
         config = RunConfig(spec["config"])
         key = config.key
     except (KeyError, TypeError) as error:
-        raise UserError(f"{file} is not the spec of a run ({error})") from None
+        raise CorruptFile(f"{file} is not the spec of a run (it lacks {error})") from None
     if {key, spec["key"]} != {directory.key}:
         raise UserError(
             f"{directory.path} is from another configuration: its spec.json has key {key}, "

@@ -1,5 +1,7 @@
 """The interface of launchers, which run the runs of a sweep, on this machine or elsewhere."""
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
@@ -36,9 +38,13 @@ class Event:
 
     def reason(self) -> Json | None:
         """The record of the failure; None where there is none, or no directory any more."""
-        if self.run is None or self.kind not in ("failed", "again") or self.run.spec() is None:
+        if self.run is None or self.kind not in ("failed", "again"):
             return None
-        return self.failure or self.run.failure()
+        if self.failure is not None and os.path.isdir(self.run.path):
+            return self.failure
+        with contextlib.suppress(OSError, UserError):  # a file that cannot be read
+            return None if self.run.spec() is None else self.run.failure()
+        return None
 
 
 OnEvent = Callable[[Event, Sequence[RunDirectory]], None]

@@ -138,8 +138,9 @@ def plan(sweep: Sweep) -> Plan:
         try:
             if directory.path.is_dir() and (directory.path / "spec.json").exists():
                 read_spec(directory)
+                directory.data()
             runs.append(Planned(member, directory, _state(member, directory)))
-        except CorruptFile as error:  # the others can start
+        except (CorruptFile, OSError) as error:  # the others can start
             runs.append(Planned(member, directory, "unreadable", str(error)))
     if not runs:
         raise UserError(f"sweep {sweep.name} has no runs")

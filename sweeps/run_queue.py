@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fewstep.experiments import worker
 from fewstep.experiments.store import failures
-from fewstep.experiments.store.json_files import Json
+from fewstep.experiments.store.json_files import CorruptFile, Json
 from fewstep.experiments.store.lease import Attempt, live_lease
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.sweeps.launcher import Event, OnEvent, Outcome, is_cancelled, is_complete, teacher_of
@@ -59,41 +59,49 @@ class RunQueue:
 
     def next(self) -> RunDirectory | None:
         """Assign the first run that may start; a student waits until its teacher has ended."""
-        unfinished = {run.key for run in self.unfinished()}
         for run in self.waiting[:]:
-            if run.key not in self._teachers:
-                self._teachers[run.key] = teacher_of(run)
-            if self._teachers[run.key] in unfinished:
-                continue
-            if time.monotonic() - self._busy.get(run.key, -LOOK_SECONDS) < LOOK_SECONDS:
-                continue
-            if self.skips_complete and is_complete(run):
-                self.waiting.remove(run)
-                unfinished.discard(run.key)
-                run.remove("failure")  # of cells requested earlier
-                self._end("done", run)
-                continue
-            attempt = live_lease(run)
-            if attempt is None and is_cancelled(run):
-                self.waiting.remove(run)
-                unfinished.discard(run.key)
-                self._end("failed", run)
-            elif attempt is None or self.takes_over(attempt):
-                self.waiting.remove(run)
-                self._busy.pop(run.key, None)
-                self.superseded[run.key] = "" if attempt is None else attempt.token
-                self.assigned[run.key] = run
-                return run
-            else:
-                first = run.key not in self._busy
-                self._busy[run.key] = time.monotonic()
-                if first:
-                    self._tell("busy", run)
+            try:
+                if self._may_start(run):
+                    self.waiting.remove(run)
+                    self.assigned[run.key] = run
+                    return run
+            except (OSError, CorruptFile) as error:  # a file of this run; the others start
+                if run in self.waiting:
+                    self.waiting.remove(run)
+                self._end("failed", run, failures.unreadable(run, error))
         return None
+
+    def _may_start(self, run: RunDirectory) -> bool:
+        """Whether the run may start; one that needs not is ended."""
+        if run.key not in self._teachers:
+            self._teachers[run.key] = teacher_of(run)
+        if self._teachers[run.key] in {run.key for run in self.unfinished()}:
+            return False
+        if time.monotonic() - self._busy.get(run.key, -LOOK_SECONDS) < LOOK_SECONDS:
+            return False
+        if self.skips_complete and is_complete(run):
+            self.waiting.remove(run)
+            run.remove("failure")  # of cells requested earlier
+            self._end("done", run)
+            return False
+        attempt = live_lease(run)
+        if attempt is None and is_cancelled(run):
+            self.waiting.remove(run)
+            self._end("failed", run)
+            return False
+        if attempt is None or self.takes_over(attempt):
+            self._busy.pop(run.key, None)
+            self.superseded[run.key] = "" if attempt is None else attempt.token
+            return True
+        first = run.key not in self._busy
+        self._busy[run.key] = time.monotonic()
+        if first:
+            self._tell("busy", run)
+        return False
 
     def start(self, run: RunDirectory) -> None:
         self.started[run.key] = run
-        self._previous[run.key] = run.failure()
+        self._previous[run.key] = _failure(run)
         self._tell("started", run)
 
     def end(
@@ -113,7 +121,7 @@ class RunQueue:
         elif code == worker.INTERRUPTED or (self.stopping and code < 0):
             self._end("interrupted", run)
         else:
-            failure = run.failure()
+            failure = _failure(run)
             unrecorded = failure in (None, self._previous.get(run.key))
             # rank 0 takes the death of another rank for the loss of its machine
             unrecorded |= code < 0 and failure is not None and failure["class"] == "lost_node"
@@ -177,6 +185,14 @@ class RunQueue:
 
     def _tell(self, kind: str, run: RunDirectory, failure: Json | None = None) -> None:
         self.on_event(Event(kind, run, failure), self.running())
+
+
+def _failure(run: RunDirectory) -> Json | None:
+    """failure.json; None also where it cannot be read."""
+    try:
+        return run.failure()
+    except (OSError, CorruptFile):
+        return None
 
 
 def died(run: RunDirectory, code: int) -> Json:

@@ -9,6 +9,7 @@ from pathlib import Path
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.provenance import now
 from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.files import IO_ERRORS
 
 LOG_TAIL_LINES = 20
 MAX_FRUITLESS_ATTEMPTS = 3  # that kept nothing, after which a run that is lost again is left
@@ -69,6 +70,17 @@ def record(
         "step": step,
         "finished": now(),
     }
+
+
+def unreadable(run: RunDirectory, error: Exception) -> Json:
+    """A failure record of a run that has a file which cannot be read; nothing of it is read."""
+    number = getattr(error, "errno", None)
+    kinds = [kind for kind, numbers in IO_ERRORS.items() if number in numbers]
+    kind = kinds[0] if kinds else "bad_data"
+    return {
+        "key": run.key, "class": kind, "message": str(error), "traceback": "", "log_tail": [],
+        "step": None, "finished": now(),
+    }  # fmt: skip
 
 
 def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> list[str]:

@@ -11,6 +11,9 @@ from fewstep.files import patiently, replacing
 Json = dict[str, Any]
 
 
+WRITTEN_AGAIN = "; remove that file, and `fewstep sweep` writes it again"
+
+
 class CorruptFile(UserError):
     """A file of a run or a sweep that is not what was written: a disk's fault, or an editor's.
 
@@ -63,9 +66,7 @@ def read_record(path: Path | str) -> Json | None:
         return read_json(path)
     except CorruptFile as error:
         anew = ", and the run anew unless it is done" if str(path).endswith("spec.json") else ""
-        raise CorruptFile(
-            f"{error}; remove that file, and `fewstep sweep` writes it again{anew}"
-        ) from None
+        raise CorruptFile(f"{error}{WRITTEN_AGAIN}{anew}") from None
 
 
 def read_lines(path: Path) -> list[Json]:

@@ -39,7 +39,13 @@ from typing import Any, Literal
 
 from fewstep.errors import UserError
 from fewstep.experiments.store import json_files
-from fewstep.experiments.store.json_files import CorruptFile, Json, read_json, read_record
+from fewstep.experiments.store.json_files import (
+    WRITTEN_AGAIN,
+    CorruptFile,
+    Json,
+    read_json,
+    read_record,
+)
 from fewstep.files import append, patiently
 
 WORK = (
@@ -50,6 +56,7 @@ WORK = (
 """What a run that is not done has in its folder beside its spec."""
 
 UNWRITTEN = ("disk_full", "io_error")  # failures after which there may be no failure.json
+ESSENTIAL = {"cell", "metric", "value", "nfe"}  # what no cell lacks
 CACHE = "_cache"  # below the root of runs: extractors, reference statistics, lists of packages
 
 Status = Literal["done", "failed", "stopped", "running", "new"]
@@ -102,7 +109,11 @@ class RunDirectory:
 
     def data(self) -> Json | None:
         """Which data it is trained on; None before it begins, and for runs of fewstep 0.2."""
-        return read_record(self.path / "data.json")
+        try:
+            return read_json(self.path / "data.json")
+        except CorruptFile as error:
+            then = "remove that file, and it is not known which data the run is trained on"
+            raise CorruptFile(f"{error}; {then}") from None
 
     def made_in(self) -> Path:
         """The folder that relative paths in its settings are relative to."""
@@ -116,7 +127,10 @@ class RunDirectory:
         return above.parents[len(runs.parts) - 1]
 
     def result(self) -> Json | None:
-        return read_record(self.path / "result.json")
+        result = read_record(file := self.path / "result.json")
+        if result is not None and "provenance" not in result:
+            raise CorruptFile(f"{file} lacks provenance{WRITTEN_AGAIN}")
+        return result
 
     def failure(self) -> Json | None:
         """Why the last attempt failed, also where no failure.json could be written."""
@@ -214,7 +228,9 @@ class RunDirectory:
         cells = {}
         for name in names:
             try:
-                cell = read_record(os.path.join(folder, name))
+                cell = read_record(path := os.path.join(folder, name))
+                if cell is not None and (lacks := ESSENTIAL - cell.keys()):
+                    raise CorruptFile(f"{path} lacks {', '.join(sorted(lacks))}{WRITTEN_AGAIN}")
             except CorruptFile as error:
                 if damaged is None:
                     raise
@@ -282,7 +298,10 @@ class SweepDirectory:
 
     def plan(self) -> Json | None:
         """``sweep.json``: ``{name, description, axes, runs: [{key, seed, choices}]}``."""
-        return read_record(self.path / "sweep.json")
+        plan = read_record(file := self.path / "sweep.json")
+        if plan is not None and not isinstance(plan.get("runs"), list):
+            raise CorruptFile(f"{file} lists no runs{WRITTEN_AGAIN}")
+        return plan
 
     def runs(self) -> list[RunDirectory]:
         """The members named in sweep.json, in its order; every run folder where there is none."""
@@ -307,6 +326,15 @@ class SweepDirectory:
                 hint = f"; did you mean {near[matches[0]]!r}?" if matches else ""
                 raise UserError(f"sweep {self.name} has no run {key!r}{hint}")
         return [run for run in runs if not keys or run.key.startswith(tuple(keys))]
+
+
+def is_readable(run: RunDirectory) -> bool:
+    """Whether what a launcher reads of the run is neither damaged nor out of reach."""
+    try:
+        run.spec(), run.request(), run.result(), run.failure()
+    except (CorruptFile, OSError):
+        return False
+    return True
 
 
 def find_sweeps(root: Path) -> list[SweepDirectory]:

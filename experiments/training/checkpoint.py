@@ -28,7 +28,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from fewstep.experiments.distributed.process_group import ranks
-from fewstep.files import IO_ERRORS, patiently
+from fewstep.files import patiently
 
 KEPT = 2
 LEFT_SECONDS = 600.0
@@ -114,11 +114,8 @@ def _newest(folder: Path) -> Checkpoint | None:
             return patiently(partial(_load, path))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             log.warning("checkpoint %s is damaged (%s): going back to the one before", path, error)
-            away = (
-                error
-                if isinstance(error, OSError) and error.errno in IO_ERRORS["io_error"]
-                else away
-            )
+            missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+            away = error if isinstance(error, OSError) and not missing else away
     if away is not None:  # they may be whole: to begin at step 0 would remove them
         raise away
     return None

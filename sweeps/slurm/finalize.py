@@ -6,8 +6,10 @@ commands that a user would run.
 """
 
 import logging
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -15,15 +17,18 @@ from fewstep.errors import UserError, counted
 from fewstep.experiments.store.failures import MAX_FRUITLESS_ATTEMPTS, retried_by_launcher
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.lease import live_lease
-from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
+from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory, is_readable
 from fewstep.sweeps.definition.launchers import with_new_names, with_settings
 from fewstep.sweeps.definition.resources import Resources
 from fewstep.sweeps.launcher import teacher_of
 from fewstep.sweeps.slurm.array_task import read_manifest
 from fewstep.sweeps.slurm.reconcile import reconcile
+from fewstep.sweeps.slurm.sbatch import FINALIZER
 from fewstep.sweeps.slurm.settings import SlurmSettings
-from fewstep.sweeps.slurm.submission import Slurm
+from fewstep.sweeps.slurm.submission import LIMIT, NoRoom, Slurm
 
+WAIT_SECONDS = 3600 * (FINALIZER.resources.hours or 1) / 2  # for room; the rest is for the report
+LOOK_SECONDS = 15.0
 log = logging.getLogger(__name__)
 
 
@@ -31,11 +36,18 @@ def main() -> int:
     """The finalizer; its exit code is that of the first command that fails."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     sweep = SweepDirectory(Path(sys.argv[1]).parent.parent)
-    try:
-        for job in resubmit(sweep, read_manifest(Path(sys.argv[1]))):
-            log.info("lost runs are submitted again: job %s", job)
-    except UserError as error:  # finished runs are still synced and reported
-        log.error("%s", error)
+    end = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            for job in resubmit(sweep, read_manifest(Path(sys.argv[1]))):
+                log.info("lost runs are submitted again: job %s", job)
+        except UserError as error:  # finished runs are still synced and reported
+            limited = isinstance(error, NoRoom) or LIMIT.search(str(error))
+            if limited and time.monotonic() < end:  # the finalizer before this one ends, or others
+                time.sleep(LOOK_SECONDS)
+                continue
+            log.error("%s", error)
+        break
     code = 0
     for command in (["sync"], ["report", "--each"]):
         words = [sys.executable, "-P", "-m", "fewstep.cli.app", *command, sweep.name]
@@ -52,7 +64,8 @@ def resubmit(sweep: SweepDirectory, manifest: Json) -> list[str]:
     values = with_new_names(default, "slurm", manifest["settings"], silent=True)
     slurm = Slurm(sweep, with_settings(default, "slurm", values))
     resources = {key: Resources(**values) for key, values in manifest["resources"].items()}
-    runs = [run for run in sweep.runs() if run.result() is None and live_lease(run) is None]
+    readable = [run for run in sweep.runs() if is_readable(run)]  # the report names the others
+    runs = [run for run in readable if run.result() is None and live_lease(run) is None]
     again = {
         r.key: r
         for r in runs
@@ -67,7 +80,7 @@ def resubmit(sweep: SweepDirectory, manifest: Json) -> list[str]:
     requests = {key: resources.get(key, Resources()) for key in again}
     if not again:
         return []
-    done = slurm.submit(list(again.values()), requests)
+    done = slurm.submit(list(again.values()), requests, patient="SLURM_JOB_ID" in os.environ)
     if done.refused:
         count = counted(len(done.waiting), "run")
         then = "the next finalizer" if done.finalized else "fewstep sweep, started again,"

@@ -7,8 +7,8 @@ from fewstep.experiments import worker
 from fewstep.experiments.store import failures
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.lease import live_lease
-from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
-from fewstep.sweeps.slurm.setup_lines import failed_line
+from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory, is_readable
+from fewstep.sweeps.slurm.setup_lines import FAILED, failed_line
 from fewstep.sweeps.slurm.squeue import IN_VAIN, Job
 from fewstep.sweeps.slurm.submission import Slurm
 
@@ -34,6 +34,8 @@ def reconcile(sweep: SweepDirectory) -> dict[str, str]:
         run, submission, job = runs.get(key), task.submission, task.job
         if run is None or job is None or job.state not in ENDS:
             continue
+        if not is_readable(run):  # whoever looks at it names the file
+            continue
         if run.status() in ("done", "stopped") or live_lease(run) is not None:
             continue
         last = (run.attempts() or [{}])[-1]
@@ -42,7 +44,7 @@ def reconcile(sweep: SweepDirectory) -> dict[str, str]:
         if job.state == "COMPLETED" and any(_is_in_job(a, job) for a in run.attempts()):
             continue
         log = submission.log(task.index)
-        if job.state == "FAILED" and (line := failed_line(log)) is not None:
+        if job.exited(FAILED) and (line := failed_line(log)) is not None:
             kind, message = "bad_data", line
         else:
             kind, message = _end(run, last, job)

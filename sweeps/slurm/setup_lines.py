@@ -17,24 +17,27 @@ def guarded(lines: Iterable[str]) -> list[str]:
     """Commands of bash that end the job where one of ``lines`` fails.
 
     They run in the job's own shell, so that modules and environments stay. Lines that bash reads as
-    one command (a loop, a here document) succeed or fail as one. ``UserError`` for lines that bash
-    cannot read.
+    one command (a loop, a here document) succeed or fail as one; one that exits fails. ``UserError``
+    for lines that bash cannot read.
     """
+    commands = _commands([line for entry in lines for line in entry.splitlines()])
+    if not commands:
+        return []
+    told = f'code=$?; printf "%s (exit code %s): %s\\n" "{MARK}" "$code" "$fewstep_line"'
     return [
-        f"eval {shlex.quote(command)} || {{ code=$?; "
-        f"printf '%s (exit code %s): %s\\n' {shlex.quote(MARK)} \"$code\" {shlex.quote(command)}; "
-        f"exit {FAILED}; }}"
-        for command in _commands(list(lines))
+        f"shopt -s execfail; trap {shlex.quote(f'{told}; exit {FAILED}')} EXIT",
+        *(f'fewstep_line={shlex.quote(c)}; eval "$fewstep_line" || exit $?' for c in commands),
+        "shopt -u execfail; trap - EXIT; unset fewstep_line",
     ]
 
 
 def failed_line(log: Path) -> str | None:
     """What the job's log says of the line that failed; None where none did."""
     try:
-        last = [line for line in log_tail(log) if line.strip()][-1:]
+        told = [line for line in log_tail(log) if line.startswith(MARK)]  # of several, the first
     except OSError:
         return None
-    return next((x.removeprefix("fewstep: ") for x in last if x.startswith(MARK)), None)
+    return told[-1].removeprefix("fewstep: ") if told else None
 
 
 def _commands(lines: list[str]) -> list[str]:

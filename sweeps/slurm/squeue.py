@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from fewstep.errors import UserError
 
@@ -143,26 +144,55 @@ def _config(name: str) -> str:
     return found.group(1) if found else ""
 
 
-def submit_room(account: str | None, qos: str | None) -> int | None:
-    """How many more jobs and tasks this user may submit; None where nothing says or limits it."""
+class Room(NamedTuple):
+    """How many jobs and tasks may be submitted: at most, and now."""
+
+    limit: int
+    free: int
+
+
+def submit_room(account: str | None, qos: str | None) -> Room | None:
+    """How many jobs and tasks this user may submit; None where nothing says or limits it.
+
+    By MaxSubmitJobs of the user's association with ``account`` (None: the default one) and of the
+    QOS, and by GrpSubmitJobs of the account, as far as jobs of others are shown.
+    """
     user = getpass.getuser()
+    show = ("sacctmgr", "-nP", "show")
     try:
-        rows = _rows("sacctmgr", "-nP", "show", "assoc", "where", f"user={user}",
-                     "format=Account,MaxSubmit,DefaultQOS")  # fmt: skip
-        own = [row for row in rows if account in (None, row[0])]
-        used = {qos or row[2] or "normal" for row in own}
-        limits = [row[1] for row in own]
-        limits += [
-            row[1]
-            for row in _rows("sacctmgr", "-nP", "show", "qos", "format=Name,MaxSubmitPU")
-            if row[0] in used
+        if account is None:
+            default = _rows(*show, "user", user, "format=DefaultAccount")
+            account = default[0][0] if default else None
+        own = [
+            row
+            for row in _rows(
+                *show, "assoc", "where", f"user={user}", "format=Account,MaxSubmit,DefaultQOS"
+            )  # fmt: skip
+            if row[0] == account
         ]
-        if not (numbers := [int(limit) for limit in limits if limit.isdigit()]):
-            return None
-        taken = _rows("squeue", "-h", "-r", "-u", user, "-o", "%i")
-    except UserError:  # no accounting here
+        used = {qos or row[2] or "normal" for row in own}
+        of_qos = _rows(*show, "qos", "format=Name,MaxSubmitPU")
+        of_user = [row[1] for row in [*own, *(row for row in of_qos if row[0] in used)]]
+        of_account = [
+            row[2]
+            for row in _rows(
+                *show,
+                "assoc",
+                "where",
+                f"account={account}",
+                "user=",
+                "format=Account,User,GrpSubmit",
+            )  # fmt: skip
+            if row[0] == account and not row[1]
+        ]
+        rooms = []
+        for limits, whose in ((of_user, ("-u", user)), (of_account, ("-A", str(account)))):
+            if numbers := [int(limit) for limit in limits if limit.isdigit()]:
+                taken = len(_rows("squeue", "-h", "-r", *whose, "-o", "%i"))
+                rooms.append(Room(min(numbers), max(0, min(numbers) - taken)))
+    except (UserError, IndexError):  # no accounting here
         return None
-    return max(0, min(numbers) - len(taken))
+    return min(rooms, key=lambda room: room.free, default=None)
 
 
 def _rows(*words: str) -> list[list[str]]:

@@ -28,7 +28,7 @@ from filelock import FileLock
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from fewstep.errors import UserError, counted
-from fewstep.experiments.store.json_files import Json, read_json, write_json
+from fewstep.experiments.store.json_files import CorruptFile, Json, read_json, write_json
 from fewstep.experiments.store.provenance import now
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.sweeps.definition.resources import Resources
@@ -40,6 +40,7 @@ from fewstep.sweeps.slurm.sbatch import executor, finalizer
 from fewstep.sweeps.slurm.settings import SlurmSettings
 
 FOLDER = "_slurm"
+LIMIT = re.compile("SubmitJob|submit limit|QOS policy", re.IGNORECASE)  # what sbatch says of one
 log = logging.getLogger(__name__)
 
 
@@ -83,6 +84,10 @@ class Task:
     pending: bool
 
 
+class NoRoom(UserError):
+    """A limit of submitted jobs is reached now, and will not be when others have ended."""
+
+
 class Submitted(list[Submission]):
     """What a launch has submitted.
 
@@ -102,12 +107,18 @@ class Slurm:
         self.sweep, self.settings = sweep, settings or SlurmSettings()
         self.name = f"fewstep-{sweep.name}"  # of the jobs
 
-    def submit(self, runs: Sequence[RunDirectory], resources: Mapping[str, Resources]) -> Submitted:
+    def submit(
+        self,
+        runs: Sequence[RunDirectory],
+        resources: Mapping[str, Resources],
+        patient: bool = False,
+    ) -> Submitted:
         """Submit the ``runs`` that are pending in no job; returns at once.
 
         Two processes that submit the same sweep take a lock, and the second finds the jobs of the
         first. A UserError if SLURM refuses all, or a time limit leaves no time to train. Where it
-        takes some only, the finalizer submits the others when the first have ended.
+        takes some only, the finalizer submits the others when the first have ended. ``patient``:
+        ``NoRoom`` where there is no room for a run and a finalizer now, but will be.
         """
         self.settings.check_hours(resources[run.key] for run in runs)
         folder = self.sweep.path / FOLDER
@@ -121,9 +132,7 @@ class Slurm:
                 for run in runs if run.key in missing
             ]  # fmt: skip
             done = Submitted()
-            room = queue.submit_room(self.settings.account, self.settings.qos)
-            if room is not None:  # the finalizer is a job, too
-                room = max(1, room - self.settings.finalize)
+            room = self._room(patient) if to_submit else None
             with self._partly(done):
                 for chunk in chunks(to_submit, self.settings, queue.array_limit()):
                     self._submit_some(chunk, number, done, room)
@@ -134,6 +143,17 @@ class Slurm:
                     self._submit_finalizer(jobs, resources, done.waiting)
                     done.finalized = True
             return done
+
+    def _room(self, patient: bool) -> int | None:
+        """For how many tasks there is room beside the finalizer, which is a job, too."""
+        room = queue.submit_room(self.settings.account, self.settings.qos)
+        if room is None:
+            return None
+        own = 1 if patient else 0  # a finalizer that submits is a job itself
+        free = room.free - self.settings.finalize
+        if free < 1 and patient and room.limit > own + self.settings.finalize:
+            raise NoRoom(f"{room.limit} jobs may be submitted, and there is room for {room.free}")
+        return max(1, free)
 
     @contextlib.contextmanager
     def _partly(self, done: Submitted) -> Iterator[None]:
@@ -159,7 +179,15 @@ class Slurm:
         if not chunk.tasks:
             return
         after = None if chunk.teacher is None else f"afterok:{number[chunk.teacher]}"
-        done.append(new := self._submit(chunk, after))
+        while True:
+            try:
+                done.append(new := self._submit(chunk, after))
+                break
+            except UserError as error:
+                if not LIMIT.search(str(error)) or len(chunk.tasks) == 1:
+                    raise
+                done.refused = done.refused or str(error)  # of a limit that we cannot ask for
+                chunk = replace(chunk, tasks=chunk.tasks[: len(chunk.tasks) // 2])
         for i, keys in enumerate(new.tasks):
             number |= dict.fromkeys(keys, new.task_of(i))
 
@@ -252,11 +280,16 @@ class Slurm:
 
         Those to another that shares the run root are left out, with a warning.
         """
+        here = ""
+        with contextlib.suppress(UserError):  # no cluster here: all are shown
+            here = queue.cluster()
+        return self._submissions(here)
+
+    def _submissions(self, here: str) -> list[Submission]:
         submissions, elsewhere = [], dict[str, int]()
-        here = queue.cluster()
         for file in sorted((self.sweep.path / FOLDER).glob("*/manifest.json")):
-            manifest = read_json(file) or {}
-            if manifest.get("kind") == "refused":
+            manifest = _manifest(file)
+            if manifest["kind"] == "refused":
                 continue
             there = manifest.get("cluster") or here
             if here and there != here:
@@ -279,7 +312,7 @@ class Slurm:
 
     def tasks(self) -> dict[str, Task]:
         """The task of each run in which it is pending; else its newest task."""
-        submissions = [s for s in self.submissions() if s.kind == "runs"]
+        submissions = [s for s in self._submissions(queue.cluster()) if s.kind == "runs"]
         jobs = queue.jobs(self.name, [s.job for s in submissions if s.job is not None])
         if jobs is None:
             raise UserError("SLURM does not answer (squeue)")
@@ -315,6 +348,17 @@ def _read(folder: Path, m: Json) -> Submission:
     others = tuple(m.get("of", ()))
     where = m.get("cluster", "")
     return Submission(folder, m["job"], tasks, m["created"], m["kind"], others, where)
+
+
+def _manifest(file: Path) -> Json:
+    then = f"unless squeue shows a job with the comment {file.parent.name}, remove that folder"
+    try:
+        manifest = read_json(file) or {}
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}; {then}") from None
+    if lacks := {"kind", "job", "tasks", "created", "name"} - manifest.keys():
+        raise CorruptFile(f"{file} lacks {', '.join(sorted(lacks))}; {then}")
+    return manifest
 
 
 @cache

@@ -176,7 +176,7 @@ def test_healthy_runs_of_a_sweep_start_and_all_damaged_files_are_named(runs, mon
 
 def test_an_estimate_does_without_other_runs_that_cannot_be_read(runs):
     for run in runs:
-        run.write("result", {})
+        run.write("result", {"provenance": {}})
     (runs[0].path / "spec.json").write_bytes(TORN[0])
     (runs[1].path / "result.json").write_bytes(TORN[1])
     (runs[2].path / "result.json").write_bytes(TORN[2])

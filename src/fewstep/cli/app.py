@@ -83,7 +83,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     except OSError as error:
-        if not any(error.errno in numbers for numbers in IO_ERRORS.values()):
+        known = isinstance(error, PermissionError)
+        if not known and not any(error.errno in numbers for numbers in IO_ERRORS.values()):
             raise
         refuse(f"{error.filename or 'a file'}: {error.strerror}")
         code = 1  # no fault of the input

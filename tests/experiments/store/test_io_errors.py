@@ -107,12 +107,15 @@ def test_errors_that_stay_have_a_class_of_their_own(
     assert directory.status() == "done"
 
 
-def test_checkpoints_that_cannot_be_read_are_not_begun_anew(tmp_path: Path, faulty: Faulty) -> None:
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_checkpoints_that_cannot_be_read_are_not_begun_anew(
+    tmp_path: Path, faulty: Faulty, number: int
+) -> None:
     directory = prepare(tiny(tmp_path, *SETTINGS))
     run(directory)
     (directory.path / "result.json").unlink()
-    faulty.part, faulty.times = "state.json", 10_000
-    with pytest.raises(RunFailed, match="io_error"):
+    faulty.part, faulty.number, faulty.times = "state.json", number, 10_000
+    with pytest.raises(RunFailed, match="io_error" if number == errno.EIO else "Permission"):
         run(directory)
     assert directory.last_step() == 6
     faulty.times = 0

@@ -117,7 +117,7 @@ def test_a_run_that_is_done_and_lost_its_spec_keeps_what_it_found(tmp_path: Path
 
 def test_records_make_no_folder_of_a_removed_run(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "gone")
-    directory.write("result", {})
+    directory.write("result", {"provenance": {}})
     for file in (directory.cell_file("cell"), directory.rung_file(3)):
         with pytest.raises(FileNotFoundError):
             directory.write_file(file, {})

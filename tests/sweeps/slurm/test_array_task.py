@@ -169,7 +169,7 @@ def test_runs_of_a_pack_have_the_cores_they_asked_for_whatever_the_node_has(
     def launch(launcher: WorkerPool, runs: Any, on_event: Any) -> Outcome:
         seen.append((launcher.workers, launcher.cpus))
         for run in runs:
-            run.write("result", {})
+            run.write("result", {"provenance": {}})
         return Outcome()
 
     monkeypatch.setattr(WorkerPool, "launch", launch)

@@ -113,7 +113,7 @@ def test_a_finished_run_that_lacks_cells_is_not_left_to_a_job_that_has_passed_it
     sweep: SweepDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def launch(launcher: WorkerPool, runs: Sequence[RunDirectory], on_event: OnEvent) -> Outcome:
-        runs[0].write("result", {})
+        runs[0].write("result", {"provenance": {}})
         on_event(Event("done", runs[0]), [])
         return Outcome()
 

@@ -305,7 +305,7 @@ def test_what_a_limit_has_no_room_for_is_submitted_by_the_finalizer(
             commands.says(job, "COMPLETED")
     for run in sweep.runs():
         if run.key not in done.waiting:
-            run.write("result", {})
+            run.write("result", {"provenance": {}})
     before = commands.submitted()
     resubmit(sweep, collector)
     assert commands.submitted() > before

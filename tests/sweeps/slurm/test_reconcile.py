@@ -279,7 +279,7 @@ def test_what_is_done_or_stopped_is_left_as_it_is(tmp_path: Path, commands: Comm
     submit(sweep, runs_per_job=3)
     for run in sweep.runs():
         began(run, "100")
-    sweep.runs()[0].write("result", {})
+    sweep.runs()[0].write("result", {"provenance": {}})
     sweep.runs()[1].write("stopped", {"step": 3})
     commands.says("100", "TIMEOUT")
     assert reconcile(sweep) == {"neither": "timeout"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 
 import pytest
@@ -42,12 +43,24 @@ def test_what_succeeds_stays_for_the_program(lines: list[str], expected: str) ->
         ("cd /nonexistent", 1),
         ("(exit 7)", 7),
         ("A='quoted \"text\"' false", 1),
+        ("exit 3", 3),
+        ("exit 0", 0),  # else the job would be complete, and no run would have begun
+        ("exec /nonexistent/x", None),  # by bash's version
+        ("set -u; echo $NOBODY_SET_THIS", None),
     ],
 )
-def test_what_fails_ends_the_job_and_is_named(line: str, code: int) -> None:
+def test_what_fails_ends_the_job_and_is_named(line: str, code: int | None) -> None:
     done = shell("echo before", line, "echo after")
-    expected = f"before\nfewstep: slurm.setup failed (exit code {code}): {line}\n"
-    assert (done.returncode, done.stdout) == (FAILED, expected)
+    given = r"\d+" if code is None else str(code)
+    expected = rf"before\nfewstep: slurm.setup failed \(exit code {given}\): {re.escape(line)}\n"
+    assert done.returncode == FAILED
+    assert re.fullmatch(expected, done.stdout)
+
+
+def test_an_entry_may_have_several_lines() -> None:
+    done = shell("module load nothing\necho fine")
+    assert done.stdout == "fewstep: slurm.setup failed (exit code 127): module load nothing\n"
+    assert shell("export A=1\ncd /tmp\n").stdout == "program 1 /tmp\n"
 
 
 def test_what_bash_cannot_read_is_refused_before_anything_is_submitted() -> None:

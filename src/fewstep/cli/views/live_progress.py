@@ -1,12 +1,14 @@
 """The live view of a launch: runs done, speed, time left."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.progress import Progress, TaskID
 
 from fewstep.cli.views.console import duration, out, progress_bar
+from fewstep.errors import UserError
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.sweeps.definition.member import label_of
@@ -67,7 +69,7 @@ class SweepView:
         if failure is not None:
             note = f": {failure['class']}: {failure['message']}"
             note += f" (log: {run.log})" if kind == "failed" else ""
-        elif kind == "failed" and run.spec() is None:
+        elif kind == "failed" and not os.path.exists(run.path / "spec.json"):
             note = f": {run.path} was removed; the next launch creates it again"
         word = "waiting for" if kind == "busy" else kind
         out.print(word, style={"done": "green", "failed": "red"}.get(kind), end="")
@@ -95,9 +97,11 @@ class SweepView:
         if progress is None or progress["time"] < self.started:
             return 0.0, 0.0, "starting"
         if run.key not in self.work:
-            self.work[run.key] = WorkEstimate.of(run)
-            if len(run.attempts()) > 1:
-                self.before[run.key] = self.work[run.key].share(progress)
+            self.work[run.key] = WorkEstimate(1, 0)
+            with suppress(OSError, UserError):  # it is for display alone
+                self.work[run.key] = WorkEstimate.of(run)
+                if len(run.attempts()) > 1:
+                    self.before[run.key] = self.work[run.key].share(progress)
         share = self.work[run.key].share(progress)
         training = progress["phase"] == "train"
         return share, progress["rate"] if training else 0.0, PHASES[progress["phase"]]
