@@ -69,7 +69,7 @@ def cells_to_come(config: RunConfig, directory: RunDirectory) -> list[SamplingCo
     def lacks(name: str) -> bool:
         records = have.get(name, [])
         return not all(
-            any(r["asked"] == asked and is_made_so(r["metric"], wanted) for r in records)
+            any(r.get("asked") == asked and is_made_so(r["metric"], wanted) for r in records)
             for asked, wanted in requests
         )
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.errors import UserError
+from fewstep.experiments.store.json_files import CorruptFile
 from fewstep.experiments.store.run_directory import SweepDirectory
 from fewstep.experiments.tracking import store
 from fewstep.experiments.tracking.charts import METHODS
@@ -69,8 +70,14 @@ class Syncer:
         report = SyncReport(self.uri)
         for sweep in sweeps:
             self.mirrors.setdefault(sweep.path, SweepSync(sweep, self.root, self.uri))
-        mirrors = [self.mirrors[sweep.path] for sweep in sweeps]
-        snapshots = [(mirror, mirror.snapshot()) for mirror in mirrors]
+        snapshots = []
+        for mirror in [self.mirrors[sweep.path] for sweep in sweeps]:
+            try:
+                snapshots.append((mirror, mirror.snapshot()))
+            except CorruptFile as error:  # of a sweep.json: it hides no other sweep
+                if len(sweeps) == 1:
+                    raise
+                report.problems += (str(error),)
         todo = [mirror for mirror, snapshot in snapshots if mirror.seen != snapshot.states]
         if not self.opened:
             todo = [m for m, snapshot in snapshots if m in todo and not m.is_held(snapshot, report)]

@@ -61,10 +61,12 @@ def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
 def reachable(address: str) -> str:
     """``HOST:PORT`` of the cluster; a UserError if none answers (Ray would wait for minutes)."""
     with _refusing(address):
+        named, variable = address, os.environ.get("RAY_ADDRESS")
         if address == "auto":
             address = str(services.canonicalize_bootstrap_address(address))
+            named = f"RAY_ADDRESS={variable}" if variable else address
         if not answers(address):
-            raise ConnectionError(f"nothing answers at {address}")
+            raise ConnectionError(f"nothing answers at {named}")
     return address
 
 

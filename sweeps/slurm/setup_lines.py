@@ -17,8 +17,8 @@ def guarded(lines: Iterable[str]) -> list[str]:
     """Commands of bash that end the job where one of ``lines`` fails.
 
     They run in the job's own shell, so that modules and environments stay. Lines that bash reads as
-    one command (a loop, a here document) succeed or fail as one; one that exits fails. ``UserError``
-    for lines that bash cannot read.
+    one command (a loop, a here document) succeed or fail as one. A line that exits fails.
+    ``UserError`` for lines that bash cannot read.
     """
     commands = _commands([line for entry in lines for line in entry.splitlines()])
     if not commands:

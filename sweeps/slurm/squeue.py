@@ -167,7 +167,7 @@ def submit_room(account: str | None, qos: str | None) -> Room | None:
             row
             for row in _rows(
                 *show, "assoc", "where", f"user={user}", "format=Account,MaxSubmit,DefaultQOS"
-            )  # fmt: skip
+            )
             if row[0] == account
         ]
         used = {qos or row[2] or "normal" for row in own}
@@ -182,7 +182,7 @@ def submit_room(account: str | None, qos: str | None) -> Room | None:
                 f"account={account}",
                 "user=",
                 "format=Account,User,GrpSubmit",
-            )  # fmt: skip
+            )
             if row[0] == account and not row[1]
         ]
         rooms = []

@@ -174,7 +174,9 @@ class Slurm:
         if room is not None:
             tasks = chunk.tasks[: max(0, room - sum(len(s.tasks) for s in done))]
             if len(tasks) < len(chunk.tasks):
-                done.refused = done.refused or "your limit of submitted jobs (MaxSubmitJobs)"
+                done.refused = (
+                    done.refused or "a limit of submitted jobs: MaxSubmitJobs or GrpSubmitJobs"
+                )
             chunk = replace(chunk, tasks=tasks)
         if not chunk.tasks:
             return

@@ -150,7 +150,13 @@ def test_a_report_leaves_out_a_damaged_cell_and_damaged_samples(tmp_path):
             assert load_samples(root, frame) == {}
 
 
-def test_healthy_runs_of_a_sweep_start_and_all_damaged_files_are_named(runs, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("spec", TORN[0]), ("spec", b"{}"), ("result", TORN[2]), ("result", b"{}"), ("data", b"\0")],
+)
+def test_healthy_runs_of_a_sweep_start_and_all_damaged_files_are_named(
+    runs, monkeypatch, capsys, name, content
+):
     Path("s.yaml").write_text(
         "name: train\nbase: {data: gaussians, backbone.width: 16, backbone.depth: 1, "
         "training.batch_size: 16, training.validate_every: 0, training.steps: 2, "
@@ -159,7 +165,7 @@ def test_healthy_runs_of_a_sweep_start_and_all_damaged_files_are_named(runs, mon
     (sweep,) = (definition.load("s.yaml").with_overrides(["tracking.enabled=false"]),)
     made = [prepare(member.config) for member in sweep.members()]
     for i in (0, 2):
-        (made[i].path / "spec.json").write_bytes(TORN[i])
+        (made[i].path / f"{name}.json").write_bytes(content)
     command = "sweep s.yaml tracking.enabled=false --workers 1"
     code, out, err = told(capsys, monkeypatch, f"{command} --plan")
     assert [line.split()[1] for line in out.splitlines() if line[:12] in {m.key for m in made}] == [
@@ -170,8 +176,29 @@ def test_healthy_runs_of_a_sweep_start_and_all_damaged_files_are_named(runs, mon
     monkeypatch.setattr(launch, "launch", lambda used, request, *_: launched.extend(request.runs))
     code, out, err = told(capsys, monkeypatch, command)
     assert (code, launched) == (2, [made[1]])
-    assert all(f"{made[i].key}/spec.json" in err for i in (0, 2))
-    assert (made[0].path / "spec.json").read_bytes() == TORN[0]
+    assert all(f"{made[i].key}/{name}.json" in err for i in (0, 2))
+    assert (made[0].path / f"{name}.json").read_bytes() == content
+
+
+FILES = ["spec", "request", "result", "failure", "data", "stopped", "evaluations/cell", "rungs/3"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "../sweep", "../launch"])
+def test_json_of_another_form_is_named_and_ends_nothing_in_a_traceback(
+    tmp_path, monkeypatch, capsys, name
+):
+    root = write_sweep(tmp_path / "runs", [Run("a", 0, {1: 2.0}), Run("a", 1, {1: 3.0})])
+    monkeypatch.chdir(tmp_path)
+    file = root / "a-s0" / f"{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("{}")
+    if name in ("failure", "stopped", "rungs/3"):  # of runs that are not done
+        (root / "a-s0/result.json").unlink()
+    for command in ("status demo", "report demo", "retry demo", "cancel demo", "status"):
+        code, out, err = told(capsys, monkeypatch, command)
+        assert code in (0, 2), command
+        if name in ("result", "evaluations/cell", "../sweep") and command == "report demo":
+            assert name.removeprefix("../") in out + err
 
 
 def test_an_estimate_does_without_other_runs_that_cannot_be_read(runs):

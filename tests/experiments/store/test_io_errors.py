@@ -162,6 +162,25 @@ def test_a_full_disk_is_known_by_the_exit_code_and_ends_no_launcher(
     assert (directory.status(), directory.failure()) == ("done", None)
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("name", ["spec.json", "claim.json"])
+def test_a_run_that_cannot_be_read_keeps_no_other_from_starting(
+    tmp_path: Path, faulty: Faulty, name: str, number: int
+) -> None:
+    runs = [prepare(tiny(tmp_path, *SETTINGS, f"seed={seed}")) for seed in range(2)]
+    events: list[Event] = []
+    queue = RunQueue(list(runs), lambda event, running: events.append(event))
+    faulty.part, faulty.number, faulty.times = f"{runs[0].key}/{name}", number, 10_000
+    assert queue.next() == runs[1]
+    assert queue.outcome.failed == [runs[0].key]
+    kind = "io_error" if number == errno.EIO else "bad_data"
+    assert (events[0].reason() or {})["class"] == kind
+    queue.start(runs[1])
+    faulty.part = f"{runs[1].key}/failure.json"
+    queue.end(runs[1], worker.FAILED)
+    assert queue.outcome.failed == [runs[0].key, runs[1].key]
+
+
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[int] = []
 

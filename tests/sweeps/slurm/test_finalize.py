@@ -18,7 +18,8 @@ from fewstep.sweeps.launcher import LaunchRequest, launcher
 from fewstep.sweeps.slurm import squeue as queue
 from fewstep.sweeps.slurm.finalize import lost_teacher, resubmit
 from fewstep.sweeps.slurm.settings import SlurmSettings
-from fewstep.sweeps.slurm.submission import FOLDER, Slurm
+from fewstep.sweeps.slurm.squeue import submit_room
+from fewstep.sweeps.slurm.submission import FOLDER, NoRoom, Slurm
 
 
 @pytest.fixture
@@ -275,6 +276,8 @@ def test_a_finalizer_asks_for_little_whatever_the_runs_ask_for(
 
 LIMITED = """
 case "$*" in
+    *DefaultAccount*) echo "ml";;
+    *GrpSubmit*) echo "ml||$(cat group 2> /dev/null)"; echo "ml|me|1"; echo "other||1";;
     *assoc*) echo "ml||normal"; echo "other|1|normal";;
     *qos*) echo "normal|$(cat limit)"; echo "low|99";;
 esac
@@ -312,6 +315,72 @@ def test_what_a_limit_has_no_room_for_is_submitted_by_the_finalizer(
     pending = set(Slurm(sweep, settings).queued())
     assert pending <= set(done.waiting)
     assert pending
+
+
+@pytest.mark.parametrize("account", ["ml", None])
+def test_limits_of_the_account_that_is_used_count(
+    tmp_path: Path, commands: Commands, account: str | None
+) -> None:
+    limited(commands, 100)
+    assert submit_room(account, None) == (100, 100)
+    (commands.folder / "group").write_text("5")
+    assert submit_room(account, None) == (5, 5)
+    sweep = sweep_of(tmp_path, a=None, b=None)
+    Slurm(sweep, SlurmSettings(account=account)).submit(
+        sweep.runs(), {run.key: Resources() for run in sweep.runs()}
+    )
+    assert submit_room(account, None) == (5, 2)
+    commands.program("sacctmgr", "exit 1")
+    assert submit_room(account, None) is None
+
+
+def test_a_finalizer_waits_for_room_for_a_run_and_the_next_finalizer(
+    tmp_path: Path, commands: Commands
+) -> None:
+    """The one before it may still write its report; another sweep may take the rest."""
+    sweep = sweep_of(tmp_path, a=None, b=None)
+    asked = {run.key: Resources() for run in sweep.runs()}
+    slurm = Slurm(sweep, SlurmSettings())
+    limited(commands, 3)
+    for job in ("10", "11"):
+        commands.says(job, "RUNNING")
+    with pytest.raises(NoRoom, match="3 jobs may be submitted, and there is room for 1"):
+        slurm.submit(sweep.runs(), asked, patient=True)
+    assert commands.submitted() == 0
+    commands.forgets("11")
+    done = slurm.submit(sweep.runs(), asked, patient=True)
+    assert (len(done.waiting), done.finalized) == (1, True)
+    limited(commands, 2)  # of which it is one itself: waiting would be in vain
+    commands.forgets("100")
+    commands.forgets("101")
+    done = slurm.submit(sweep.runs(), asked, patient=True)
+    assert [len(s.tasks) for s in done] == [1]
+
+
+def test_a_limit_that_nobody_can_ask_for_is_found_by_halves(
+    tmp_path: Path, commands: Commands
+) -> None:
+    sweep = sweep_of(tmp_path, **dict.fromkeys("abcdefgh"))
+    accepting = (commands.folder / "sbatch").read_text().partition("\n")[2]
+    told = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    refusing = f'echo "sbatch: error: Batch job submission failed: {told}" >&2; exit 1'
+    commands.program("sbatch", f'if grep -q "array=0-[3-9]" "$1"; then {refusing}; fi\n{accepting}')
+    done = Slurm(sweep, SlurmSettings()).submit(
+        sweep.runs(), {run.key: Resources() for run in sweep.runs()}
+    )
+    assert [len(s.tasks) for s in done] == [2]
+    assert (len(done.waiting), done.finalized) == (6, True)
+    assert "job submit limit" in done.refused
+
+
+def test_one_damaged_file_keeps_no_other_run_from_being_submitted_again(
+    tmp_path: Path, commands: Commands
+) -> None:
+    sweep = sweep_of(tmp_path, a=None, b=None)
+    (sweep.path / "a/result.json").write_bytes(bytes(100))
+    waiting = {**manifest(b=Resources()), "waiting": ["b"]}
+    assert len(resubmit(sweep, waiting)) == 1
+    assert set(Slurm(sweep, SlurmSettings()).queued()) == {"b"}
 
 
 def test_a_refusal_half_way_leaves_what_was_submitted_to_a_finalizer(
