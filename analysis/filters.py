@@ -1,5 +1,6 @@
 """Which cells make up one table, and the refusal to mix what can not be compared."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
@@ -105,6 +106,14 @@ def _refuse_other_data(runs: pd.DataFrame) -> None:
     Of runs of fewstep 0.2 it is not known.
     """
     known = runs[runs["data_sha256"].notna()]
+    done = runs[runs["status"] == "done"]
+    if (unknown := int(done["data_sha256"].isna().sum())) and len(known):
+        what = "run is" if unknown == 1 else "runs are"
+        warnings.warn(
+            f"which data {unknown} {what} trained on is not recorded (data.json is missing, as "
+            f"of fewstep 0.2): that they are those of the others is not checked",
+            stacklevel=4,
+        )
     settings = known["data"].fillna("") + " " + known["data_settings"].fillna("")
     for scope in (known["method"], settings):
         mixed = known[known.groupby(scope)["data_sha256"].transform("nunique") > 1]

@@ -10,6 +10,9 @@ from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset, DataSource
 from fewstep.experiments.evaluation.evaluate import cells
 from fewstep.experiments.evaluation.measurement import extractor
+from fewstep.experiments.metrics import METRICS
+from fewstep.experiments.metrics.frechet_distance import names_in_npz
+from fewstep.experiments.metrics.reference import NO_ROWS
 from fewstep.experiments.training.network import (
     build_network,
     check_guidance,
@@ -18,6 +21,7 @@ from fewstep.experiments.training.network import (
 from fewstep.experiments.training.teacher import check_teacher
 from fewstep.files import resolved
 from fewstep.objectives.core.guidance import EVERYWHERE
+from fewstep.registry import build_named
 
 
 def check(
@@ -68,3 +72,8 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
         extractor(name, dataset).check(dataset)
     if (file := evaluation.reference_file) and not resolved(file).is_file():
         raise UserError(f"evaluation.reference_file: no file {file}")
+    if file and "arr_0" not in names_in_npz(resolved(file)):
+        for request in evaluation.metric_requests():
+            name = request.get("metric", "fd")
+            if build_named(METRICS, "evaluation.metrics", name).against == "rows":
+                raise UserError(f"evaluation.metrics {name}: {NO_ROWS.format(resolved(file))}")

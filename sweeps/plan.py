@@ -1,10 +1,13 @@
 """The plan of a sweep: the state of each run, and what a launch would run."""
 
+import contextlib
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from fewstep._version import __version__
 from fewstep.errors import UserError
@@ -31,6 +34,9 @@ STATES = (
 )  # fmt: skip
 """Not begun; begun; failed; cancelled; trained, but cells are missing; done by an older source;
 running; ended early by a search algorithm; done; one of its files is damaged."""
+
+
+PLACES = ("root", "cache", "download")
 
 
 @dataclass(frozen=True)
@@ -156,11 +162,33 @@ def check_runs(sweep: Sweep, runs: Sequence[Planned]) -> None:
     to_do = {r.directory.key: located(r.member.config, r.directory) for r in runs if r.to_do}
     loaded = check(to_do.values(), to_do)
     records = {source: data_record(dataset) for source, dataset in loaded.items()}
-    for run in (r for r in runs if records and r.directory.path.is_dir()):
-        source = located(run.member.config, run.directory).data
-        if source in records:
+    # wherever they lie: runs whose settings name the same data must be of the same
+    named = {_named_data(r.member.config.values): located(r.member.config, r.directory).data
+             for r in runs if r.to_do}  # fmt: skip
+    for run in _members(runs) if records else ():
+        try:
+            source = named.get(_named_data((run.spec() or {}).get("config", {})))
+            known = run.data()
+        except (CorruptFile, OSError):  # it is named elsewhere
+            continue
+        if known is not None and source is not None:
             with in_front(f"sweep {sweep.name}"):
-                check_data(run.directory, records[source], getattr(source, "root", None))
+                check_data(run, records[source], getattr(source, "root", None))
+
+
+def _members(runs: Sequence[Planned]) -> list[RunDirectory]:
+    """The directories of ``runs``, and of what the sweep has beside them."""
+    sweep = SweepDirectory(runs[0].directory.path.parent)
+    with contextlib.suppress(CorruptFile, OSError):  # it is named elsewhere
+        others = {run.key: run for run in sweep.runs()}
+        return list({**others, **{r.directory.key: r.directory for r in runs}}.values())
+    return [r.directory for r in runs]
+
+
+def _named_data(values: Mapping[str, Any]) -> str:
+    """The settings that say which data, and not where they are."""
+    data = values.get("data") or {}
+    return json.dumps({k: v for k, v in data.items() if k not in PLACES}, sort_keys=True)
 
 
 def longest_first(runs: Sequence[Planned], seconds: Mapping[str, float]) -> tuple[Planned, ...]:

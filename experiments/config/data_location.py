@@ -50,7 +50,9 @@ def remembered(config: RunConfig, directory: RunDirectory) -> RunConfig:
     root, before = here.values["data"]["root"], last.get("root") or here.values["data"]["root"]
     named = config.values["data"]["root"] != DATA[config.values["data"]["name"]].root  # type: ignore[attr-defined]
     first, second = (root, before) if is_moved and not named else (before, root)
-    return with_location(here, {"root": first if Path(first).exists() else second})
+    elsewhere = os.environ.get("FEWSTEP_DATA") or second
+    there = [place for place in (first, second, elsewhere) if Path(place).exists()]
+    return with_location(here, {"root": there[0] if there else second})
 
 
 def load_data(config: RunConfig, directory: RunDirectory) -> Dataset:

@@ -186,6 +186,10 @@ def compose(overrides: Iterable[Override]) -> RunConfig:
     for group, registry in GROUPS.items():
         _ = registry[chosen[group]]  # raises our own error for an unknown name
     values = _composed(tuple(sorted(chosen.items()))).values_with(assignments)
+    said = dict(assignments).get("data.root")
+    if said is not None and said == getattr(DATA[chosen["data"]], "root", None):
+        # said, though it is the default: then it counts, and not FEWSTEP_DATA
+        values["data"]["root"] = os.path.join(".", values["data"]["root"])
     if values["teacher"] is not None:
         values["teacher"] = _teacher(str(values["teacher"]), Path(values["runs"]))
     return RunConfig(values)

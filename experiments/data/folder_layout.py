@@ -64,12 +64,14 @@ def read_layout(root: Path, folder: str, splits: Sequence[str], labels: bool) ->
 def split_kind(name: str, *, loosely: bool = False) -> str | None:
     """ "train" or "test" for a usual name of such a split, in any case.
 
-    ``loosely``: for a name with such a word in it, as train2017, testA or my_val.
+    ``loosely``: for a name with such a word in it, as train2017, testA, my_val, trainset or trn.
     """
     words = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name) if loosely else []
     for word in (re.sub(r"[-\s]", "_", name), *words):
         if word.lower() in TRAIN + TEST:
             return "train" if word.lower() in TRAIN else "test"
+    if loosely and (short := re.match(r"(tr(ain|n)?|te(st)?|tst|e?val)(set|data)?$", name.lower())):
+        return "train" if short[0].startswith("tr") else "test"
     return None
 
 

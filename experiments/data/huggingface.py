@@ -21,6 +21,7 @@ from fewstep.experiments.data.decode import DecodedImages, EncodedSplit, open_im
 from fewstep.experiments.data.huggingface_columns import (
     Labels,
     aligned,
+    check_class_orders,
     check_columns,
     column,
     has_labels,
@@ -71,6 +72,9 @@ class HuggingFace(DecodedImages):
         train = named(splits, self.train, "data.train")
         image = column(train, self.image, "image")
         label = column(train, self.label, "label") if self.labels else None
+        local = None if self.subset else self._local()
+        if label is not None and local is not None and not is_saved(local):
+            check_class_orders(tables_in(local), label, self.dataset)
         test_name, notes = self._held_out_split(splits, label)
         tables = {"train": (self.train, train), "test": (self.train, train)}
         if test_name:
@@ -161,11 +165,11 @@ class HuggingFace(DecodedImages):
             ) from None
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
-        below, plain = resolved(self.root) / self.dataset, resolved(self.dataset)
-        local = next((path for path in (below, plain) if path.exists()), None)
+        local = self._local()
         if local is None and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", self.dataset):
             raise UserError(
-                f"no data set at {below} or {plain}, and no name on the hub is like that"
+                f"no data set at {resolved(self.root) / self.dataset} or {resolved(self.dataset)}, "
+                f"and no name on the hub is like that"
             )
         try:
             with offline(local is not None or not self.download):
@@ -177,14 +181,33 @@ class HuggingFace(DecodedImages):
             raise UserError(f"{where} cannot be loaded ({reason}){hint}") from None
         return dict(splits) if isinstance(splits, dict) else {self.train: splits}
 
+    def _local(self) -> Path | None:
+        """The folder that ``dataset`` names; None for a name on the hub."""
+        below, plain = resolved(self.root) / self.dataset, resolved(self.dataset)
+        return next((path for path in (below, plain) if path.exists()), None)
+
     def _read(self, datasets: Any, local: Path | None) -> Any:
         subset = self.subset or None
         if local is None:
             return datasets.load_dataset(self.dataset, subset, revision=self.revision or None)
-        if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+        if is_saved(local):
             return datasets.load_from_disk(str(local))
-        cache = cache_folder(self.cache) / "huggingface"  # where it is rewritten as arrow
+        # rewritten as arrow, once for each content: ``datasets`` goes by names and times alone
+        paths = sorted(str(path) for path in local.rglob("*") if path.is_file())
+        files = [SourceFile(path, os.stat(path)) for path in paths]
+        version = content_hashes(self.cache, {"source": files})["source"][:16]
+        cache = cache_folder(self.cache) / "huggingface" / version
         return datasets.load_dataset(str(local.resolve()), subset, cache_dir=str(cache))
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` made it, which keeps the classes of each split."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """The files below ``folder`` that name their own classes."""
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".parquet", ".arrow"))
 
 
 @contextmanager

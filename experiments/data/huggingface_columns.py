@@ -1,7 +1,9 @@
 """Columns of images and labels in Hugging Face's tables, and what in them cannot be used."""
 
+import json
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,6 +149,42 @@ def aligned(train: Labels, test: Labels, where: str) -> NDArray[np.int64]:
         raise UserError(f"{where}: class {other[0]!r} is not among those to train on")
     order = np.array([train.names.index(name) for name in test.names], np.int64)
     return order[test.y]
+
+
+def check_class_orders(files: Sequence[Path], column: str, where: str) -> None:
+    """Raise ``UserError`` where two files name their classes differently.
+
+    ``datasets`` gives all of them the first one's names.
+    """
+    first: tuple[Path, list[str]] | None = None
+    for file in files:
+        if (names := own_classes(file, column)) is None:
+            continue
+        if first is not None and first[1] != names:
+            raise UserError(
+                f"{where}: {first[0].name} and {file.name} have other classes in {column!r}, or "
+                f"in another order ({', '.join(first[1][:5])} and {', '.join(names[:5])}): write "
+                f"them again with the same"
+            )
+        first = first or (file, names)
+
+
+def own_classes(file: Path, column: str) -> list[str] | None:
+    """The names of a file's own ClassLabel; None where it has none, or cannot be read."""
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    try:
+        if file.suffix == ".parquet":
+            schema = pyarrow.parquet.read_schema(file)
+        else:
+            with pyarrow.ipc.open_stream(file) as table:
+                schema = table.schema
+        metadata = schema.metadata or {}
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return [str(name) for name in features[column]["names"]]
+    except (KeyError, TypeError, ValueError, OSError):  # ArrowInvalid is a ValueError
+        return None
 
 
 def unseen(labels: Labels) -> tuple[str, ...]:

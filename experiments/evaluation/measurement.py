@@ -103,7 +103,19 @@ def metric_instances(evaluation: Evaluation, dataset: Dataset, cache: Path) -> l
             references[key] = Reference(features, dataset, cache, evaluation.reference, file)
         metric = build_named(METRICS, "evaluation.metrics", request.get("metric", "fd"))
         instances.append(MetricInstance(metric, references[key], samples, request))
+    _refuse_guesses([i.reference for i in instances if i.metric.against == "moments"])
     return instances
+
+
+def _refuse_guesses(references: list[Reference]) -> None:
+    """Statistics that name no extractor cannot be of two."""
+    guessed = {r.features.name: r for r in references if r.file is not None and r.is_guessed}
+    if len(guessed) > 1:
+        file = next(iter(guessed.values())).file
+        raise UserError(
+            f"{file} has mu and sigma, and does not say of which extractor; of as many dimensions "
+            f"are {', '.join(guessed)}: ask for one of them, or add the array extractor to the file"
+        )
 
 
 def is_made_so(metric: Json, wanted: Json) -> bool:

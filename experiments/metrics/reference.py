@@ -24,6 +24,10 @@ from fewstep.experiments.metrics.frechet_distance import GaussianStats, names_in
 from fewstep.experiments.rng import generator
 from fewstep.experiments.store.json_files import Json
 
+NO_ROWS = (
+    "{} holds mu and sigma alone, which serve Frechet distances; other metrics need a reference "
+    "batch of images (arr_0), or a split"
+)
 Array = NDArray[np.float64]
 
 
@@ -88,13 +92,19 @@ class Reference:
         return self.file is not None and holds_both(self.file)
 
     @cached_property
+    def is_guessed(self) -> bool:
+        """Whether mu and sigma are used by their dimension alone: the file names no extractor."""
+        assert self.file is not None
+        return self.stored and "extractor" not in read_npz(self.file, ("extractor",))
+
+    @cached_property
     def stored(self) -> bool:
         """Whether its moments are the file's mu and sigma, not those of images."""
         if self.file is None or not self.holds_both:
             return self.images is None
         held = read_npz(self.file, ("mu", "extractor"))
         if "extractor" in held:
-            return str(held["extractor"]) == self.features.label
+            return str(held["extractor"]) in (self.features.label, self.features.name)
         return held["mu"].shape == (self._dimension,)
 
     @cached_property
@@ -138,10 +148,7 @@ class Reference:
     def rows(self, n: int) -> Array:
         """(n, D) features of ``n`` references, all if they are fewer; the same each time."""
         if self.images is None:
-            raise UserError(
-                f"{self.file} holds mu and sigma alone, which serve Frechet distances; "
-                "other metrics need a reference batch of images (arr_0), or a split"
-            )
+            raise UserError(NO_ROWS.format(self.file))
         images = self.images
         if len(images) > n:
             images = images[torch.randperm(len(images), generator=generator(0, "references"))[:n]]

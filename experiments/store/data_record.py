@@ -37,6 +37,6 @@ def check_data(run: RunDirectory, now: Json, root: str | None = None) -> None:
     where = "" if root is None else f" in {Path(root)}"
     raise UserError(
         f"run {run.key} is trained on data {describe(known)}, but those{where} are "
-        f"{describe(now)}: {difference(known, now)}; name the run's own data with data.root=DIR, "
-        f"or train another run"
+        f"{describe(now)}: {difference(known, now)}; name the run's own data with data.root=DIR "
+        f"or FEWSTEP_DATA=DIR, or train another run"
     )

@@ -3,11 +3,13 @@
 import ast
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+STANDARD_LIBRARY = Path(os.__file__).parent
 SHARED = ("fewstep.objectives", "fewstep.backbones")
 
 
@@ -15,7 +17,8 @@ def source_hash(thing: object) -> str:
     """12 hex digits of the hash of the code behind ``thing``.
 
     The file that defines its class, those of objectives and backbones that it takes names from, and
-    those of its own package that it imports, where that is a third party's.
+    those that it imports of its own package, or of a source tree, where it is a third party's. What
+    is imported by a computed name, and data files, are not seen.
     """
     return _hash(type(thing).__module__)
 
@@ -45,7 +48,8 @@ def _sources(module: str, seen: set[str]) -> set[str]:
         if origin.startswith(SHARED) and origin not in seen and origin in sys.modules:
             _sources(origin, seen)
     for imported in () if _is_ours(module) else _imports(module):
-        if imported not in seen and _same_package(imported, module) and _file(imported):
+        near = _same_package(imported, module) or _is_edited(imported)
+        if imported not in seen and near and _file(imported):
             _sources(imported, seen)
     return seen
 
@@ -75,6 +79,15 @@ def _same_package(one: str, other: str) -> bool:
     if a is None or b is None or "__init__.py" in (a.name, b.name):
         return False
     return a.parent == b.parent and a.parent.name not in ("site-packages", "dist-packages")
+
+
+def _is_edited(module: str) -> bool:
+    """Whether it lies in somebody's source tree, and is not installed."""
+    top = None if _is_ours(module) else _file(module.split(".")[0])
+    installed = ("site-packages", "dist-packages")
+    return top is not None and not (
+        any(name in top.parts for name in installed) or top.is_relative_to(STANDARD_LIBRARY)
+    )
 
 
 def _file(module: str) -> Path | None:

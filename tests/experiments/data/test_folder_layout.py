@@ -102,6 +102,12 @@ AMBIGUOUS = {
         ("train2017", "val2017"),
         r"x holds train2017/, val2017/: .*data.splits=\[train2017,val2017\]",
     ),
+    "sets": (
+        ("trainset/a", "testset/a"),
+        r"x holds trainset/, testset/: .*data.splits=\[trainset,testset\]",
+    ),
+    "short names": (("trn/a", "tst/a"), r"x holds trn/, tst/: .*data.splits=\[trn,tst\]"),
+    "two letters": (("tr", "te"), r"x holds tr/, te/: .*data.splits=\[tr,te\]"),
     "unpaired images": (
         ("trainA", "trainB", "testA", "testB"),
         r"x holds trainA/, trainB/, testA/, ...: .*\[trainA,testA\] or \[trainA,testB\]",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,34 @@ def test_what_was_saved_is_read(tmp_path: Path, how: str, test: str) -> None:
     for split, seeds in ((data.train, range(30)), (data.test, range(100, 106))):
         found = {x.numpy().tobytes(): int(y) for x, y in zip(split.x, split.y, strict=True)}
         assert found == {pixels(s): s % 3 for s in seeds}
+
+
+def test_parquet_files_replaced_with_the_same_time_are_read_anew(tmp_path: Path) -> None:
+    """As ``cp -p``, ``rsync -t`` and ``tar`` leave them; ``datasets`` looks at the time alone."""
+
+    def write(seeds: range) -> Any:
+        shutil.rmtree(tmp_path / "bugs", ignore_errors=True)
+        (tmp_path / "bugs").mkdir()
+        for name, rows in (("train", seeds), ("test", range(100, 106))):
+            table(rows).to_parquet(file := tmp_path / "bugs" / f"{name}-0.parquet")
+            os.utime(file, (1e9, 1e9))
+        return load(tmp_path)
+
+    first, second = write(range(30)), write(range(30, 63))
+    assert (len(first.train), len(second.train)) == (30, 33)
+    assert {x.numpy().tobytes() for x in second.train.x} == {pixels(s) for s in range(30, 63)}
+
+
+def test_parquet_files_with_their_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bugs").mkdir()
+    for name, names in (("train", ["a", "b", "c"]), ("test", ["c", "a", "b"])):
+        made = table(range(12)).cast_column("label", datasets.ClassLabel(names=names))
+        made.to_parquet(tmp_path / "bugs" / f"{name}-0.parquet")
+    with pytest.raises(
+        UserError, match=r"test-0.parquet and train-0.parquet .*c, a, b and a, b, c"
+    ):
+        load(tmp_path)
+    assert load(tmp_path, labels=False).num_classes == 0
 
 
 def test_a_single_table_is_split(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from helpers.tiny import taught
 from PIL import Image
 
 from fewstep.analysis import load, summarise
+from fewstep.cli.views.status_table import data_lines
 from fewstep.errors import UserError
 from fewstep.experiments.config.data_location import load_data
 from fewstep.experiments.config.run_config import Override, amend, compose
@@ -21,6 +22,7 @@ from fewstep.experiments.run import RunFailed, load_config, prepare, requested, 
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.sweeps.definition import parse as definition
 from fewstep.sweeps.plan import plan
+from fewstep.sweeps.status import sweep_status
 
 SETTINGS: list[Override] = [
     "data=image_folder",
@@ -147,6 +149,44 @@ def test_a_sweep_is_not_continued_on_other_data_nor_a_table_made_of_both(here: P
         summarise(load(first.path.parent))
     assert all(version in str(refusal.value) for version in versions)
     assert versions[0] != versions[1]
+
+
+def test_a_sweep_is_refused_on_other_data_before_it_trains_on_them(here: Path) -> None:
+    """Also where other seeds are chosen, and where the other data lie elsewhere."""
+    images(here / "data")
+    planned = plan(sweep(here, 1))
+    planned.write()
+    run(planned.runs[0].directory)
+    images(here / "other", seed=1)
+    for overrides in (["seeds=[7]"], ["seeds=2"]):
+        with pytest.raises(UserError, match=r"sweep mix: run \w+ is trained on .*/other are"):
+            plan(sweep(here, 1).with_overrides([*overrides, "data.root=other"]))
+    shutil.copytree(here / "data", here / "copy")
+    assert plan(sweep(here, 1).with_overrides(["seeds=2", "data.root=copy"])).counts()["new"] == 1
+    (here / "runs/mix" / planned.runs[0].directory.key / "data.json").unlink()  # of fewstep 0.2
+    both = plan(sweep(here, 2))
+    both.write()
+    run(both.runs[1].directory)
+    with pytest.warns(UserWarning, match="which data 1 run is trained on is not recorded"):
+        summarise(load(both.directory))
+    lines = data_lines(sweep_status(both.directory))
+    assert sum("not recorded" in line for line in lines) == 1
+    assert len(lines) == 2
+
+
+def test_a_root_that_is_named_counts_and_a_folder_that_is_gone_does_not(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images(here / "data")
+    monkeypatch.setenv("FEWSTEP_DATA", str(images(tmp_path / "env", seed=1)))
+    assert compose([*SETTINGS]).data.root == str(tmp_path / "env")  # type: ignore[attr-defined]
+    named = compose([*SETTINGS, "data.root=data"])  # the default, but said
+    assert Path(named.data.root) == Path("data")  # type: ignore[attr-defined]
+    assert named.key == compose(SETTINGS).key
+    directory = finished(("data.root", str(here / "data")))
+    shutil.move(here / "data", tmp_path / "elsewhere")
+    monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path / "elsewhere"))
+    assert len(load_data(load_config(directory), directory).train) == 18
 
 
 def test_a_student_learns_from_the_data_of_its_teacher(here: Path) -> None:

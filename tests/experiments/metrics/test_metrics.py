@@ -36,6 +36,7 @@ from fewstep.experiments.metrics import (
 from fewstep.experiments.metrics.frechet_distance import GaussianStats
 from fewstep.experiments.metrics.reference import Reference
 from fewstep.experiments.store.json_files import write_json
+from fewstep.experiments.validation import check
 
 Array = NDArray[np.float64]
 ALL = METRICS.names()
@@ -408,6 +409,35 @@ def test_a_metric_is_named_fid_with_the_published_inception_alone(digits: Datase
         kid = MetricInstance(METRICS["kid"], reference, 9, {}).identity
         assert kid["label"] == "KID-digits-inception@9"
     assert MetricInstance(METRICS["fd_inf"], reference, 9, {}).identity["name"] == "FDinf"
+
+
+def test_statistics_that_could_be_of_two_extractors_are_refused(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    file = tmp_path / "both.npz"
+    pixels = digits.test.x[:90].permute(0, 2, 3, 1).numpy()
+    np.savez(file, arr_0=pixels, mu=np.zeros(64), sigma=np.eye(64))
+    several = Evaluation(reference_file=str(file), extractor=["raw", "random_conv"], samples=50)
+    with pytest.raises(
+        UserError, match=r"does not say of which extractor; .* are raw, random_conv"
+    ):
+        metric_instances(several, digits, tmp_path)
+    precision = replace(several, metrics=["precision"])  # which takes the images
+    assert len(metric_instances(precision, digits, tmp_path)) == 2
+    metric_instances(replace(several, extractor="raw"), digits, tmp_path)
+    np.savez(file, arr_0=pixels, mu=np.zeros(64), sigma=np.eye(64), extractor="raw")
+    with pytest.raises(UserError, match="is of extractor 'raw', expected 'raw-"):
+        _ = metric_instances(replace(several, extractor="raw"), digits, tmp_path)[0].identity
+
+
+def test_metrics_of_images_are_refused_before_training_where_there_are_statistics_alone(
+    tmp_path: Path,
+) -> None:
+    np.savez(file := tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
+    given = (f"evaluation.reference_file={file}", "evaluation.metrics=[fd,precision]")
+    with pytest.raises(UserError, match=r"evaluation.metrics precision: .* mu and sigma alone"):
+        check([tiny(tmp_path, *given)])
+    check([tiny(tmp_path, given[0])])
 
 
 def test_a_reference_file_is_known_by_what_it_holds(digits: Dataset, tmp_path: Path) -> None:

@@ -75,6 +75,29 @@ def test_it_changes_with_every_module_that_is_imported(package: Path, file: str)
     assert (hash_of(mine) == before) == (file == "tools/__init__.py")  # is named nowhere
 
 
+def test_a_package_beside_it_counts_unless_it_is_installed(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``plugin_tools`` in the same repository; of installed ones there are versions."""
+    (package / "scale.py").write_text(
+        "from loose_package.deep import A\nfrom loose_installed import B\n"
+    )
+    for place, name in (
+        (tmp_path, "loose_package"),
+        (tmp_path / "site-packages", "loose_installed"),
+    ):
+        (place / name).mkdir(parents=True)
+        (place / name / "__init__.py").write_text("B = 1\n")
+        (place / name / "deep.py").write_text("A = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
+    thing = imported("thirdparty_plugin.metric").Mine()
+    before = hash_of(thing)
+    (tmp_path / "site-packages/loose_installed/__init__.py").write_text("B = 2\n")
+    assert hash_of(thing) == before
+    (tmp_path / "loose_package/deep.py").write_text("A = 2\n")
+    assert hash_of(thing) != before
+
+
 def test_modules_without_a_package_are_one_by_their_folder(package: Path) -> None:
     loose = imported("loose").Loose()
     before = hash_of(loose)

@@ -67,10 +67,13 @@ def runs_table(runs: Sequence[RunStatus], note: str) -> Group:
     return Group(new_table(rows, right=RIGHT), *notes, Text(counts_line(runs), style="dim"))
 
 
+NOT_RECORDED = "not recorded (data.json is missing, as of fewstep 0.2)"
+
+
 def data_lines(runs: Sequence[RunStatus]) -> list[str]:
     """Which data the runs are trained on; how many, where they are not the same."""
-    versions = Counter(run.data for run in runs if run.data)
-    if len(versions) < 2:
+    versions = Counter(run.data or NOT_RECORDED for run in runs if run.data or run.step)
+    if len(versions) < 2 and NOT_RECORDED not in versions:
         return list(versions)
     return [f"{data}: {counted(number, 'run')}" for data, number in versions.items()]
 
