@@ -127,7 +127,7 @@ def _refuse_other_data(runs: pd.DataFrame) -> None:
             )
             raise UserError(
                 f"a table holds runs on one version of the data {mixed['data'].iloc[0]}, got "
-                f"{each}; train them again on one, or report them as two sweeps"
+                f"{each}; train them again on one, or report them apart"
             )
 
 

@@ -5,20 +5,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fewstep.backbones import Backbone
-from fewstep.errors import UserError
+from fewstep.errors import UserError, located
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset, DataSource
+from fewstep.experiments.data.identity import data_record
 from fewstep.experiments.evaluation.evaluate import cells
 from fewstep.experiments.evaluation.measurement import extractor
 from fewstep.experiments.metrics import METRICS
 from fewstep.experiments.metrics.frechet_distance import names_in_npz
 from fewstep.experiments.metrics.reference import NO_ROWS
+from fewstep.experiments.store.data_record import check_data
 from fewstep.experiments.training.network import (
     build_network,
     check_guidance,
     uninitialised_weights,
 )
-from fewstep.experiments.training.teacher import check_teacher
+from fewstep.experiments.training.teacher import check_teacher, teacher_directory
 from fewstep.files import resolved
 from fewstep.objectives.core.guidance import EVERYWHERE
 from fewstep.registry import build_named
@@ -45,7 +47,12 @@ def check(
             with contextlib.suppress(NotImplementedError), uninitialised_weights():
                 build_network(config, loaded[config.data])
             built.add(network)
-        _check(config, loaded[config.data])
+        dataset = loaded[config.data]
+        _check(config, dataset)
+        taught_by = None if learned(config) else teacher_directory(config)
+        if taught_by is not None and taught_by.data() is not None:
+            with located(f"teacher of {config.key}"):
+                check_data(taught_by, data_record(dataset), getattr(config.data, "root", None))
     return loaded
 
 

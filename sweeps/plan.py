@@ -7,12 +7,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from fewstep._version import __version__
 from fewstep.errors import UserError
 from fewstep.errors import located as in_front
 from fewstep.experiments.config.data_location import located
+from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data.identity import data_record
 from fewstep.experiments.evaluation.evaluate import cells_lacking
 from fewstep.experiments.run import directory_of, prepare, read_spec
@@ -34,9 +34,6 @@ STATES = (
 )  # fmt: skip
 """Not begun; begun; failed; cancelled; trained, but cells are missing; done by an older source;
 running; ended early by a search algorithm; done; one of its files is damaged."""
-
-
-PLACES = ("root", "cache", "download")
 
 
 @dataclass(frozen=True)
@@ -163,17 +160,20 @@ def check_runs(sweep: Sweep, runs: Sequence[Planned]) -> None:
     loaded = check(to_do.values(), to_do)
     records = {source: data_record(dataset) for source, dataset in loaded.items()}
     # wherever they lie: runs whose settings name the same data must be of the same
-    named = {_named_data(r.member.config.values): located(r.member.config, r.directory).data
-             for r in runs if r.to_do}  # fmt: skip
+    named = {_which_data(config): config.data for config in to_do.values()}
     for run in _members(runs) if records else ():
         try:
-            source = named.get(_named_data((run.spec() or {}).get("config", {})))
-            known = run.data()
-        except (CorruptFile, OSError):  # it is named elsewhere
+            spec, known = run.spec(), run.data()
+            source = named.get(_which_data(RunConfig(spec["config"]))) if spec else None
+        except (UserError, OSError, LookupError):  # a file of another form: it is named elsewhere
             continue
         if known is not None and source is not None:
             with in_front(f"sweep {sweep.name}"):
                 check_data(run, records[source], getattr(source, "root", None))
+
+
+def _which_data(config: RunConfig) -> str:
+    return json.dumps(config.which_data(), default=str, sort_keys=True)
 
 
 def _members(runs: Sequence[Planned]) -> list[RunDirectory]:
@@ -183,12 +183,6 @@ def _members(runs: Sequence[Planned]) -> list[RunDirectory]:
         others = {run.key: run for run in sweep.runs()}
         return list({**others, **{r.directory.key: r.directory for r in runs}}.values())
     return [r.directory for r in runs]
-
-
-def _named_data(values: Mapping[str, Any]) -> str:
-    """The settings that say which data, and not where they are."""
-    data = values.get("data") or {}
-    return json.dumps({k: v for k, v in data.items() if k not in PLACES}, sort_keys=True)
 
 
 def longest_first(runs: Sequence[Planned], seconds: Mapping[str, float]) -> tuple[Planned, ...]:

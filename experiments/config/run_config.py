@@ -102,6 +102,13 @@ class RunConfig:
             source = replace(source, root=root)  # type: ignore[type-var]
         return source
 
+    def which_data(self) -> dict[str, Any]:
+        """The settings that say which data, and not where they are; new ones of old runs, too."""
+        source = self.data
+        told = [f.name for f in fields(source) if not f.metadata.get("bookkeeping")]  # type: ignore[arg-type]
+        settings = {name: getattr(source, name) for name in told if name != "root"}
+        return {"name": self.values["data"]["name"], **settings}
+
     @cached_property
     def training(self) -> Training:
         return Training(**self.values["training"])

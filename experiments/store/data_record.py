@@ -11,10 +11,15 @@ def describe(record: Json) -> str:
     """As in ``3f2a9c01b2d4 (40 train and 20 held-out examples, 2 classes: cat, dog)``."""
     text = f"{record['train']:,} train and {record['test']:,} held-out examples"
     if number := record["num_classes"]:
-        names = record["classes"]
+        names = [printable(name) for name in record["classes"]]
         listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         text += f", {number} class{'' if number == 1 else 'es'}" + (f": {listed}" * bool(names))
     return f"{record['sha256'][:12]} ({text})"
+
+
+def printable(name: str) -> str:
+    """A folder's name in one line; bytes that are no UTF-8 as they are written in Python."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def difference(known: Json, now: Json) -> str:

@@ -65,8 +65,7 @@ def _finished(directory: RunDirectory) -> RunConfig:
 
 def _check(config: RunConfig, key: str, teacher: RunConfig) -> None:
     """Whether a run of ``teacher``, called ``key``, can teach one of ``config``."""
-    both = config, teacher
-    own, its = ({k: v for k, v in c.values["data"].items() if k != "root"} for c in both)
+    own, its = config.which_data(), teacher.which_data()
     if own != its:
         shown, expected = _describe_data(its), _describe_data(own)
         raise UserError(f"teacher {key} learns from other data: {shown}, this run from {expected}")
@@ -80,7 +79,9 @@ def _check(config: RunConfig, key: str, teacher: RunConfig) -> None:
     if guidance != 1 and (dataset := config.data.load()).has_conditions:
         check_guidance(teacher, dataset, f"objective.teacher_guidance {guidance:g} of {key}", True)
     if config.training.init == "teacher" and not same_architecture(config, teacher):
-        here, needed = (f"{c.values['backbone']['name']}, {c.objective.path}" for c in both)
+        here, needed = (
+            f"{c.values['backbone']['name']}, {c.objective.path}" for c in (config, teacher)
+        )
         raise UserError(
             f"training.init 'teacher' needs the backbone and the path of teacher {key} ({needed}), "
             f"got {here}; use training.init=random"

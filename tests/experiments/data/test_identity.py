@@ -19,7 +19,9 @@ from fewstep.experiments.data import Dataset, Split
 from fewstep.experiments.data.identity import data_record
 from fewstep.experiments.evaluation.diagnostics import diagnose_run
 from fewstep.experiments.run import RunFailed, load_config, prepare, requested, run
+from fewstep.experiments.store.json_files import write_json
 from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.experiments.validation import check
 from fewstep.sweeps.definition import parse as definition
 from fewstep.sweeps.plan import plan
 from fewstep.sweeps.status import sweep_status
@@ -192,8 +194,17 @@ def test_a_root_that_is_named_counts_and_a_folder_that_is_gone_does_not(
 def test_a_student_learns_from_the_data_of_its_teacher(here: Path) -> None:
     data = images(here / "data")
     overrides = taught(here / "runs", "progressive_distillation", *SETTINGS)
-    student = prepare(compose([*SETTINGS, *overrides]))
+    config = compose([*SETTINGS, *overrides])
+    student = prepare(config)
+    teacher = RunDirectory(Path(config.values["teacher"]))
+    spec = teacher.spec() or {}
+    del spec["config"]["data"]["splits"]  # as of fewstep 0.2
+    spec["config"]["data"]["cache"] = "elsewhere"
+    write_json(teacher.path / "spec.json", spec)
+    check([config])
     images(data, seed=1)
+    with pytest.raises(UserError, match=r"teacher of .* is trained on .* other training examples"):
+        check([config])  # before it begins
     with pytest.raises(RunFailed, match=r"teacher of .* is trained on .* other training examples"):
         run(student)
 
