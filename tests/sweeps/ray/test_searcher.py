@@ -158,6 +158,7 @@ def test_proposals_learn_from_scores(tmp_path):
             asked = directory.request()["evaluation"]
             cell = {"steps": 1, "weights": "ema", "guidance": 1.0, "sample_set": 0, "times": None}
             record = {"cell": cell, "value": scores[-1], "asked": {"samples": asked["samples"]}}
+            record |= {"metric": {}, "nfe": 1}
             write_json(directory.cell_file("steps0001"), record)
             directory.write("result", {"key": directory.key, "provenance": {}})
     assert sum(scores[-40:]) < 0.6 * sum(scores[:40])
