@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from fewstep.errors import UserError
 from fewstep.experiments.store.run_directory import UNWRITTEN, RunDirectory
-from fewstep.files import write_file
+from fewstep.files import io_error_class, write_file
 
 if TYPE_CHECKING:
     from fewstep.experiments.early_stopping import Rungs
@@ -135,10 +135,7 @@ def main(arguments: list[str] | None = None, rungs: Rungs | None = None) -> int:
         distributed.abort(code)
         return code
     except OSError as error:  # before it held the run, or after
-        from fewstep.experiments.store.classify_error import failure_class
-
-        kind = failure_class(error)
-        if kind not in UNRECORDED:
+        if (kind := io_error_class(error)) is None:
             raise
         logging.error("%s", error)
         distributed.abort(UNRECORDED[kind])

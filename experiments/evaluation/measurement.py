@@ -16,8 +16,8 @@ from fewstep.experiments.metrics import METRICS, Metric, Value
 from fewstep.experiments.metrics.reference import (
     Array,
     Reference,
-    file_sha256,
     holds_both,
+    known_sha256,
     short_hash,
 )
 from fewstep.experiments.store.json_files import Json
@@ -138,7 +138,7 @@ def made_with(request: Json) -> Json:
     }
     path = request.get("reference_file")
     if path is not None and metric.against != "train" and (file := resolved(path)).is_file():
-        wanted["reference_sha256"] = file_sha256(file)
+        wanted["reference_sha256"] = known_sha256(file)
         wanted["reference_moments"] = metric.against == "moments" and holds_both(file)
     return wanted
 

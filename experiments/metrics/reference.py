@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.experiments.data import Dataset, Split
+from fewstep.experiments.data.content_hash import file_sha256
 from fewstep.experiments.extractors import Features
 from fewstep.experiments.extractors.base import write_once
 from fewstep.experiments.metrics.frechet_distance import GaussianStats, names_in_npz, read_npz
@@ -41,16 +42,15 @@ def holds_both(file: Path) -> bool:
     return {"arr_0", "mu", "sigma"} <= names_in_npz(file)
 
 
-def file_sha256(file: Path) -> str:
-    """Of its content, computed once for each version of the file in a process."""
+def known_sha256(file: Path) -> str:
+    """SHA-256 of a file, computed once for each version of it in a process."""
     stat = file.stat()
-    return _sha256(file, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return _sha256(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
 @cache
-def _sha256(file: Path, *version: int) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _sha256(path: str, *version: int) -> str:
+    return file_sha256(path)
 
 
 class Reference:
@@ -201,7 +201,7 @@ class Reference:
     def _sha256(self) -> str:
         if self.file is None:
             return self._split.sha256
-        return file_sha256(self.file)
+        return known_sha256(self.file)
 
     def _cache_file(self, ending: str) -> Path:
         name = short_hash([self._sha256, self.features.sha256, self.preprocess])

@@ -4,7 +4,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.experiments.distributed.process_group import is_loss
-from fewstep.files import IO_ERRORS
+from fewstep.files import IO_ERRORS, io_error_class
 
 
 def failure_class(error: BaseException) -> str:
@@ -17,9 +17,9 @@ def failure_class(error: BaseException) -> str:
         return "oom"  # what torch's CPU allocator says
     if is_loss(error):
         return "lost_node"
+    if (kind := io_error_class(error)) is not None:
+        return kind
     for kind, numbers in IO_ERRORS.items():
-        if isinstance(error, OSError) and error.errno in numbers:
-            return kind
         if any(f"(os error {number})" in str(error) for number in numbers):
             return kind  # what safetensors says
     return "bad_data" if isinstance(error, UserError) else "bug"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.provenance import now
-from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.files import IO_ERRORS
+from fewstep.experiments.store.run_directory import RunDirectory, failure_record
+from fewstep.files import io_error_class
 
 LOG_TAIL_LINES = 20
 MAX_FRUITLESS_ATTEMPTS = 3  # that kept nothing, after which a run that is lost again is left
@@ -61,26 +61,13 @@ def record(
     progress = run.progress() or {}
     if step is None and progress.get("phase") == "train":
         step = max(progress["done"], run.last_step())  # saved as it was stopped
-    return {
-        "key": run.key,
-        "class": kind,
-        "message": message,
-        "traceback": trace,
-        "log_tail": log_tail(run.log),
-        "step": step,
-        "finished": now(),
-    }
+    more = {"traceback": trace, "log_tail": log_tail(run.log), "step": step}
+    return failure_record(run.key, kind, message, now(), **more)
 
 
 def unreadable(run: RunDirectory, error: Exception) -> Json:
     """A failure record of a run that has a file which cannot be read; nothing of it is read."""
-    number = getattr(error, "errno", None)
-    kinds = [kind for kind, numbers in IO_ERRORS.items() if number in numbers]
-    kind = kinds[0] if kinds else "bad_data"
-    return {
-        "key": run.key, "class": kind, "message": str(error), "traceback": "", "log_tail": [],
-        "step": None, "finished": now(),
-    }  # fmt: skip
+    return failure_record(run.key, io_error_class(error) or "bad_data", str(error), now())
 
 
 def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> list[str]:

@@ -197,15 +197,8 @@ class RunDirectory:
         if (self.path / "result.json").is_file():
             return None  # it lacks cells, and is done
         last = attempts[-1]
-        return {
-            "key": self.key,
-            "class": last["ended"],
-            "message": "the failure could not be written",
-            "traceback": "",
-            "log_tail": [],
-            "step": None,
-            "finished": last.get("begun", ""),
-        }
+        told = "the failure could not be written"
+        return failure_record(self.key, last["ended"], told, last.get("begun", ""))
 
     def last_step(self) -> int:
         """The step of the newest checkpoint, 0 without one."""
@@ -280,6 +273,12 @@ class RunDirectory:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def failure_record(key: str, kind: str, message: str, finished: str, **more: Any) -> Json:
+    """What failure.json holds. ``more``: traceback, log_tail (the last lines), step."""
+    record = {"key": key, "class": kind, "message": message, "finished": finished}
+    return {"traceback": "", "log_tail": [], "step": None, **record, **more}
 
 
 @dataclass(frozen=True)

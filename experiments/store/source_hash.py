@@ -48,7 +48,7 @@ def _sources(module: str, seen: set[str]) -> set[str]:
         if origin.startswith(SHARED) and origin not in seen and origin in sys.modules:
             _sources(origin, seen)
     for imported in () if _is_ours(module) else _imports(module):
-        near = _same_package(imported, module) or _is_edited(imported)
+        near = _same_package(imported, module) or _is_in_source_tree(imported)
         if imported not in seen and near and _file(imported):
             _sources(imported, seen)
     return seen
@@ -81,7 +81,7 @@ def _same_package(one: str, other: str) -> bool:
     return a.parent == b.parent and a.parent.name not in ("site-packages", "dist-packages")
 
 
-def _is_edited(module: str) -> bool:
+def _is_in_source_tree(module: str) -> bool:
     """Whether it lies in somebody's source tree, and is not installed."""
     top = None if _is_ours(module) else _file(module.split(".")[0])
     installed = ("site-packages", "dist-packages")

@@ -31,6 +31,12 @@ _in_vain = -HOPELESS_SECONDS  # when somebody has last waited in vain
 _base: ContextVar[Path | None] = ContextVar("base", default=None)
 
 
+def io_error_class(error: BaseException) -> str | None:
+    """``disk_full`` or ``io_error``, if the file system failed; else None."""
+    number = error.errno if isinstance(error, OSError) else None
+    return next((kind for kind, numbers in IO_ERRORS.items() if number in numbers), None)
+
+
 @contextmanager
 def relative_to(folder: Path) -> Iterator[None]:
     """Meanwhile relative paths of settings are below ``folder``: where their run was made."""

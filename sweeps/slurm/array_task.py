@@ -30,7 +30,7 @@ from fewstep.experiments.store import failures
 from fewstep.experiments.store.json_files import Json, read_json
 from fewstep.experiments.store.lease import JOB, SUPERSEDED_TOKEN, Attempt, live_lease
 from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.files import IO_ERRORS, append, replacing
+from fewstep.files import append, io_error_class, replacing
 from fewstep.sweeps.cpu_threads import cores, limits, threads
 from fewstep.sweeps.launcher import Event
 from fewstep.sweeps.local.fork_client import ignore_usr2
@@ -253,11 +253,10 @@ def main() -> int:
         log.error("%s", failure)
         return failure.code
     except OSError as error:  # before or after its runs, which record their own
-        for kind, numbers in IO_ERRORS.items():
-            if error.errno in numbers:
-                log.error("%s", error)
-                return worker.UNRECORDED[kind]
-        raise
+        if (kind := io_error_class(error)) is None:
+            raise
+        log.error("%s", error)
+        return worker.UNRECORDED[kind]
     return worker.DONE
 
 

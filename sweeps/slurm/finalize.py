@@ -84,7 +84,7 @@ def resubmit(sweep: SweepDirectory, manifest: Json) -> list[str]:
     if done.refused:
         count = counted(len(done.waiting), "run")
         then = "the next finalizer" if done.finalized else "fewstep sweep, started again,"
-        log.warning("not submitted: %s (%s); %s does", count, done.refused, then)
+        log.warning("not submitted: %s (%s); %s submits them", count, done.refused, then)
     return [s.job for s in done if s.job]
 
 

@@ -74,7 +74,7 @@ class SlurmLauncher(SlurmSettings):
             later = "the finalizer submits them when the others have ended, or "
             if self.finalize and not submissions.finalized:
                 left, later = [*left, "the finalizer"], ""
-            rest = later * self.finalize + "the same command does"
+            rest = later * self.finalize + "the same command submits them when started again"
             notes.append(f"not submitted: {' and '.join(left)} ({submissions.refused}); {rest}")
         if others := len(request.configs) - len(submitted) - len(submissions.waiting):
             notes.append(f"already queued, running or finished: {counted(others, 'run')}")

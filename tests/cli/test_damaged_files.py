@@ -219,3 +219,10 @@ def test_a_damaged_plan_is_refused_before_anything_is_written(runs, monkeypatch,
     assert code == 2
     assert "sweep.json is not valid JSON" in err
     assert sorted(Path("runs").rglob("*")) == before
+
+
+def test_cancel_with_an_unknown_key_cancels_nothing(runs, monkeypatch, capsys):
+    code, _, err = told(capsys, monkeypatch, f"cancel train --run {runs[0].key} --run zzz")
+    assert code == 2
+    assert "has no run 'zzz'" in err
+    assert not any(run.cancel.exists() for run in runs)

@@ -31,7 +31,7 @@ from fewstep.cli.commands import list as listing
 from fewstep.cli.options import BAD_INPUT, INTERRUPTED, TYPER
 from fewstep.cli.views.console import data_meter, err, out
 from fewstep.errors import UserError
-from fewstep.files import IO_ERRORS
+from fewstep.files import io_error_class
 
 UsageError: Any = typer.BadParameter.__base__  # Typer exports only its subclass
 COMMANDS = {function.__name__.rstrip("_"): function for function in (
@@ -83,8 +83,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     except OSError as error:
-        known = isinstance(error, PermissionError)
-        if not known and not any(error.errno in numbers for numbers in IO_ERRORS.values()):
+        if io_error_class(error) is None and not isinstance(error, PermissionError):
             raise
         refuse(f"{error.filename or 'a file'}: {error.strerror}")
         code = 1  # no fault of the input

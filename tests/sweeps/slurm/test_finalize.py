@@ -397,7 +397,9 @@ def test_a_refusal_half_way_leaves_what_was_submitted_to_a_finalizer(
     [told] = [note for note in outcome.notes if "not submitted" in note]
     assert "1 run and the finalizer (" in told
     assert "QOSMaxSubmitJobPerUserLimit" in told
-    assert told.endswith("; the same command does")  # and nobody else will
+    assert told.endswith(
+        "; the same command submits them when started again"
+    )  # and nobody else will
     commands.program("sbatch", accepting)
     again = Slurm(sweep, SlurmSettings()).submit(sweep.runs(), asked)  # the same command
     assert [s.tasks for s in again] == [(("b",),)]

@@ -39,9 +39,11 @@ def cancel(
         warn("--former", "--orphaned")
     directory = find_sweep(sweep, only_root(overrides, runs))
     members = [] if orphaned or former else directory.runs()
-    for r in members:  # before SLURM is asked, which may be away
-        if r.key.startswith(tuple(run or [""])):
-            _ask_to_stop(r)
+    keys = run or [""]
+    if all(any(r.key.startswith(key) for r in members) for key in keys):  # else orphans', or none
+        for r in members:  # before SLURM is asked, which may be away
+            if r.key.startswith(tuple(keys)):
+                _ask_to_stop(r)
     orphans = orphaned_runs(directory, queued_runs(directory))
     selected = directory.select(run or [], [*members, *orphans])
     chosen = [r for r in selected if r.status() != "done"]
