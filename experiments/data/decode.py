@@ -87,6 +87,8 @@ class ImageDecoder:
         """``image``, decoded; raises ``ValueError`` where it cannot become one of these."""
         if (bits := sample_bits(image)) > 8:
             raise ValueError(f"{bits} bits a sample, expected 8")
+        if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+            raise ValueError(f"{frames} frames, expected 1")  # an MPO has previews of its first
         image, side = image.convert("L" if self.grey else "RGB"), self.size
         if self.resize == "none":
             if image.size != (side, side):

@@ -13,6 +13,9 @@ from fewstep.sweeps.slurm import squeue
 from fewstep.sweeps.slurm.arrays import RunToSubmit, chunks
 from fewstep.sweeps.slurm.settings import SlurmSettings
 
+JOBS_TO_GO_ON = 3
+"""Of a limit of submitted jobs: a finalizer, which is running, a run, and the next finalizer."""
+
 
 @LAUNCHERS.register("slurm")
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class SlurmLauncher(SlurmSettings):
             later = "the finalizer submits them when the others have ended, or "
             if self.finalize and not submissions.finalized:
                 left, later = [*left, "the finalizer"], ""
+            elif (limit := submissions.limit) is not None and limit < JOBS_TO_GO_ON:
+                later = f"of {limit} jobs, no finalizer can submit a run and the next finalizer; "
             rest = later * self.finalize + "the same command submits them when started again"
             notes.append(f"not submitted: {' and '.join(left)} ({submissions.refused}); {rest}")
         if others := len(request.configs) - len(submitted) - len(submissions.waiting):

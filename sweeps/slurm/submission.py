@@ -92,12 +92,13 @@ class Submitted(list[Submission]):
     """What a launch has submitted.
 
     ``refused``: why SLURM took no more; ``waiting``: those runs; ``finalized``: whether a finalizer
-    follows.
+    follows; ``limit``: of submitted jobs, where accounting has one.
     """
 
     refused: str = ""
     waiting: tuple[str, ...] = ()
     finalized: bool = False
+    limit: int | None = None
 
 
 class Slurm:
@@ -132,7 +133,7 @@ class Slurm:
                 for run in runs if run.key in missing
             ]  # fmt: skip
             done = Submitted()
-            room = self._room(patient) if to_submit else None
+            room = self._room(patient, done) if to_submit else None
             with self._partly(done):
                 for chunk in chunks(to_submit, self.settings, queue.array_limit()):
                     self._submit_some(chunk, number, done, room)
@@ -144,11 +145,12 @@ class Slurm:
                     done.finalized = True
             return done
 
-    def _room(self, patient: bool) -> int | None:
+    def _room(self, patient: bool, done: Submitted) -> int | None:
         """For how many tasks there is room beside the finalizer, which is a job, too."""
         room = queue.submit_room(self.settings.account, self.settings.qos)
         if room is None:
             return None
+        done.limit = room.limit
         own = 1 if patient else 0  # a finalizer that submits is a job itself
         free = room.free - self.settings.finalize
         if free < 1 and patient and room.limit > own + self.settings.finalize:

@@ -11,6 +11,7 @@ from helpers.tiny import taught
 from PIL import Image
 
 from fewstep.analysis import load, summarise
+from fewstep.cli.commands.diagnose import diagnose
 from fewstep.cli.views.status_table import data_lines
 from fewstep.errors import UserError
 from fewstep.experiments.config.data_location import load_data
@@ -226,6 +227,9 @@ def test_data_may_be_elsewhere_as_long_as_they_are_the_same(
     moved = amend(load_config(directory), [("data.root", str(tmp_path / "scratch"))])
     assert moved.key == directory.key
     assert data_record(load_data(moved, directory)) == before
+    assert diagnose(directory.key, 8, ["data.root=../scratch"], str(here / "runs")) == 0
+    with pytest.raises(UserError, match=r"unknown setting 'data\.size' of diagnose"):
+        diagnose(directory.key, 8, ["data.size=4"], str(here / "runs"))
     with monkeypatch.context() as patch:
         patch.setenv("FEWSTEP_DATA", str(tmp_path / "scratch"))
         assert data_record(load_data(load_config(directory), directory)) == before

@@ -5,6 +5,7 @@ The files are written here, byte by byte: what opens them is what is tested.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -149,6 +150,22 @@ def test_a_bitmap_of_16_bits_a_pixel_is_taken() -> None:
     raw = b"BM" + struct.pack("<IHHI", 54 + SIZE * SIZE * 2, 0, 0, 54) + header
     image = open_image(io.BytesIO(raw + b"\xff\x7f" * SIZE * SIZE))  # 5 bits a sample
     assert ImageDecoder(SIZE, False, "adm")(image).min() == 255
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP"])
+def test_of_several_frames_none_is_dropped_in_silence(kind: str) -> None:
+    """An animation, or a scan of several pages; the further frames of an MPO are previews."""
+    frames = [Image.new("RGB", (SIZE, SIZE), (60 * i, 0, 0)) for i in range(3)]
+    for more, says in ((frames[1:], "3 frames, expected 1"), ([], None)):
+        out = io.BytesIO()
+        frames[0].save(out, kind, save_all=True, append_images=more)
+        image = open_image(io.BytesIO(out.getvalue()))
+        refused = pytest.raises(ValueError, match=f"^{says}$")
+        with refused if says else contextlib.nullcontext():
+            ImageDecoder(SIZE, False, "adm")(image)
+    out = io.BytesIO()
+    frames[0].save(out, "MPO", save_all=True, append_images=frames[1:])
+    assert ImageDecoder(SIZE, False, "adm")(open_image(io.BytesIO(out.getvalue()))).shape[0] == 3
 
 
 @pytest.mark.parametrize("name", ["rgb3.png", "P6-65535.ppm", "3<.tif"])

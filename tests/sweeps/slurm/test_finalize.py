@@ -357,6 +357,20 @@ def test_a_finalizer_waits_for_room_for_a_run_and_the_next_finalizer(
     assert [len(s.tasks) for s in done] == [1]
 
 
+@pytest.mark.parametrize(("limit", "others"), [(2, False), (3, True)])
+def test_a_launch_promises_no_more_than_finalizers_can_do(
+    tmp_path: Path, commands: Commands, limit: int, others: bool
+) -> None:
+    sweep = sweep_of(tmp_path, **dict.fromkeys("abcde"))
+    limited(commands, limit)
+    asked = {run.key: Resources() for run in sweep.runs()}
+    outcome = launcher("slurm").launch(LaunchRequest.of(sweep.runs(), asked), lambda *told: None)
+    [told] = [note for note in outcome.notes if "not submitted" in note]
+    assert ("the finalizer submits them when the others have ended" in told) is others
+    assert ("of 2 jobs, no finalizer can submit a run and the next finalizer" in told) is not others
+    assert told.endswith("the same command submits them when started again")
+
+
 def test_a_limit_that_nobody_can_ask_for_is_found_by_halves(
     tmp_path: Path, commands: Commands
 ) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from fewstep.cli.options import Overrides, Runs, check_finished, only_root
+from fewstep.cli.commands.evaluate import absolute
+from fewstep.cli.options import Overrides, Runs, check_finished, pairs, root_and_rest
 from fewstep.cli.views.console import err, new_table, out, print_lines
 from fewstep.errors import UserError, check_range
 
 if TYPE_CHECKING:
     from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
+
+WHERE = ("data.root", "data.cache", "data.download")
 
 
 def diagnose(
@@ -37,30 +40,32 @@ def diagnose(
     from fewstep.experiments.evaluation.diagnostics import ROWS
     from fewstep.experiments.store.run_directory import find_run, find_sweeps
 
-    root = only_root(overrides, runs)
+    root, rest = root_and_rest(overrides, runs)
+    where = [absolute(*pair) for pair in pairs("diagnose", rest, WHERE)]
     rows = ROWS if samples is None else samples
     check_range("--samples", rows, 1)
     sweeps = {sweep.name: sweep for sweep in find_sweeps(root)}
     if name in sweeps:
-        return _sweep(sweeps[name], rows)
+        return _sweep(sweeps[name], where, rows)
     try:
         run = find_run(name, root)
     except UserError as error:
         known = f", nor a sweep (choices: {', '.join(sweeps)})" if sweeps else ""
         raise UserError(f"{error}{known}") from None
     check_finished(run)
-    _run(run, rows, again=True)
+    _run(run, where, rows, again=True)
     return 0
 
 
-def _run(run: RunDirectory, rows: int, again: bool) -> None:
+def _run(run: RunDirectory, where: Sequence[Any], rows: int, again: bool) -> None:
     """Measure (``again``, or unless it was done); draw; print the results."""
     from fewstep.analysis.diagnostics import arrays, diagnosed_run
+    from fewstep.experiments.config.run_config import amend
     from fewstep.experiments.evaluation.diagnostics import diagnose_run, is_current
     from fewstep.experiments.run import load_config
     from fewstep.reports.html import diagnostics_page as reports
 
-    config, started = load_config(run), time.perf_counter()
+    config, started = amend(load_config(run), where), time.perf_counter()
     known = not again and is_current(run.diagnosis(), config, rows)
     if not known:
         with out.status(f"diagnosing {run.key} {config.objective.title}"):
@@ -75,7 +80,7 @@ def _run(run: RunDirectory, rows: int, again: bool) -> None:
     out.print(f"{run.key} {diagnosed.method}, seed {diagnosed.seed}: {took}")
 
 
-def _sweep(sweep: SweepDirectory, rows: int) -> int:
+def _sweep(sweep: SweepDirectory, where: Sequence[Any], rows: int) -> int:
     from fewstep.analysis.diagnostics import diagnosed_runs, jump_curves
     from fewstep.reports.html import diagnostics_page as reports
 
@@ -85,7 +90,7 @@ def _sweep(sweep: SweepDirectory, rows: int) -> int:
     failed = False
     for run in finished:
         try:
-            _run(run, rows, again=False)
+            _run(run, where, rows, again=False)
         except UserError as error:  # a damaged run must not hide the others
             err.print(f"not diagnosed: {error}")
             failed = True
