@@ -13,6 +13,7 @@ from fewstep.analysis.statistics import (
     paired_log_ratio,
     underpowered,
 )
+from fewstep.analysis.summary import same_floor
 from fewstep.analysis.summary_types import ALPHA, Cell, Conditions, Summary
 from fewstep.deprecation import OldName
 from fewstep.errors import UserError, unknown
@@ -130,6 +131,21 @@ def _refuse_unlike(first: Summary, second: Summary) -> None:
                 f"numbers of two kinds can not be compared: {_describe(first)} has "
                 f"{_kind(a, name)}, {_describe(second)} has {_kind(b, name)}"
             )
+    for which in a.data_versions.keys() & b.data_versions.keys():
+        (one, key), (other, its) = a.data_versions[which], b.data_versions[which]
+        if one != other:
+            raise UserError(
+                f"runs on two versions of the data {which.split()[0]} can not be compared: "
+                f"{_describe(first)} has {one[:12]} (run {key}), {_describe(second)} has "
+                f"{other[:12]} (run {its})"
+            )
+    floors = first.floor, second.floor
+    if None not in floors and not same_floor(*floors):  # type: ignore[arg-type]
+        raise UserError(
+            f"{_kind(a, 'metric_id')} has two floors, {floors[0]:.4g} in {_describe(first)} and "
+            f"{floors[1]:.4g} in {_describe(second)}: its code, an extractor's, or held-out data "
+            f"were changed in between; evaluate one of them again"
+        )
 
 
 def _kind(conditions: Conditions, name: str) -> str:

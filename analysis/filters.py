@@ -114,8 +114,7 @@ def _refuse_other_data(runs: pd.DataFrame) -> None:
             f"of fewstep 0.2): that they are those of the others is not checked",
             stacklevel=4,
         )
-    settings = known["data"].fillna("") + " " + known["data_settings"].fillna("")
-    for scope in (known["method"], settings):
+    for scope in (known["method"], which_data(known)):
         mixed = known[known.groupby(scope)["data_sha256"].transform("nunique") > 1]
         if len(mixed):
             same = mixed[scope[mixed.index] == scope[mixed.index[0]]].drop_duplicates("data_sha256")
@@ -129,6 +128,11 @@ def _refuse_other_data(runs: pd.DataFrame) -> None:
                 f"a table holds runs on one version of the data {mixed['data'].iloc[0]}, got "
                 f"{each}; train them again on one, or report them apart"
             )
+
+
+def which_data(runs: pd.DataFrame) -> "pd.Series[str]":
+    """Name and settings of the data of each run, which do not say where they are."""
+    return runs["data"].fillna("") + " " + runs["data_settings"].fillna("")
 
 
 def _refuse_mixtures(rows: pd.DataFrame) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fewstep.analysis.filters import RUN, Filters, select
+from fewstep.analysis.filters import RUN, Filters, select, which_data
 from fewstep.analysis.significance import shown_worse
 from fewstep.analysis.statistics import Spread, half_width, spread, underpowered
 from fewstep.analysis.summary_types import ALPHA, Cell, Conditions, Failure
@@ -71,7 +71,7 @@ def _floor(rows: pd.DataFrame) -> float | None:
         return None
     ordered = floors.sort_values("floor").to_dict("records")
     low, high = ordered[0], ordered[-1]
-    if not math.isclose(low["floor"], high["floor"], rel_tol=SAME_FLOOR, abs_tol=1e-9):
+    if not same_floor(low["floor"], high["floor"]):
         label, identity = rows["metric"].iloc[0], rows["metric_id"].iloc[0]
         raise UserError(
             f"{label} [{identity}] has two floors, {low['floor']:.4g} (run {low['key']}) and "
@@ -79,6 +79,11 @@ def _floor(rows: pd.DataFrame) -> float | None:
             f"in between; remove the cells of one of them and evaluate them again"
         )
     return float(floors["floor"].mean())
+
+
+def same_floor(one: float, other: float) -> bool:
+    """Whether they differ by the rounding of two machines at most."""
+    return math.isclose(one, other, rel_tol=SAME_FLOOR, abs_tol=1e-9)
 
 
 def _ends(runs: pd.DataFrame) -> NDArray[Any]:
@@ -200,6 +205,12 @@ def _ranked(
     return ranked
 
 
+def _data_versions(runs: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    known = runs[runs["data_sha256"].notna()]
+    versions = zip(which_data(known), known["data_sha256"], known["key"], strict=True)
+    return {which: (sha256, key) for which, sha256, key in versions}
+
+
 def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
     def distinct(table: pd.DataFrame, column: str) -> tuple[Any, ...]:
         return tuple(table[column].dropna().unique().tolist())
@@ -214,6 +225,7 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
         **{column: only(column) for column in single},
         sample_sets=tuple(sorted(distinct(rows, "sample_set"))),
         data=distinct(runs, "data"),
+        data_versions=_data_versions(runs),
         backbones=distinct(runs, "backbone"),
         seeds=tuple(sorted(distinct(runs, "seed"))),
         seeds_differ=runs.groupby("method")["seed"].agg(frozenset).nunique() > 1,

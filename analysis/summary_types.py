@@ -78,6 +78,8 @@ class Conditions:
     guidance: float | None = None
     sample_sets: tuple[int, ...] = ()
     data: tuple[str, ...] = ()
+    data_versions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """By a data set's name and settings: sha256 of what runs are trained on, key of one of them."""
     backbones: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     seeds_differ: bool = False  # from method to method

@@ -350,7 +350,8 @@ def _data(config: RunConfig, directory: RunDirectory) -> Dataset:
     everyone = ranks()
     dataset = load_data(config, directory)
     record = data_record(dataset)
-    if (teacher := teacher_directory(config)) is not None:
+    teacher = None if directory.result() is not None else teacher_directory(config)
+    if teacher is not None:
         with in_front(f"teacher of {directory.key}"):
             check_data(teacher, record)
     if everyone.is_main and directory.result() is None and directory.data() is None:

@@ -11,7 +11,7 @@ from fewstep.experiments.config.settings import Evaluation
 from fewstep.experiments.store.data_record import describe
 from fewstep.experiments.store.json_files import CorruptFile, Json
 from fewstep.experiments.store.lease import Attempt, live_lease
-from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
+from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory, was_asked
 
 STATES = (
     "done", "running", "queued", "interrupted", "failed", "cancelled", "stopped", "new",
@@ -121,7 +121,7 @@ def _is_main(record: Json, settings: Json, request: Json, config: Json) -> bool:
     sampler = cell.get("sampler") or {}
     return (
         (cell["weights"], cell["guidance"], cell.get("sample_set", 0)) == ("ema", 1, 0)
-        and record.get("asked", metric) == metric
+        and ("asked" not in record or was_asked(record, metric))
         and all(own.get(name, value) == value for name, value in sampler.items())
     )
 

@@ -4,7 +4,7 @@ Whether they are the same data is decided by their content (``data/identity.py``
 """
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,4 +60,6 @@ def load_data(config: RunConfig, directory: RunDirectory) -> Dataset:
     with relative_to(directory.made_in()):
         dataset = config.data.load()
     check_data(directory, data_record(dataset), getattr(config.data, "root", None))
+    if (known := directory.data()) is not None:  # data.folder=. has the name of its root
+        dataset = replace(dataset, name=known["name"])
     return dataset

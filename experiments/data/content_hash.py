@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock
@@ -52,6 +54,17 @@ def content_hashes(cache: str, parts: Mapping[str, Sequence[SourceFile]]) -> dic
         with suppress(OSError):
             write_json(memo, computed)
     return computed
+
+
+def known_sha256(file: Path) -> str:
+    """SHA-256 of a file, computed once for each version of it in a process."""
+    stat = file.stat()
+    return _known_sha256(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@cache
+def _known_sha256(path: str, *version: int) -> str:
+    return file_sha256(path)
 
 
 def _listing(parts: Mapping[str, Sequence[SourceFile]]) -> str:

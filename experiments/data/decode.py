@@ -24,7 +24,7 @@ FILTERS = {name: Image.Resampling[name.upper()] for name in ("bicubic", "lanczos
 RESIZES = ("adm", *FILTERS, "none")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")  # MPO is opened as JPEG
 POINTERS = (b"version https://git-lfs", b"/annex/objects/")  # texts in place of unfetched files
-BITS_PER_SAMPLE = 258  # TIFF's tag
+BITS_PER_SAMPLE, SAMPLE_FORMAT, SIGNED = 258, 339, 2  # TIFF's tags, and a value of the second
 
 
 def open_image(source: str | io.BytesIO) -> Image.Image:
@@ -60,6 +60,11 @@ def sample_bits(image: Image.Image) -> int:
     return 16 if image.mode.startswith("I;16") else 8
 
 
+def sample_formats(image: Image.Image) -> tuple[int, ...]:
+    """What the samples of a TIFF are; () for other files. PIL takes signed ones for unsigned."""
+    return image.tag_v2.get(SAMPLE_FORMAT, ()) if image.format == "TIFF" else ()  # type: ignore[attr-defined, no-any-return]
+
+
 @dataclass(frozen=True)
 class ImageDecoder:
     """Any image -> uint8 (C, size, size), C = 3, or 1 where ``grey``.
@@ -87,6 +92,9 @@ class ImageDecoder:
         """``image``, decoded; raises ``ValueError`` where it cannot become one of these."""
         if (bits := sample_bits(image)) > 8:
             raise ValueError(f"{bits} bits a sample, expected 8")
+        if image.mode == "LAB" or SIGNED in sample_formats(image):
+            raise ValueError(f"samples are {'LAB' if image.mode == 'LAB' else 'signed'}, expected "
+                             f"grey levels or RGB")  # fmt: skip
         if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
             raise ValueError(f"{frames} frames, expected 1")  # an MPO has previews of its first
         image, side = image.convert("L" if self.grey else "RGB"), self.size

@@ -13,7 +13,7 @@ from fewstep.experiments.data.content_hash import SourceFile, content_hashes
 from fewstep.experiments.data.decode import DecodedImages, EncodedSplit, open_image
 from fewstep.experiments.data.folder_layout import AUTO, Labelled, Layout, read_layout
 from fewstep.experiments.data.split import shuffled, stratified
-from fewstep.files import resolved
+from fewstep.files import below, resolved
 from fewstep.registry import added
 
 
@@ -44,10 +44,10 @@ class ImageFolder(DecodedImages):
             )
 
     def load(self) -> Dataset:
-        root = resolved(self.root)
-        if not (base := root / self.folder).is_dir():
-            raise UserError(f"no folder {base} (data.folder={self.folder!r} in data.root)")
-        layout = read_layout(root, self.folder, self.splits, self.labels)
+        if not (base := below(self.root, self.folder)).is_dir():
+            also = f", nor {resolved(self.root) / base.name}" * Path(self.folder).is_absolute()
+            raise UserError(f"no folder {base}{also} (data.folder={self.folder!r} in data.root)")
+        layout = read_layout(base, self.folder, self.splits, self.labels)
         train, test = self._splits(layout)
         classes = _classes(base, train, test)
         number = {label: i for i, label in enumerate(classes)}

@@ -34,8 +34,8 @@ class Layout(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_layout(root: Path, folder: str, splits: Sequence[str], labels: bool) -> Layout:
-    """The images below ``root``/``folder``.
+def read_layout(base: Path, folder: str, splits: Sequence[str], labels: bool) -> Layout:
+    """The images below ``base``, which the settings call ``folder``.
 
     Args:
         splits: ("auto",) recognises usual names of splits; () takes sub-folders as classes;
@@ -44,7 +44,6 @@ def read_layout(root: Path, folder: str, splits: Sequence[str], labels: bool) ->
 
     Raises ``UserError`` for a layout that can be read in two ways, and for unusable files.
     """
-    base = root / folder
     if splits and tuple(splits) != AUTO:
         parts = _named(base, splits)
         scans = [_not_named(base, splits), *parts]
@@ -57,22 +56,43 @@ def read_layout(root: Path, folder: str, splits: Sequence[str], labels: bool) ->
         if names:
             _skip_beside(found, names)
     images = [_labelled(part, labels) for part in parts]
-    notes = tuple(note for each in scans for note in each.notes())
+    _refuse_shared_folders(images)
+    notes = tuple(note for each in scans for note in each.notes()) + _shared_files(images)
+    notes += _alike(parts[0]) if labels and splits else ()
     return Layout(parts[0].root, images[0], images[1] if len(images) > 1 else None, notes)
 
 
 def split_kind(name: str, *, loosely: bool = False) -> str | None:
     """ "train" or "test" for a usual name of such a split, in any case.
 
-    ``loosely``: for a name with such a word in it, as train2017, testA, my_val, trainset or trn.
+    ``loosely``: for a name with such a word in it, as train2017, testA, my_val, imagesTr, trainset
+    or trn.
     """
-    words = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name) if loosely else []
-    for word in (re.sub(r"[-\s]", "_", name), *words):
-        if word.lower() in TRAIN + TEST:
-            return "train" if word.lower() in TRAIN else "test"
+    if (plain := re.sub(r"[-\s]", "_", name).lower()) in TRAIN + TEST:
+        return "train" if plain in TRAIN else "test"
+    if loosely and (kinds := [kind for word in _words(name) if (kind := _word_kind(word))]):
+        return kinds[0]
     if loosely and (short := re.match(r"(tr(ain|n)?|te(st)?|tst|e?val)(set|data)?$", name.lower())):
         return "train" if short[0].startswith("tr") else "test"
     return None
+
+
+def _words(name: str) -> list[str]:
+    return re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+
+
+def _word_kind(word: str) -> str | None:
+    return {"Tr": "train", "Ts": "test"}.get(word, split_kind(word))
+
+
+def _has_pair(folders: Sequence[str]) -> bool:
+    """Whether two names differ in such a word only, as train_images and test_images do."""
+    rest: dict[str, set[str]] = {"train": set(), "test": set()}
+    for name in folders:
+        for word in _words(name):
+            if kind := _word_kind(word):
+                rest[kind].add(name.replace(word, "", 1))
+    return bool(rest["train"] & rest["test"])
 
 
 def _recognised(found: FolderScan, labels: bool) -> list[str]:
@@ -82,7 +102,7 @@ def _recognised(found: FolderScan, labels: bool) -> list[str]:
     kinds = [split_kind(name) for name in folders]
     if not any(kinds):
         loosely = {split_kind(name, loosely=True) for name in folders}
-        if loose or loosely != {"train", "test"}:
+        if loose or not (loosely == {"train", "test"} or _has_pair(folders)):
             return []
     elif kinds.count("train") == 1 and len(kinds) <= 2 and None not in kinds and not loose:
         empty = [n for (n, *more) in found.folders if not more and n not in folders]
@@ -135,6 +155,49 @@ def _refuse_nested(parts: Sequence[FolderScan], folder: str, labels: bool) -> No
                         f"data.folder={folder}/{outer}; to take all images of a sub-folder, "
                         f"whatever is inside, set {as_is}"
                     )
+
+
+def _alike(found: FolderScan) -> tuple[str, ...]:
+    """A note where all classes hold the same folders, as folds with the classes inside do."""
+    inside: dict[str, set[str]] = {}
+    for image in found.images:
+        inside.setdefault(image.parts[0], set()).add(image.parts[1] if len(image.parts) > 2 else "")
+    first, *others = inside.values() if inside else [set[str]()]
+    if len(first) < 2 or "" in first or not others or any(other != first for other in others):
+        return ()
+    outer, inner = _listed(list(inside)), _listed(sorted(first))
+    return (f"the classes {outer} all hold the folders {inner}: if those are the classes, name the "
+            f"splits with data.splits",)  # fmt: skip
+
+
+def _refuse_shared_folders(splits: Sequence[Sequence[Labelled]]) -> None:
+    """A folder, reached by links, is neither training and held-out data nor two classes."""
+    seen: dict[str, tuple[tuple[int, str | None], str]] = {}
+    for i, split in enumerate(splits):
+        places = {os.path.dirname(file.path): (i, label) for file, label in split}
+        for folder, place in places.items():
+            first = seen.setdefault(os.path.realpath(folder), (place, folder))
+            if first[0] != place:
+                what = "a train and a test split" if first[0][0] != i else "two classes"
+                raise UserError(f"{folder} and {first[1]} are one folder, and would be {what}")
+
+
+def _shared_files(splits: Sequence[Sequence[Labelled]]) -> tuple[str, ...]:
+    """A note of held-out images that are files of the training images, by links."""
+    if len(splits) < 2:
+        return ()
+    train = {(file.stat.st_dev, file.stat.st_ino): file.path for file, _ in splits[0]}
+    train.pop((0, 0), None)
+    shared = [
+        (file.path, its)
+        for file, _ in splits[1]
+        if file.stat.st_ino and (its := train.get((file.stat.st_dev, file.stat.st_ino)))
+    ]
+    if not shared:
+        return ()
+    one, other = shared[0]
+    what = "image is a training image" if len(shared) == 1 else "images are training images"
+    return (f"{len(shared)} held-out {what}, too ({one} is {other})",)
 
 
 def _common(found: FolderScan) -> Parts:

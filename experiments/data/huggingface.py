@@ -5,7 +5,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from fewstep.errors import UserError, check_choice, counted
 from fewstep.experiments.data.base import DATA, Dataset, hash_array
 from fewstep.experiments.data.content_hash import SourceFile, content_hashes
 from fewstep.experiments.data.decode import DecodedImages, EncodedSplit, open_image
+from fewstep.experiments.data.folder_layout import AUTO, read_layout
+from fewstep.experiments.data.folder_scan import IMAGES
 from fewstep.experiments.data.huggingface_columns import (
     Labels,
     aligned,
@@ -31,9 +33,12 @@ from fewstep.experiments.data.huggingface_columns import (
 )
 from fewstep.experiments.data.memmap_cache import cache_folder
 from fewstep.experiments.data.split import shuffled, stratified
-from fewstep.files import resolved
+from fewstep.files import below, resolved
 from fewstep.registry import bookkeeping
 
+# what datasets reads, beside image files: tables, lists of images, archives
+TABLES = (".parquet", ".arrow", ".csv", ".jsonl", ".zip", ".tar", ".gz", ".tgz",
+          ".bz2", ".xz", ".zst", ".7z", ".rar")  # fmt: skip
 TESTS = ("test", "validation", "valid", "val")
 
 Table = tuple[str, Any]
@@ -69,10 +74,12 @@ class HuggingFace(DecodedImages):
         if not self.dataset:
             raise UserError("data.dataset names no data set: a folder, or a name as ylecun/mnist")
         splits = self._splits()
+        local = None if self.subset else self._local()
+        if local is not None and is_image_folder(local):
+            check_image_folder(local, self.labels, [len(split) for split in splits.values()])
         train = named(splits, self.train, "data.train")
         image = column(train, self.image, "image")
         label = column(train, self.label, "label") if self.labels else None
-        local = None if self.subset else self._local()
         if label is not None and local is not None and not is_saved(local):
             check_class_orders(tables_in(local), label, self.dataset)
         test_name, notes = self._held_out_split(splits, label)
@@ -183,8 +190,8 @@ class HuggingFace(DecodedImages):
 
     def _local(self) -> Path | None:
         """The folder that ``dataset`` names; None for a name on the hub."""
-        below, plain = resolved(self.root) / self.dataset, resolved(self.dataset)
-        return next((path for path in (below, plain) if path.exists()), None)
+        places = below(self.root, self.dataset), resolved(self.dataset)
+        return next((path for path in places if path.exists()), None)
 
     def _read(self, datasets: Any, local: Path | None) -> Any:
         subset = self.subset or None
@@ -203,6 +210,33 @@ class HuggingFace(DecodedImages):
 def is_saved(folder: Path) -> bool:
     """Whether ``save_to_disk`` made it, which keeps the classes of each split."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Whether it holds image files, and nothing else that ``datasets`` would read."""
+    suffixes = {path.suffix.lower() for path in folder.rglob("*") if path.is_file()}
+    return bool(suffixes & {*IMAGES}) and not suffixes & {*TABLES}
+
+
+def check_image_folder(folder: Path, labels: bool, read: Sequence[int]) -> None:
+    """Raise ``UserError`` unless ``datasets`` has read the splits that are there.
+
+    It drops what it does not recognise, and merges splits of other names, in silence.
+    """
+    use = "use data=image_folder"
+    try:
+        layout = read_layout(folder, folder.name, AUTO, labels)
+    except UserError as error:
+        raise UserError(f"data=huggingface cannot read such a folder, {use}: {error}") from None
+    there = [len(split) for split in (layout.train, layout.test) if split is not None]
+    if sorted(there) != sorted(read):
+        raise UserError(
+            f"{folder} holds {_counts(there)}, of which datasets has read {_counts(read)}: {use}"
+        )
+
+
+def _counts(splits: Sequence[int]) -> str:
+    return " and ".join(f"{count:,}" for count in splits) + " images"
 
 
 def tables_in(folder: Path) -> list[Path]:

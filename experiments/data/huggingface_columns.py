@@ -171,20 +171,30 @@ def check_class_orders(files: Sequence[Path], column: str, where: str) -> None:
 
 def own_classes(file: Path, column: str) -> list[str] | None:
     """The names of a file's own ClassLabel; None where it has none, or cannot be read."""
-    import pyarrow.ipc
     import pyarrow.parquet
 
     try:
         if file.suffix == ".parquet":
             schema = pyarrow.parquet.read_schema(file)
         else:
-            with pyarrow.ipc.open_stream(file) as table:
-                schema = table.schema
+            schema = _arrow_schema(file)
         metadata = schema.metadata or {}
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return [str(name) for name in features[column]["names"]]
     except (KeyError, TypeError, ValueError, OSError):  # ArrowInvalid is a ValueError
         return None
+
+
+def _arrow_schema(file: Path) -> Any:
+    """Of either format: ``datasets`` reads streams and files."""
+    import pyarrow.ipc
+
+    try:
+        with pyarrow.ipc.open_stream(file) as table:
+            return table.schema
+    except ValueError:
+        with pyarrow.ipc.open_file(file) as table:
+            return table.schema
 
 
 def unseen(labels: Labels) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from fewstep.errors import UserError, check_choice
 from fewstep.experiments.data.base import DATA, Dataset, Split
 from fewstep.experiments.data.memmap_cache import SplitSource, cached_splits
 from fewstep.experiments.store.json_files import Json, read_json
-from fewstep.files import resolved
+from fewstep.files import below
 from fewstep.registry import bookkeeping
 
 FORMAT = 1
@@ -61,7 +61,7 @@ class Latents:
         check_choice("data.posterior", self.posterior, POSTERIORS)
 
     def load(self) -> Dataset:
-        folder = resolved(self.root) / self.folder
+        folder = below(self.root, self.folder)
         name, manifest = Path(os.path.abspath(folder)).name, read_manifest(folder)
 
         def part(split: dict[str, Any]) -> SplitSource:

@@ -31,9 +31,9 @@ from fewstep.experiments.evaluation.measurement import (
 )
 from fewstep.experiments.evaluation.sampling import SampleBatch, SamplingConfig, calls, draw
 from fewstep.experiments.metrics.reference import Array, Reference, short_hash
-from fewstep.experiments.store.json_files import Json
+from fewstep.experiments.store.json_files import Json, read_record, replace_json
 from fewstep.experiments.store.provenance import provenance_record
-from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.experiments.store.run_directory import RunDirectory, was_asked
 from fewstep.experiments.training.network import choose_device, load_network
 from fewstep.files import patiently, relative_to, replacing
 
@@ -69,7 +69,7 @@ def cells_to_come(config: RunConfig, directory: RunDirectory) -> list[SamplingCo
     def lacks(name: str) -> bool:
         records = have.get(name, [])
         return not all(
-            any(r.get("asked") == asked and is_made_so(r["metric"], wanted) for r in records)
+            any(was_asked(r, asked) and is_made_so(r, wanted) for r in records)
             for asked, wanted in requests
         )
 
@@ -167,9 +167,24 @@ def _todo(
         described = cell.describe(config.objective)
         name = f"steps{cell.steps:04d}-{cell.weights}-"
         names = {name + short_hash([described, m.identity["id"]]): m for m in wanted}
-        if lacking := {n: m for n, m in names.items() if not directory.cell_file(n).exists()}:
+        known = {n: record for n in names if (record := read_record(directory.cell_file(n)))}
+        for n, record in known.items():
+            _note_words(directory.cell_file(n), record, names[n].request)
+        if lacking := {n: m for n, m in names.items() if n not in known}:
             lacking_by_cell[canonical(described)] = cell, lacking
     return list(lacking_by_cell.values())
+
+
+def _note_words(file: Path, record: Json, request: Json) -> None:
+    """Note that a cell is asked for in other words, as by another path: it lacks no longer."""
+    wanted = made_with(request)
+    if was_asked(record, request) and is_made_so(record, wanted):
+        return
+    if (files := wanted.get("extractor_files")) is not None:
+        record["extractor_files"] = files  # others, of which its metric's id is the same
+    if not was_asked(record, request):
+        record["asked_also"] = [*record.get("asked_also", []), request]
+    replace_json(file, record)
 
 
 def _record(
@@ -191,11 +206,17 @@ def _record(
         except UserError as error:
             errors.append(error)
             continue
+        wanted = made_with(measure.request)
         keep = partial(_keep, directory.samples / f"{name}.npz", shown, drawn.y, kept)
         kept = patiently(keep)
         record = {
             **about,
             "asked": measure.request,
+            **(
+                {}
+                if (files := wanted.get("extractor_files")) is None
+                else {"extractor_files": files}
+            ),
             "metric": measure.identity,
             "better": measure.metric.better,
             "value": value.value,

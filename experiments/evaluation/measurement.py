@@ -10,16 +10,11 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.experiments.config.settings import Evaluation
 from fewstep.experiments.data import Dataset
+from fewstep.experiments.data.content_hash import known_sha256
 from fewstep.experiments.extractors import EXTRACTORS, Extractor
 from fewstep.experiments.extractors.base import prepared
 from fewstep.experiments.metrics import METRICS, Metric, Value
-from fewstep.experiments.metrics.reference import (
-    Array,
-    Reference,
-    holds_both,
-    known_sha256,
-    short_hash,
-)
+from fewstep.experiments.metrics.reference import Array, Reference, holds_both, short_hash
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.source_hash import third_party_hash
 from fewstep.files import resolved
@@ -112,22 +107,28 @@ def _refuse_guesses(references: list[Reference]) -> None:
     guessed = {r.features.name: r for r in references if r.file is not None and r.is_guessed}
     if len(guessed) > 1:
         file = next(iter(guessed.values())).file
+        labels = " or ".join(repr(reference.features.label) for reference in guessed.values())
         raise UserError(
             f"{file} has mu and sigma, and does not say of which extractor; of as many dimensions "
-            f"are {', '.join(guessed)}: ask for one of them, or add the array extractor to the file"
+            f"are {', '.join(guessed)}: ask for one of them, or add the array extractor to the "
+            f"file, {labels}"
         )
 
 
-def is_made_so(metric: Json, wanted: Json) -> bool:
-    """Whether a cell's ``metric`` was computed with what ``wanted`` names (``made_with``)."""
+def is_made_so(record: Json, wanted: Json) -> bool:
+    """Whether a cell was computed with what ``wanted`` names (``made_with``)."""
+    metric = record["metric"]
     known = {**metric, "reference_moments": "reference_moments" in metric}
+    files = record.get("extractor_files", wanted.get("extractor_files"))  # of old cells unknown
+    known["extractor_files"] = files
     return all(known.get(name) == value for name, value in wanted.items())
 
 
 def made_with(request: Json) -> Json:
-    """What a metric's identity has, beside what is asked for: what can change under its name.
+    """What a cell has, beside what is asked for: what can change under its name.
 
-    The code of a third party's metric and extractor, and the content of the reference file.
+    The code of a third party's metric and extractor, and the content of the reference file and of
+    files that the extractor's settings name.
     """
     metric = build_named(METRICS, "evaluation.metrics", request.get("metric", "fd"))
     named = request["extractor"]
@@ -136,6 +137,8 @@ def made_with(request: Json) -> Json:
         "metric_source": third_party_hash(metric),
         "extractor_source": None if extractor is None else third_party_hash(extractor),
     }
+    if (content := getattr(extractor, "content", lambda: None)()) is not None:
+        wanted["extractor_files"] = content
     path = request.get("reference_file")
     if path is not None and metric.against != "train" and (file := resolved(path)).is_file():
         wanted["reference_sha256"] = known_sha256(file)

@@ -5,23 +5,28 @@ Only the Inception network gives "FID"; a distance in other features is named fo
 """
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.experiments.data import Dataset
+from fewstep.experiments.data.content_hash import known_sha256
+from fewstep.experiments.store.json_files import CorruptFile
 from fewstep.experiments.store.source_hash import third_party_hash
 from fewstep.files import replacing
 from fewstep.registry import Registry
 
 BATCH = 500
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,9 @@ class Features:
 class Extractor(Protocol):
     """A frozen dataclass of settings that makes ``Features`` for a data set.
 
-    One that has a true ``learns`` fits itself to the training split.
+    One that has a true ``learns`` fits itself to the training split. One whose settings name files
+    has ``content()``, their hash, or None while they are not there: where they are replaced, cells
+    are computed again.
     """
 
     def check(self, dataset: Dataset) -> None:
@@ -94,6 +101,26 @@ def write_once(file: Path, write: Callable[[Path], None]) -> None:
         if not file.exists():
             with replacing(file) as other:
                 write(other)
+
+
+def read_cached(file: Path, read: Callable[[Path], T]) -> T:
+    """``read(file)``, of what ``write_once`` has written; ``CorruptFile`` where it is damaged."""
+    try:
+        return read(file)
+    except (SafetensorError, ValueError, EOFError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise CorruptFile(
+            f"{file} is damaged ({reason}): remove it, and it is made again"
+        ) from None
+
+
+def content_sha256(files: Iterable[Path], *more: str | None) -> str | None:
+    """Of files, and of hashes; None where there are no files, or not all are there."""
+    files = sorted(files)
+    if not files or not all(file.is_file() for file in files):
+        return None
+    known = [[file.name, known_sha256(file)] for file in files]
+    return hashlib.sha256(json.dumps([known, *more]).encode()).hexdigest()
 
 
 def check_images(extractor: str, dataset: Dataset, rgb: bool = False) -> None:

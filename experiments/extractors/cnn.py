@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from fewstep.errors import check_fields
 from fewstep.experiments.data import Dataset, to_model
-from fewstep.experiments.extractors.base import EXTRACTORS, Features, in_batches, unfit, write_once
+from fewstep.experiments.extractors.base import (
+    EXTRACTORS,
+    Features,
+    in_batches,
+    read_cached,
+    unfit,
+    write_once,
+)
 from fewstep.experiments.rng import Order, generator
 from fewstep.experiments.store.json_files import Json, read_json, write_json
 
@@ -54,7 +61,7 @@ class CNN:
     def prepare(self, dataset: Dataset, cache: Path) -> Features:
         file = self.train(dataset, cache)
         network = self._network(dataset)
-        network.load_state_dict(load_file(file))
+        network.load_state_dict(read_cached(file, load_file))
         network.eval()
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         return Features(

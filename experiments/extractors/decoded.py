@@ -19,9 +19,12 @@ from fewstep.experiments.extractors.base import (
     Extractor,
     Features,
     accelerator,
+    content_sha256,
     prepared,
     unfit,
 )
+from fewstep.experiments.store.source_hash import third_party_hash
+from fewstep.files import resolved
 from fewstep.registry import build_named
 
 
@@ -56,6 +59,12 @@ class Decoded:
                 "learns nothing from a data set (inception, dinov2, random_conv, raw)"
             )
         return inner
+
+    def content(self) -> str | None:
+        """Of the autoencoder's folder, and of what the inner extractor is made of."""
+        inner = getattr(self._inner, "content", lambda: None)()
+        files = resolved(self.autoencoder).glob("*") if self.autoencoder else ()
+        return content_sha256(filter(Path.is_file, files), inner, third_party_hash(self._inner))
 
     def check(self, dataset: Dataset) -> None:
         if dataset.is_image or len(dataset.shape) != 3:

@@ -56,6 +56,9 @@ class DINOv2:
                     f"extractor dinov2: no file {name} in {self.path}; nothing is downloaded"
                 )
 
+    def content(self) -> str | None:
+        return base.content_sha256(resolved(self.path) / name for name in FILES)
+
     def prepare(self, dataset: Dataset, cache: Path) -> base.Features:
         self.check(dataset)
         folder = resolved(self.path)

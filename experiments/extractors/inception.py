@@ -52,6 +52,9 @@ class Inception:
         if not resolved(self.weights).is_file():
             base.check_weights("inception", "weights", resolved(self.weights), self.sha256)
 
+    def content(self) -> str | None:
+        return None if self.sha256 else base.content_sha256([resolved(self.weights)])
+
     def prepare(self, dataset: Dataset, cache: Path) -> base.Features:
         self.check(dataset)
         file = resolved(self.weights)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError, check_range
 from fewstep.experiments.data import Dataset, to_model
-from fewstep.experiments.extractors.base import EXTRACTORS, Features, write_once
+from fewstep.experiments.extractors.base import EXTRACTORS, Features, read_cached, write_once
 
 
 @EXTRACTORS.register("raw")
@@ -61,7 +61,7 @@ class PCA:
         sha256 = hashlib.sha256(settings.encode()).hexdigest()
         file = cache / "extractors" / f"{dataset.name}-pca-{sha256[:12]}.safetensors"
         write_once(file, lambda path: save_file(self._fit(_values(dataset.train.x)), path))
-        fitted = load_file(file)
+        fitted = read_cached(file, load_file)
         mean, components = fitted["mean"].numpy(), fitted["components"].numpy()
         return Features(f"pca{self.dimension}", sha256, lambda x: (_values(x) - mean) @ components)
 

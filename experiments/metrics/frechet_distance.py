@@ -160,12 +160,17 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
 
 
 def _factor(sigma: Array) -> Array:
-    """A with AA' = ``sigma``, which may be singular; its eigenvalues below zero are rounding."""
+    """A with AA' = ``sigma``, which may be singular.
+
+    Eigenvalues that rounding explains count as 0, above it, too: which side of 0 they come out at
+    differs between processors, and the root of 1e-16 is 1e-8.
+    """
     if len(sigma) >= LARGE:  # Cholesky's takes a thirtieth of the time, if sigma is definite
         with contextlib.suppress(scipy.linalg.LinAlgError):
             return np.asarray(scipy.linalg.cholesky((sigma + sigma.T) / 2, lower=True))
     values, vectors = scipy.linalg.eigh((sigma + sigma.T) / 2)
-    return np.asarray(vectors * np.sqrt(values.clip(min=0)))
+    rounding = len(sigma) * np.finfo(np.float64).eps * values[-1]
+    return np.asarray(vectors * np.sqrt(np.where(values > rounding, values, 0)))
 
 
 def _matrix(features: Features) -> Array:

@@ -7,7 +7,7 @@ sweep share it: whoever comes first computes it.
 import hashlib
 import json
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.experiments.data import Dataset, Split
-from fewstep.experiments.data.content_hash import file_sha256
+from fewstep.experiments.data.content_hash import known_sha256
 from fewstep.experiments.extractors import Features
-from fewstep.experiments.extractors.base import write_once
+from fewstep.experiments.extractors.base import read_cached, write_once
 from fewstep.experiments.metrics.frechet_distance import GaussianStats, names_in_npz, read_npz
 from fewstep.experiments.rng import generator
 from fewstep.experiments.store.json_files import Json
@@ -40,17 +40,6 @@ def short_hash(value: Any) -> str:
 def holds_both(file: Path) -> bool:
     """Whether an npz has images and statistics."""
     return {"arr_0", "mu", "sigma"} <= names_in_npz(file)
-
-
-def known_sha256(file: Path) -> str:
-    """SHA-256 of a file, computed once for each version of it in a process."""
-    stat = file.stat()
-    return _sha256(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-
-
-@cache
-def _sha256(path: str, *version: int) -> str:
-    return file_sha256(path)
 
 
 class Reference:
@@ -128,6 +117,8 @@ class Reference:
         if held_shape != shape:
             expected = f"those of {self.dataset.name} have {shape}"
             raise UserError(f"{self.file} holds images of shape {held_shape}, {expected}")
+        if len(x) < 2:
+            raise UserError(f"{self.file}: a reference needs at least 2 images, got {len(x)}")
         return x
 
     @cached_property
@@ -136,6 +127,8 @@ class Reference:
         if self.stored:
             assert self.file is not None
             stats = GaussianStats.read(self.file, self.features.label, self.preprocess)
+            if stats.n is not None and stats.n < 2:
+                raise UserError(f"{self.file}: n must be at least 2, got {stats.n}")
             if (own := stats.dimension) != self._dimension:
                 have = f"features of {self.features.name} have {self._dimension}"
                 raise UserError(f"{self.file} is of {own} dimensions, {have}")
@@ -187,7 +180,7 @@ class Reference:
                 np.save(opened, make().astype(np.float32))
 
         write_once(file, write)
-        return np.load(file).astype(np.float64)
+        return read_cached(file, np.load).astype(np.float64)
 
     def stats(self, x: Tensor | Array) -> GaussianStats:
         """Of features (n, D)."""

@@ -275,6 +275,11 @@ class RunDirectory:
                 path.unlink()
 
 
+def was_asked(cell: Json, request: Json) -> bool:
+    """Whether a cell's record answers ``request``, one metric as the settings write it."""
+    return request in (cell.get("asked"), *cell.get("asked_also", ()))
+
+
 def failure_record(key: str, kind: str, message: str, finished: str, **more: Any) -> Json:
     """What failure.json holds. ``more``: traceback, log_tail (the last lines), step."""
     record = {"key": key, "class": kind, "message": message, "finished": finished}

@@ -83,11 +83,23 @@ def _same_package(one: str, other: str) -> bool:
 
 def _is_in_source_tree(module: str) -> bool:
     """Whether it lies in somebody's source tree, and is not installed."""
-    top = None if _is_ours(module) else _file(module.split(".")[0])
+    top = None if _is_ours(module) else _place(module.split(".")[0])
     installed = ("site-packages", "dist-packages")
     return top is not None and not (
         any(name in top.parts for name in installed) or top.is_relative_to(STANDARD_LIBRARY)
     )
+
+
+def _place(module: str) -> Path | None:
+    """Its file, or of a package without ``__init__.py`` its folder."""
+    if (file := _file(module)) is not None:
+        return file
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    folders = spec.submodule_search_locations if spec is not None else None
+    return next(map(Path, folders), None) if folders else None
 
 
 def _file(module: str) -> Path | None:

@@ -78,6 +78,11 @@ def _check(config: RunConfig, key: str, teacher: RunConfig) -> None:
     guidance = getattr(config.objective, "teacher_guidance", 1)
     if guidance != 1 and (dataset := config.data.load()).has_conditions:
         check_guidance(teacher, dataset, f"objective.teacher_guidance {guidance:g} of {key}", True)
+    asks_it = config.objective.needs_teacher and not config.objective.needs_pairs
+    dropout = config.training.label_dropout
+    if asks_it and dropout and (dataset := config.data.load()).has_conditions:
+        what = f'training.label_dropout {dropout:g} asks teacher {key} for "no label", which'
+        check_guidance(teacher, dataset, what, True)
     if config.training.init == "teacher" and not same_architecture(config, teacher):
         here, needed = (
             f"{c.values['backbone']['name']}, {c.objective.path}" for c in (config, teacher)

@@ -52,6 +52,13 @@ def resolved(path: str | Path) -> Path:
     return (_base.get() or Path.cwd()) / Path(path).expanduser()
 
 
+def below(root: str, name: str) -> Path:
+    """``name`` in ``root``; an absolute path that is gone is looked for there by its last part."""
+    path, moved = resolved(root) / name, resolved(root) / Path(name).name
+    is_gone = Path(name).is_absolute() and not path.exists()
+    return moved if is_gone and moved.exists() else path
+
+
 def broken_link(path: Path) -> str:
     """What to say of a link in ``path`` that leads nowhere; empty if there is none."""
     for part in (path.absolute(), *path.absolute().parents):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,22 @@ def test_methods_of_both_are_compared_by_seed_with_holm_over_the_table(tmp_path:
         assert cell.distinguished
     with pytest.warns(DeprecationWarning, match="is called Comparison.unpaired_seeds"):
         assert made.alone() == made.unpaired_seeds()
+
+
+def test_sweeps_on_other_data_or_with_another_floor_are_not_compared(tmp_path: Path) -> None:
+    new, old = summary(tmp_path, "new", runs(NEW)), summary(tmp_path, "old", runs(OLD))
+    for name, version in (("new", "a" * 64), ("old", "b" * 64)):
+        for folder in (tmp_path / name).glob("*-s*"):
+            record = {"name": "digits", "sha256": version}
+            (folder / "data.json").write_text(json.dumps(record))
+    on = [summarise(load(tmp_path / name)) for name in ("new", "old")]
+    with pytest.raises(UserError, match=r"'new' has aaaaaaaaaaaa \(run .*'old' has bbbbbbbbbbbb"):
+        compare(*on)
+    compare(on[0], on[0], baseline="FM")
+    compare(on[0], old)  # of which it is not known
+    with pytest.raises(UserError, match=r"two floors, 1\.5 in sweep 'new' and 1\.6 in sweep 'old'"):
+        compare(new, summary(tmp_path, "old", runs(OLD, floor=1.6)))
+    compare(new, summary(tmp_path, "old", runs(OLD, floor=1.5000001)))
 
 
 def test_the_other_way_round_is_the_inverse(tmp_path: Path) -> None:

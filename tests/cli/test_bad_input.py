@@ -67,6 +67,7 @@ MORE: dict[str, str | list[str]] = {
     "train training.precision=fp8": "unknown training.precision 'fp8'",
     "train objective=scm,shortcut": "axes of values belong in a sweep's YAML",
     "train evaluation.guidance=[nan]": "evaluation.guidance must be at least 0, got nan",
+    "sample abc --guidance nan": "--guidance must be at least 0, got nan",
     "train evaluation.guidance=[1,-2]": "evaluation.guidance must be at least 0, got -2",
     "train seed=1,2,3": "gives several values where one is meant",
     "train ++seed=1": "write key=value, without '+', '~' or '@'",

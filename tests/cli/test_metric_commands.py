@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,13 @@ from helpers.tiny import times_changed, tiny
 from fewstep.cli.commands.evaluate import bias
 from fewstep.cli.commands.reference import reference, train_extractor
 from fewstep.errors import UserError
+from fewstep.experiments.config.run_config import compose
 from fewstep.experiments.data import DATA
+from fewstep.experiments.extractors.cnn import CNN
+from fewstep.experiments.extractors.raw_pca import Raw
+from fewstep.experiments.metrics.reference import Reference
 from fewstep.experiments.run import prepare, run
+from fewstep.experiments.store.json_files import CorruptFile
 from fewstep.experiments.store.run_directory import RunDirectory
 
 
@@ -41,6 +47,17 @@ def test_an_extractor_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixt
     assert again.splitlines()[0] in first.splitlines()  # accuracy
     after = times_changed(tmp_path)
     assert {n: t for n, t in after.items() if not n.endswith(".lock")}.items() <= before.items()
+    os.truncate(file, 100)
+    digits = compose(["data=digits"]).data.load()
+    extractor = CNN(steps=20, width=8)
+    with pytest.raises(CorruptFile, match=rf"{file} is damaged \(.*\): remove it, and it is made"):
+        extractor.prepare(digits, tmp_path / "_cache")
+    reference = Reference(Raw().prepare(digits, tmp_path), digits, tmp_path)
+    reference.rows(9)
+    (rows,) = (tmp_path / "references").glob("*-rows9.npy")
+    os.truncate(rows, 100)
+    with pytest.raises(CorruptFile, match=r"-rows9\.npy is damaged"):
+        reference.rows(9)
 
 
 def test_reference_files(tmp_path: Path) -> None:

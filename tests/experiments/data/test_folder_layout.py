@@ -112,6 +112,16 @@ AMBIGUOUS = {
         ("trainA", "trainB", "testA", "testB"),
         r"x holds trainA/, trainB/, testA/, ...: .*\[trainA,testA\] or \[trainA,testB\]",
     ),
+    "a third one beside (STL-10)": (
+        ("train_images", "test_images", "unlabeled_images"),
+        r"x holds train_images/, test_images/ beside unlabeled_images/: .*"
+        r"data.splits=\[train_images,test_images\].*data.splits=\[\]",
+    ),
+    "a third one beside (SVHN)": (
+        ("train_32x32", "test_32x32", "extra_32x32"),
+        r"data.splits=\[train_32x32,test_32x32\]",
+    ),
+    "abbreviated (nnU-Net)": (("imagesTr", "imagesTs"), r"data.splits=\[imagesTr,imagesTs\]"),
     "a numbered split": (("train", "test1"), r"x holds train/, test1/: .*\[train,test1\]"),
     "splits in classes": (
         ("cat/train", "cat/test", "dog/train", "dog/test"),
@@ -152,6 +162,16 @@ def test_a_folder_around_the_classes_is_refused(tmp_path: Path) -> None:
     assert load(tmp_path / "y", splits=("train", "test")).class_names == ("inner",)
     data = load(tmp_path / "y", splits=("train/inner", "test/inner"))
     assert (data.class_names, len(data.train), len(data.test)) == (("a", "b"), 8, 8)
+
+
+def test_folds_that_are_taken_for_classes_are_told(tmp_path: Path) -> None:
+    names = [f"fold{i}/{name}" for i in (1, 2, 3) for name in ("cat", "dog")]
+    data = load(build(tmp_path / "x", *names))
+    assert data.class_names == ("fold1", "fold2", "fold3")
+    (note,) = data.notes
+    assert "classes fold1, fold2, fold3 all hold the folders cat, dog: if those are" in note
+    assert load(tmp_path / "x", splits=()).notes == ()
+    assert load(build(tmp_path / "y", "a/b", "a/c", "d/b", "d/e")).notes == ()
 
 
 def test_one_class_with_images_of_its_own_is_one_class(tmp_path: Path) -> None:

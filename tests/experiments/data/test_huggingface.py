@@ -97,16 +97,55 @@ def test_parquet_files_replaced_with_the_same_time_are_read_anew(tmp_path: Path)
     assert {x.numpy().tobytes() for x in second.train.x} == {pixels(s) for s in range(30, 63)}
 
 
-def test_parquet_files_with_their_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
+def test_files_with_their_classes_in_another_order_are_refused(tmp_path: Path, kind: str) -> None:
+    """``datasets`` gives both the names of the first; arrow files are of two formats."""
+    import pyarrow
+
     (tmp_path / "bugs").mkdir()
+    suffix = "parquet" if kind == "parquet" else "arrow"
     for name, names in (("train", ["a", "b", "c"]), ("test", ["c", "a", "b"])):
         made = table(range(12)).cast_column("label", datasets.ClassLabel(names=names))
-        made.to_parquet(tmp_path / "bugs" / f"{name}-0.parquet")
-    with pytest.raises(
-        UserError, match=r"test-0.parquet and train-0.parquet .*c, a, b and a, b, c"
-    ):
+        path = tmp_path / "bugs" / f"{name}-0.{suffix}"
+        if kind == "parquet":
+            made.to_parquet(path)
+            continue
+        rows = made.data.table
+        writer = pyarrow.ipc.new_stream if kind == "stream" else pyarrow.ipc.new_file
+        with writer(str(path), rows.schema) as out:
+            out.write_table(rows)
+    says = rf"test-0.{suffix} and train-0.{suffix} .*c, a, b and a, b, c"
+    with pytest.raises(UserError, match=says):
         load(tmp_path)
     assert load(tmp_path, labels=False).num_classes == 0
+
+
+def test_a_folder_of_image_files_is_read_whole_or_refused(tmp_path: Path) -> None:
+    """What ``datasets`` would drop or merge in silence: links, other splits, files unnamed."""
+    folder = tmp_path / "bugs"
+
+    def build(*names: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        for i in range(5 * len(names)):
+            (place := folder / names[i // 5]).mkdir(parents=True, exist_ok=True)
+            picture(i).save(place / f"{i}.png")
+
+    build("train/ant", "train/bee", "test/ant", "test/bee")
+    assert load(tmp_path).class_names == ("ant", "bee")
+    build("Train/ant", "Train/bee", "Test/ant", "Test/bee")
+    with pytest.raises(UserError, match=r"holds 10 and 10 images, of which .* has read 20 images"):
+        load(tmp_path)
+    build("bicycle", "car", "train")
+    with pytest.raises(UserError, match=r"use data=image_folder: .* holds train/ beside bicycle/"):
+        load(tmp_path, labels=False)
+    build("ant", "bee")
+    assert len(load(tmp_path).train) == 9
+    (folder / "ant" / "0.png").rename(folder / "ant" / "unnamed")
+    with pytest.raises(UserError, match="holds 10 images, of which datasets has read 9 images"):
+        load(tmp_path)
+    (folder / "ant" / "8.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match="use data=image_folder: 1 broken link"):
+        load(tmp_path)
 
 
 def test_a_single_table_is_split(tmp_path: Path) -> None:
@@ -117,6 +156,13 @@ def test_a_single_table_is_split(tmp_path: Path) -> None:
     assert everything == {pixels(s) for s in range(30)}
     assert load(tmp_path, test_share=0.2).train.sha256 == data.train.sha256
     assert len(load(tmp_path, test_share=0.5).test) == 15
+
+
+def test_an_absolute_path_that_is_gone_is_found_in_the_root(tmp_path: Path) -> None:
+    place = save(tmp_path / "old", "disk")
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    data = load(tmp_path / "new", dataset=str(place))
+    assert (data.name, len(data.train)) == ("bugs", 30)
 
 
 def test_an_absolute_path_without_labels_in_grey(tmp_path: Path) -> None:

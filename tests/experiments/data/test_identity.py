@@ -12,6 +12,7 @@ from PIL import Image
 
 from fewstep.analysis import load, summarise
 from fewstep.cli.commands.diagnose import diagnose
+from fewstep.cli.commands.evaluate import absolute
 from fewstep.cli.views.status_table import data_lines
 from fewstep.errors import UserError
 from fewstep.experiments.config.data_location import load_data
@@ -208,6 +209,53 @@ def test_a_student_learns_from_the_data_of_its_teacher(here: Path) -> None:
         check([config])  # before it begins
     with pytest.raises(RunFailed, match=r"teacher of .* is trained on .* other training examples"):
         run(student)
+
+
+def test_a_finished_student_needs_its_teacher_no_more(here: Path) -> None:
+    """Not even one that was trained anew on other data, in the same folder."""
+    data = images(here / "data")
+    settings = [*SETTINGS, "training.label_dropout=0", "evaluation.samples=2"]
+    config = compose([*settings, *taught(here / "runs", "progressive_distillation", *settings)])
+    student = prepare(config)
+    run(student)
+    teacher = RunDirectory(Path(config.values["teacher"]))
+    record = teacher.data() or {}
+    teacher.write("data", {**record, "sha256": "0" * 64, "train_sha256": "0" * 64})
+    prepare(amend(config, ["evaluation.steps=[2]"]))
+    run(student)
+    assert len(student.cells()) == 2
+    assert data.exists()
+
+
+def test_paths_that_are_given_now_are_relative_to_here(here: Path, tmp_path: Path) -> None:
+    """Also those in extractors' settings, but for names of the hub, which are no paths."""
+    (here / "ae").mkdir()
+    decoded = {"name": "decoded", "autoencoder": "ae", "extractor": "raw"}
+    key = "evaluation.extractor"
+    assert absolute(key, [decoded, "ae"], tmp_path) == (
+        key, [{**decoded, "autoencoder": str(here / "ae")}, "ae"],
+    )  # fmt: skip
+    assert absolute(key, decoded, here) == (key, decoded)  # where the run was made
+    hub = {"name": "decoded", "autoencoder": "some/name", "extractor": {"name": "dinov2"}}
+    assert absolute(key, hub, tmp_path) == (key, hub)
+    assert absolute("data.root", "x", tmp_path) == ("data.root", str(here / "x"))
+
+
+def test_a_folder_that_is_gone_is_found_in_the_root_and_keeps_its_name(
+    here: Path, tmp_path: Path
+) -> None:
+    images(tmp_path / "old")
+    absolute = finished(("data.folder", str(tmp_path / "old" / "images")))
+    dot = finished(("data.root", str(tmp_path / "old" / "images")), "data.folder=.", "seed=1")
+    before = [data_record(load_data(load_config(r), r)) for r in (absolute, dot)]
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    moved = amend(load_config(absolute), [("data.root", str(tmp_path / "new"))])
+    assert data_record(load_data(moved, absolute)) == before[0]
+    with pytest.raises(UserError, match=rf"no folder {tmp_path}/old/images, nor .*/images \(data"):
+        load_data(amend(load_config(absolute), [("data.root", str(here))]), absolute)
+    (tmp_path / "new" / "images").rename(tmp_path / "new" / "renamed")
+    moved = amend(load_config(dot), [("data.root", str(tmp_path / "new" / "renamed"))])
+    assert data_record(load_data(moved, dot)) == before[1]  # by its first name
 
 
 def test_data_may_be_elsewhere_as_long_as_they_are_the_same(

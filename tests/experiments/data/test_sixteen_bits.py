@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from helpers.image_folders import load
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from fewstep.errors import UserError
 from fewstep.experiments.data.decode import ImageDecoder, open_image
@@ -150,6 +151,18 @@ def test_a_bitmap_of_16_bits_a_pixel_is_taken() -> None:
     raw = b"BM" + struct.pack("<IHHI", 54 + SIZE * SIZE * 2, 0, 0, 54) + header
     image = open_image(io.BytesIO(raw + b"\xff\x7f" * SIZE * SIZE))  # 5 bits a sample
     assert ImageDecoder(SIZE, False, "adm")(image).min() == 255
+
+
+def test_samples_that_mean_something_else_are_refused() -> None:
+    """PIL takes signed samples of 8 bits for unsigned ones, and LAB for three channels."""
+    for mode, tags, says in (("LAB", {}, "LAB"), ("L", {339: 2}, "signed"), ("L", {339: 1}, None)):
+        out, directory = io.BytesIO(), ImageFileDirectory_v2()
+        for tag, value in tags.items():
+            directory[tag] = value
+        Image.new(mode, (SIZE, SIZE)).save(out, "TIFF", tiffinfo=directory)
+        refused = pytest.raises(ValueError, match=f"samples are {says}, expected grey levels")
+        with refused if says else contextlib.nullcontext():
+            ImageDecoder(SIZE, False, "adm")(open_image(io.BytesIO(out.getvalue())))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP"])

@@ -270,7 +270,7 @@ def test_more_noise_and_more_blur_are_worse(
         for name in ("precision", "coverage", "density", "memorisation"):
             assert all(a[name] >= b[name] for a, b in pairwise(found)), (name, found)
             assert found[0][name] > 1.3 * found[-1][name]
-        assert {n: m.floor for n, m in on_digits.items()} == pytest.approx(found[0], rel=1e-6)
+        assert {n: m.floor for n, m in on_digits.items()} == pytest.approx(found[0], rel=1e-5)
 
 
 def test_a_dropped_class_is_worse_for_recall_and_not_for_precision(
@@ -294,7 +294,8 @@ def test_training_images_are_known_as_such(
 ) -> None:
     copies = values(on_digits, digits.train.x[:597])
     assert copies["memorisation"] > 0.99
-    assert on_digits["memorisation"].floor == pytest.approx(0.5)
+    # ties are broken by rounding, on some processors: a pair is 1 / 597^2
+    assert on_digits["memorisation"].floor == pytest.approx(0.5, abs=1e-5)
     assert on_digits["memorisation"].identity["reference_samples"] == 1200
 
 
@@ -419,7 +420,7 @@ def test_statistics_that_could_be_of_two_extractors_are_refused(
     np.savez(file, arr_0=pixels, mu=np.zeros(64), sigma=np.eye(64))
     several = Evaluation(reference_file=str(file), extractor=["raw", "random_conv"], samples=50)
     with pytest.raises(
-        UserError, match=r"does not say of which extractor; .* are raw, random_conv"
+        UserError, match=r"of which extractor; .* are raw, random_conv: .*'raw-\w{12}' or 'random_"
     ):
         metric_instances(several, digits, tmp_path)
     precision = replace(several, metrics=["precision"])  # which takes the images
@@ -428,6 +429,13 @@ def test_statistics_that_could_be_of_two_extractors_are_refused(
     np.savez(file, arr_0=pixels, mu=np.zeros(64), sigma=np.eye(64), extractor="raw")
     with pytest.raises(UserError, match="is of extractor 'raw', expected 'raw-"):
         _ = metric_instances(replace(several, extractor="raw"), digits, tmp_path)[0].identity
+    for more, says in (
+        ({"mu": np.zeros(64), "sigma": np.eye(64), "n": 1}, "n must be at least 2, got 1"),
+        ({"arr_0": pixels[:1]}, "needs at least 2 images, got 1"),
+    ):
+        np.savez(file, **more)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=says):
+            _ = metric_instances(replace(several, extractor="raw"), digits, tmp_path)[0].identity
 
 
 def test_metrics_of_images_are_refused_before_training_where_there_are_statistics_alone(
@@ -468,6 +476,50 @@ def test_a_reference_file_is_known_by_what_it_holds(digits: Dataset, tmp_path: P
     assert cells_lacking(requested(directory), directory) == 1
     file.unlink()
     assert cells_lacking(requested(directory), directory) == 0  # what it was is all that is known
+
+
+def test_a_cell_that_is_asked_for_in_other_words_is_not_lacking(tmp_path: Path) -> None:
+    from fewstep.experiments.config.run_config import amend
+    from fewstep.experiments.evaluation.evaluate import cells_lacking
+    from fewstep.experiments.run import prepare, requested, run
+
+    config = tiny(tmp_path, "evaluation.steps=[1]", "evaluation.samples=597")
+    directory = prepare(config)
+    run(directory)
+    (name,) = directory.cells()
+    for overrides in (
+        [("evaluation.samples", None)],
+        [("evaluation.extractor", {"name": "raw"})],
+        ["evaluation.metrics=[{name: fd}]"],
+    ):
+        prepare(amend(config, overrides))
+        run(directory)
+        assert list(directory.cells()) == [name]
+        assert cells_lacking(requested(directory), directory) == 0
+    prepare(config)
+    assert cells_lacking(requested(directory), directory) == 0
+
+
+def test_files_that_an_extractor_names_are_known_by_their_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fewstep.experiments.evaluation.evaluate import cells_lacking
+    from fewstep.experiments.extractors.base import content_sha256
+    from fewstep.experiments.extractors.raw_pca import Raw
+    from fewstep.experiments.run import prepare, requested, run
+
+    weights = tmp_path / "weights"
+    weights.write_text("1")
+    monkeypatch.setattr(Raw, "content", lambda self: content_sha256([weights]), raising=False)
+    directory = prepare(tiny(tmp_path, "evaluation.steps=[1]", "evaluation.samples=100"))
+    run(directory)
+    assert cells_lacking(requested(directory), directory) == 0
+    weights.write_text("other")
+    assert cells_lacking(requested(directory), directory) == 1
+    run(directory)  # the hash of this extractor is the same: so are the cells
+    assert cells_lacking(requested(directory), directory) == 0
+    weights.unlink()
+    assert cells_lacking(requested(directory), directory) == 0  # on a machine without them
 
 
 def test_what_is_added_later_measures_the_same_samples(tmp_path: Path) -> None:

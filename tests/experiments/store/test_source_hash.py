@@ -98,6 +98,26 @@ def test_a_package_beside_it_counts_unless_it_is_installed(
     assert hash_of(thing) != before
 
 
+def test_a_package_without_init_counts_unless_it_is_installed(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helpers = package.parent / "loose_folder"
+    helpers.mkdir()
+    (helpers / "scaling.py").write_text("S = 1\n")
+    installed = package.parent / "site-packages/loose_other"
+    installed.mkdir(parents=True)
+    (installed / "deep.py").write_text("D = 1\n")
+    monkeypatch.syspath_prepend(str(installed.parent))
+    text = "from loose_folder.scaling import S\nfrom loose_other.deep import D\nclass L: pass\n"
+    (package.parent / "loose.py").write_text(text)
+    loose = imported("loose").L()
+    before = hash_of(loose)
+    (installed / "deep.py").write_text("D = 2\n")
+    assert hash_of(loose) == before
+    (helpers / "scaling.py").write_text("S = 2\n")
+    assert hash_of(loose) != before
+
+
 def test_modules_without_a_package_are_one_by_their_folder(package: Path) -> None:
     loose = imported("loose").Loose()
     before = hash_of(loose)

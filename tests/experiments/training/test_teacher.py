@@ -71,6 +71,10 @@ def test_bad_teachers_are_told_in_one_line(root: Path, teacher: RunDirectory) ->
         (["objective=reflow", flow, "backbone.width=32", "training.init=teacher"], "the backbone"),
         (["training.init=teacher"], "needs a run to start from"),
         (["objective=scd", flow, "objective.teacher_guidance=2"], "trained without labels"),
+        (
+            ["objective=scd", flow, "training.label_dropout=0.1"],
+            f'label_dropout 0.1 asks teacher {teacher.key} for "no label", which needs a network',
+        ),
         (["evaluation.steps=[1]", "evaluation.guidance=[1,3]"], "evaluation.guidance 3 needs"),
         (["objective=shortcut_kvfrans"], "the guidance in objective 'shortcut_kvfrans' needs"),
         (["objective=mean_flow", "objective.mixing=0.5"], "training.label_dropout is 0"),
@@ -81,6 +85,7 @@ def test_bad_teachers_are_told_in_one_line(root: Path, teacher: RunDirectory) ->
         assert told in str(caught.value)
         assert "\n" not in str(caught.value)
     check([tiny(root, "objective=shortcut_kvfrans", "training.label_dropout=0.1")])
+    check([tiny(root, "objective=reflow", flow, "training.label_dropout=0.1")])  # not in its loss
     none = ["objective=shortcut_kvfrans", "data=gaussian", "training.label_dropout=0.1"]
     with pytest.raises(UserError, match="'shortcut_kvfrans' needs labels, and gaussian has none"):
         check([compose([*none, ("runs", str(root))])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,7 +42,7 @@ def diagnose(
     from fewstep.experiments.store.run_directory import find_run, find_sweeps
 
     root, rest = root_and_rest(overrides, runs)
-    where = [absolute(*pair) for pair in pairs("diagnose", rest, WHERE)]
+    where = [absolute(key, value, Path.cwd()) for key, value in pairs("diagnose", rest, WHERE)]
     rows = ROWS if samples is None else samples
     check_range("--samples", rows, 1)
     sweeps = {sweep.name: sweep for sweep in find_sweeps(root)}

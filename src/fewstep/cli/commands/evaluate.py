@@ -68,6 +68,7 @@ def sample(
 
     check_range("--steps", steps, 1)
     check_range("--count", count, 1)
+    check_range("--guidance", guidance, 0)
     check_choice("--weights", weights, WEIGHTS)
     if output.suffix.lower() not in IMAGE_FILES:
         choices = ", ".join(IMAGE_FILES)
@@ -151,11 +152,30 @@ def _find(
 
     root, rest = opt.root_and_rest(overrides, runs)
     directory = find_run(run, root)
-    given = [absolute(*pair(override)) for override in rest]
+    given = [absolute(*pair(override), directory.made_in()) for override in rest]
     return directory, amend(load_config(directory), [*given, *more])
 
 
-def absolute(key: str, value: Any) -> tuple[str, Any]:
+PATHS = ("data.root", "data.cache", "evaluation.reference_file")
+IN_EXTRACTORS = ("weights", "path", "autoencoder")  # paths in evaluation.extractor
+
+
+def absolute(key: str, value: Any, made_in: Path) -> tuple[str, Any]:
     """A path that is given now is relative to where we are, not to where the run was made."""
-    is_path = key in ("data.root", "data.cache", "evaluation.reference_file") and value
-    return key, str(Path(value).expanduser().absolute()) if is_path else value
+    if key in PATHS and value:
+        return key, str(Path(value).expanduser().absolute())
+    if key == "evaluation.extractor" and Path.cwd() != made_in:
+        return key, _with_paths(value)
+    return key, value
+
+
+def _with_paths(extractor: Any) -> Any:
+    """Settings of extractors with their paths from here; an autoencoder may have another name."""
+    if isinstance(extractor, list):
+        return [_with_paths(one) for one in extractor]
+    if not isinstance(extractor, dict):
+        return extractor
+    found = {k: str(path.absolute()) for k, v in extractor.items()
+             if k in IN_EXTRACTORS and v and (path := Path(v).expanduser()).exists()}  # fmt: skip
+    inner = {k: _with_paths(v) for k, v in extractor.items() if k == "extractor"}
+    return {**extractor, **found, **inner}
