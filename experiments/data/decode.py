@@ -62,7 +62,7 @@ def sample_bits(image: Image.Image) -> int:
 
 def sample_formats(image: Image.Image) -> tuple[int, ...]:
     """What the samples of a TIFF are; () for other files. PIL takes signed ones for unsigned."""
-    return image.tag_v2.get(SAMPLE_FORMAT, ()) if image.format == "TIFF" else ()  # type: ignore[attr-defined, no-any-return]
+    return image.tag_v2.get(SAMPLE_FORMAT, ()) if image.format == "TIFF" else ()  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
