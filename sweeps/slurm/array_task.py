@@ -275,5 +275,7 @@ def process(folder: Path) -> None:
     process_job(folder)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # the pickle names this module's classes as others import them
+    from fewstep.sweeps.slurm import array_task
+
+    sys.exit(array_task.main())

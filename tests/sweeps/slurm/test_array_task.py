@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -33,6 +34,7 @@ from fewstep.sweeps.slurm.settings import SlurmSettings
 from fewstep.sweeps.slurm.submission import Slurm
 
 RECORDED = Path(__file__).parent / "recorded"
+PYTHON = sys.executable
 MINE = {"launcher": "slurm", "id": "100_1", "restart": 2, "user": "me", "cluster": "box"}
 
 
@@ -298,5 +300,12 @@ def test_a_rank_whose_worker_fails_fails(
 def test_a_rank_tells_by_its_exit_code_what_its_worker_could_not_write(
     rank: RunDirectory, tmp_path: Path
 ) -> None:
-    (tmp_path / "worker").write_text("#!/bin/sh\nexit 73\n")
-    assert jobs.main() == UNRECORDED["disk_full"]
+    """As SLURM starts it: by its name, where the pickle names classes as others import them."""
+    worker = tmp_path / "worker"
+    worker.write_text("#!/bin/sh\nexit 73\n")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.executable = {str(worker)!r}\n")
+    command = [PYTHON, "-P", "-m", "fewstep.sweeps.slurm.array_task", sys.argv[1]]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == UNRECORDED["disk_full"], done.stderr
+    assert "run a is not done (exit code 73)" in done.stderr
