@@ -18,11 +18,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from fewstep.errors import UserError
+from fewstep.experiments.store import failures
 from fewstep.experiments.store.run_directory import UNWRITTEN, RunDirectory
-from fewstep.files import io_error_class, write_file
+from fewstep.files import io_error_class, patiently, write_file
 
 if TYPE_CHECKING:
     from fewstep.experiments.early_stopping import Rungs
@@ -99,6 +100,31 @@ class ProgressFile:
         record |= {"pid": os.getpid(), "host": os.uname().nodename}
         with contextlib.suppress(OSError):  # it is for display alone
             write_file(self.directory.path / "progress.json", json.dumps(record))
+
+
+class NoLog(Exception):
+    """A run cannot begin: its log.txt cannot be opened. ``code``: the exit code that says so."""
+
+    def __init__(self, error: OSError, code: int) -> None:
+        super().__init__(str(error))
+        self.code = code
+
+
+def open_log(directory: RunDirectory) -> BinaryIO:
+    """log.txt, to add to what earlier attempts printed.
+
+    ``NoLog`` where it cannot be opened; failure.json then says why, if that can be written.
+    """
+    try:
+        return patiently(lambda: directory.log.open("ab"))
+    except OSError as error:
+        failure = failures.unreadable(directory, error)
+        code = FAILED
+        try:
+            directory.write("failure", failure)
+        except OSError:
+            code = UNRECORDED.get(failure["class"], FAILED)
+        raise NoLog(error, code) from None
 
 
 def main(arguments: list[str] | None = None, rungs: Rungs | None = None) -> int:

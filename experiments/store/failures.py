@@ -1,5 +1,6 @@
 """Failures as data: a class, one line, and whether to try again."""
 
+import contextlib
 import math
 import traceback
 from collections.abc import Iterable
@@ -61,7 +62,9 @@ def record(
     progress = run.progress() or {}
     if step is None and progress.get("phase") == "train":
         step = max(progress["done"], run.last_step())  # saved as it was stopped
-    more = {"traceback": trace, "log_tail": log_tail(run.log), "step": step}
+    more = {"traceback": trace, "step": step}
+    with contextlib.suppress(OSError):  # the log may be what cannot be read
+        more["log_tail"] = log_tail(run.log)
     return failure_record(run.key, kind, message, now(), **more)
 
 

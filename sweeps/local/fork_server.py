@@ -83,7 +83,7 @@ def child(order: Order, server: int, replies: int) -> int:
     directory = RunDirectory(Path(order["run"]))
     reports = os.dup(1)  # open until it ends: only then does a client see the end of the output
     os.setsid()
-    with open(os.devnull) as nothing, directory.log.open("ab") as log:
+    with open(os.devnull) as nothing, worker.open_log(directory) as log:
         os.dup2(nothing.fileno(), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -109,6 +109,8 @@ def fork(order: Order, replies: int) -> int:
         code = child(order, server, replies)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
+    except worker.NoLog as error:
+        code = error.code
     except BaseException:
         traceback.print_exc()
     finally:

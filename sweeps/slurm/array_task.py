@@ -120,7 +120,7 @@ class ArrayTask:
             attempt = live_lease(run)
             if attempt is not None and is_stale(attempt):
                 environment[SUPERSEDED_TOKEN] = attempt.token
-            with run.log.open("ab") as out:
+            with worker.open_log(run) as out:
                 self.process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "fewstep.experiments.worker", str(run.path)],
                     stdin=subprocess.DEVNULL,
@@ -249,7 +249,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         process(Path(sys.argv[1]))
-    except ArrayTaskFailed as failure:
+    except (ArrayTaskFailed, worker.NoLog) as failure:
         log.error("%s", failure)
         return failure.code
     except OSError as error:  # before or after its runs, which record their own

@@ -46,6 +46,8 @@ def reconcile(sweep: SweepDirectory) -> dict[str, str]:
         log = submission.log(task.index)
         if job.exited(FAILED) and (line := failed_line(log)) is not None:
             kind, message = "bad_data", line
+        elif job.lacks_log:
+            kind, message = "io_error", f"SLURM could not open the job's log in {log.parent}"
         else:
             kind, message = _end(run, last, job)
         where = f"job {job.id}, log: {log}" if log.exists() else f"job {job.id}"

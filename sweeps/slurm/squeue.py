@@ -63,6 +63,11 @@ class Job:
         return self.state == "FAILED" and self.code in (str(code << 8), f"{code}:0")
 
     @property
+    def lacks_log(self) -> bool:
+        """Whether SLURM could not open its log (ESLURMD_IO_ERROR): nothing of it has run."""
+        return self.state == "FAILED" and self.code in ("4021", "0:53")  # of squeue, of sacct
+
+    @property
     def waiting(self) -> bool:
         return self.state in WAITING
 

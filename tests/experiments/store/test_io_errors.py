@@ -20,7 +20,7 @@ from fewstep.experiments.run import RunFailed, prepare, run
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.files import append, patiently
 from fewstep.sweeps.launcher import Event
-from fewstep.sweeps.run_queue import RunQueue
+from fewstep.sweeps.run_queue import RunQueue, died
 
 SETTINGS = ("training.log_every=1", "training.checkpoint_every=2", "evaluation.steps=[1,2]")
 FILES = (
@@ -179,6 +179,28 @@ def test_a_run_that_cannot_be_read_keeps_no_other_from_starting(
     faulty.part = f"{runs[1].key}/failure.json"
     queue.end(runs[1], worker.FAILED)
     assert queue.outcome.failed == [runs[0].key, runs[1].key]
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOSPC])
+def test_a_log_that_cannot_be_opened_is_waited_for_and_then_named(
+    tmp_path: Path, faulty: Faulty, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    directory = prepare(tiny(tmp_path, *SETTINGS))
+    kind = "io_error" if number == errno.ESTALE else "disk_full"
+    faulty.part, faulty.number, faulty.times = "log.txt", number, 2
+    worker.open_log(directory).close()
+    faulty.times = 10_000
+    with pytest.raises(worker.NoLog, match=r"log\.txt") as ended:
+        worker.open_log(directory)
+    assert ended.value.code == worker.FAILED
+    failure = directory.failure() or {}
+    assert failure["class"] == kind
+    assert str(directory.log) in failure["message"]
+    faulty.part = directory.key  # nor can failure.json be written
+    with pytest.raises(worker.NoLog) as ended:
+        worker.open_log(directory)
+    assert ended.value.code == worker.UNRECORDED[kind]
+    assert died(directory, ended.value.code)["class"] == kind  # and the log need not be read
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:

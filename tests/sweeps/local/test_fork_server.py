@@ -59,3 +59,16 @@ def test_what_a_server_says_as_it_fails_is_in_the_log_of_its_runs(tmp_path: Path
     )
     assert (child.next(120) or {})["code"] == 1
     assert "No module named 'no_such_module'" in run.log.read_text()
+
+
+def test_a_run_whose_log_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    run = prepare(tiny(tmp_path))
+    run.log.mkdir()
+    server = ForkServerClient(1, imports=())
+    child = server.start({"run": str(run.path), "environment": {}})
+    assert "pid" in (child.next(120) or {})
+    assert child.next(120) == {"child": 0, "code": 1}
+    server.close()
+    failure = run.failure() or {}
+    assert (failure["class"], failure["log_tail"]) == ("bad_data", [])
+    assert f"Is a directory: '{run.log}'" in failure["message"]

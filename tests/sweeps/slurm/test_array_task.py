@@ -309,3 +309,9 @@ def test_a_rank_tells_by_its_exit_code_what_its_worker_could_not_write(
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == UNRECORDED["disk_full"], done.stderr
     assert "run a is not done (exit code 73)" in done.stderr
+
+
+def test_a_rank_whose_log_cannot_be_opened_says_so(rank: RunDirectory) -> None:
+    rank.log.mkdir()
+    assert jobs.main() == 1
+    assert f"Is a directory: '{rank.log}'" in (rank.failure() or {})["message"]

@@ -182,6 +182,20 @@ def test_the_jobs_log_is_named(sweep: SweepDirectory, commands: Commands) -> Non
     assert failure_of(sweep)[1].endswith(f"(job 100, log: {made.folder}/100_0_log.out)")
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_one_whose_log_slurm_could_not_open_is_an_io_error_and_names_the_folder(
+    sweep: SweepDirectory, commands: Commands, forgotten: bool
+) -> None:
+    [made] = Slurm(sweep, SlurmSettings()).submissions()
+    commands.says("100", "FAILED", status=4021)
+    if forgotten:
+        commands.forgets("100")
+        commands.accounting({"100": "FAILED|node1"}, "0:53")
+    assert reconcile(sweep) == {"a": "io_error"}
+    told = f"SLURM could not open the job's log in {made.folder} (job 100)"
+    assert failure_of(sweep)[1] == told
+
+
 def test_a_job_that_takes_too_much_memory_is_out_of_memory_though_its_run_says_killed(
     sweep: SweepDirectory, commands: Commands
 ) -> None:
