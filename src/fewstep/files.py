@@ -19,10 +19,14 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 AWAY = (
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENOLCK,
     errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
-    errno.EREMOTEIO, errno.ENXIO, errno.ENODEV,
+    errno.EREMOTEIO, errno.ENXIO, errno.ENODEV, errno.ENETRESET, errno.ECONNRESET,
+    errno.ECONNABORTED, errno.ECONNREFUSED, errno.ESHUTDOWN, errno.ECOMM, errno.EPROTO,
 )  # fmt: skip
-# to wait is in vain: a disk that failed is read-only, a Kerberos ticket ran out
-GONE = (errno.EROFS, errno.EKEYEXPIRED, errno.EKEYREVOKED, errno.ENOKEY)
+# to wait is in vain: a disk that failed is read-only or damaged, a Kerberos ticket ran out
+GONE = (
+    errno.EROFS, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.EACCES, errno.EPERM,
+    errno.EKEYEXPIRED, errno.EKEYREVOKED, errno.EKEYREJECTED, errno.ENOKEY,
+)  # fmt: skip
 IO_ERRORS = {"disk_full": DISK_FULL, "io_error": (*AWAY, *GONE)}  # failure classes
 WAITS = (0.1, 0.3, 1.0, 3.0, 5.0)  # seconds between attempts
 HOPELESS_SECONDS = 60.0  # so long after waiting in vain, nothing waits again

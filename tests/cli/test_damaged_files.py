@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -10,12 +12,13 @@ import pytest
 from helpers.commands import TINY
 from helpers.synthetic_runs import Run, write_sweep
 
+from fewstep import files
 from fewstep.analysis import load, load_samples
 from fewstep.cli.app import main
 from fewstep.cli.commands import sweep as launch
 from fewstep.experiments.config.run_config import compose
 from fewstep.experiments.run import directory_of, prepare
-from fewstep.experiments.store import failures
+from fewstep.experiments.store import failures, json_files
 from fewstep.experiments.store.json_files import write_json
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.sweeps.definition import parse as definition
@@ -219,6 +222,20 @@ def test_a_damaged_plan_is_refused_before_anything_is_written(runs, monkeypatch,
     assert code == 2
     assert "sweep.json is not valid JSON" in err
     assert sorted(Path("runs").rglob("*")) == before
+
+
+@pytest.mark.parametrize("number", [errno.ECOMM, errno.ESHUTDOWN, errno.EACCES, errno.EMFILE])
+def test_an_error_of_the_operating_system_is_one_line(runs, monkeypatch, capsys, number):
+    """ESHUTDOWN, of a network file system, is a BrokenPipeError like that of ``| head``."""
+
+    def away(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(files, "WAITS", ())
+    monkeypatch.setattr(json_files, "_content", away)
+    code, out, err = told(capsys, monkeypatch, "status train")
+    assert (code, out) == (1, "")
+    assert err == f"error: runs/train/sweep.json: {os.strerror(number)}\n"
 
 
 def test_cancel_with_an_unknown_key_cancels_nothing(runs, monkeypatch, capsys):

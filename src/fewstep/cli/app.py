@@ -1,5 +1,6 @@
 """The ``fewstep`` command. The names of commands are a contract with users' scripts."""
 
+import errno
 import io
 import logging
 import os
@@ -31,7 +32,6 @@ from fewstep.cli.commands import list as listing
 from fewstep.cli.options import BAD_INPUT, INTERRUPTED, TYPER
 from fewstep.cli.views.console import data_meter, err, out
 from fewstep.errors import UserError
-from fewstep.files import io_error_class
 
 UsageError: Any = typer.BadParameter.__base__  # Typer exports only its subclass
 COMMANDS = {function.__name__.rstrip("_"): function for function in (
@@ -79,14 +79,16 @@ def main() -> None:
         code = refuse(f"{error.format_message().rstrip('.')}: see {command} --help")
     except typer.Abort:  # Ctrl-C
         code = INTERRUPTED
-    except BrokenPipeError:  # fewstep ... | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
     except OSError as error:
-        if io_error_class(error) is None and not isinstance(error, PermissionError):
+        if error.errno == errno.EPIPE and error.filename is None:  # fewstep ... | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 128 + signal.SIGPIPE
+        elif error.errno is None:  # not of the operating system
             raise
-        refuse(f"{error.filename or 'a file'}: {error.strerror}")
-        code = 1  # no fault of the input
+        else:
+            where = "a file, or the network" if error.filename is None else error.filename
+            refuse(f"{where}: {error.strerror}")
+            code = 1  # no fault of the input
     sys.exit(code or 0)
 
 
