@@ -62,7 +62,7 @@ def record(
     progress = run.progress() or {}
     if step is None and progress.get("phase") == "train":
         step = max(progress["done"], run.last_step())  # saved as it was stopped
-    more = {"traceback": trace, "step": step}
+    more: Json = {"traceback": trace, "step": step}
     with contextlib.suppress(OSError):  # the log may be what cannot be read
         more["log_tail"] = log_tail(run.log)
     return failure_record(run.key, kind, message, now(), **more)

@@ -4,7 +4,10 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -19,10 +22,19 @@ from fewstep.sweeps.local.worker_pool import gpus
 from fewstep.sweeps.ray.settings import RaySettings
 
 ANSWER_SECONDS = 5.0
+LOOK_SECONDS = 5.0
+SILENT_SECONDS = 60.0  # after which a cluster is given up
+LOST = 1  # exit code
+SETTINGS = b"\4"  # the type of a frame of HTTP/2
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0\0\0\0\0"
 REFUSED = (
     "what answers there does not let us in; if it asks for a token, set RAY_AUTH_TOKEN, or copy "
     "the ~/.ray/auth_token of the machine that started it"
 )
+
+
+class Silent(ConnectionError):
+    """Something accepts connections at an address, and does not answer as a Ray cluster."""
 
 
 @contextlib.contextmanager
@@ -31,7 +43,7 @@ def connected(settings: RaySettings) -> Iterator[None]:
     if ray.is_initialized():  # by a host program
         yield
         return
-    with temporary_folder("ray-") as folder:
+    with temporary_folder("ray-") as folder, contextlib.ExitStack() as watched:
         try:
             if settings.address is None:
                 ours = share(settings)
@@ -48,6 +60,7 @@ def connected(settings: RaySettings) -> Iterator[None]:
                 with _refusing(settings.address, REFUSED):
                     _init(address=host_port)
                 print(f"joined the Ray cluster at {host_port}", flush=True)
+                watched.enter_context(ending_if_silent(host_port))
             yield
         finally:
             ray.shutdown()  # of the connection, where a cluster was joined
@@ -65,7 +78,12 @@ def reachable(address: str) -> str:
         if address == "auto":
             address = str(services.canonicalize_bootstrap_address(address))
             named = f"RAY_ADDRESS={variable}" if variable else address
-        if not answers(address):
+        try:
+            heard = answers(address)
+        except Silent:
+            told = f"what listens at {named} does not answer as a Ray cluster does"
+            raise ConnectionError(told) from None
+        if not heard:
             raise ConnectionError(f"nothing answers at {named}")
     return address
 
@@ -84,14 +102,28 @@ def _refusing(address: str, told: str | None = None) -> Iterator[None]:
 
 
 def answers(address: str) -> bool:
-    """Whether something listens at ``HOST:PORT`` (else a ValueError); known within seconds."""
+    """Whether a Ray cluster answers at ``HOST:PORT`` (else a ValueError); known within seconds.
+
+    ``Silent`` where connections are accepted and nothing speaks as a cluster's head node does: for
+    a process that hangs the kernel accepts them. A server of gRPC speaks at once, in HTTP/2.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise ValueError("it is not of the form HOST:PORT")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        connection = socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS)
     except OSError:
         return False
+    with connection:
+        try:
+            connection.sendall(GREETING)
+            answer = connection.recv(9)
+        except TimeoutError:
+            raise Silent from None
+        except OSError:
+            answer = b""
+    if answer[3:4] != SETTINGS and not os.environ.get("RAY_USE_TLS"):
+        raise Silent
     return True
 
 
@@ -99,9 +131,52 @@ def lost() -> bool:
     """Whether the cluster that we are connected to is gone, or its raylet on this machine."""
     us = ray.get_runtime_context()
     here = us.get_node_id()
-    return not answers(us.gcs_address) or not any(
-        node["Alive"] and node["NodeID"] == here for node in ray.nodes()
-    )
+    with contextlib.suppress(Silent):
+        return not answers(us.gcs_address) or not any(
+            node["Alive"] and node["NodeID"] == here for node in ray.nodes()
+        )
+    return False  # it may only be busy: ``ending_if_silent`` knows
+
+
+@contextlib.contextmanager
+def ending_if_silent(address: str) -> Iterator[None]:
+    """A context in which this process ends, as if killed, once nobody has answered for a minute.
+
+    Ray waits for a head node that hangs, without a limit and in C++, where no signal's handler
+    runs. The runs notice that we are gone, save and exit.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        heard, warned = time.monotonic(), False
+        while not over.wait(LOOK_SECONDS):
+            with contextlib.suppress(Silent):
+                if answers(address):
+                    heard, warned = time.monotonic(), False
+                    continue
+            silent = time.monotonic() - heard
+            if silent > SILENT_SECONDS:
+                _say(f"the Ray cluster at {address} is gone: the same command resumes the runs")
+                _end()
+            if silent > SILENT_SECONDS / 4 and not warned:
+                warned = True
+                _say(f"the Ray cluster at {address} does not answer")
+
+    threading.Thread(target=watch, daemon=True, name="ray").start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _end() -> None:
+    os._exit(LOST)
+
+
+def _say(line: str) -> None:
+    """Write a line to stderr, below a progress bar, which has hidden the cursor."""
+    shown = "\n\x1b[?25h" if sys.stderr.isatty() else ""
+    print(f"{shown}{line}", file=sys.stderr, flush=True)
 
 
 def share(settings: RaySettings) -> dict[str, float]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -300,6 +302,59 @@ def test_a_cluster_whose_raylet_here_is_lost_ends_the_launch(tmp_path, monkeypat
     watch.on_step_end(2, [])
     assert queue.stopping == (not alive)
     assert len(queue.outcome.notes) == (not alive)
+
+
+SETTINGS_FRAME = b"\0\0\0\4\0\0\0\0\0"  # of HTTP/2, by which a server of gRPC begins
+
+
+def test_what_accepts_connections_and_does_not_speak_is_no_cluster(monkeypatch):
+    """As of a head node that hangs, whose kernel still accepts them."""
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        address = f"127.0.0.1:{hung.getsockname()[1]}"
+        told = f"ray.address '{address}': what listens at {address} does not answer as a Ray"
+        with pytest.raises(UserError, match=told):
+            cluster.reachable(address)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        answers = [b"HTTP/1.1 400 Bad Request\r\n", SETTINGS_FRAME]
+
+        def serve() -> None:
+            for answer in answers:
+                caller, _ = other.accept()
+                with caller:
+                    caller.sendall(answer)
+                    caller.recv(100)
+
+        threading.Thread(target=serve, daemon=True).start()
+        monkeypatch.setattr(cluster, "ANSWER_SECONDS", 10.0)
+        with pytest.raises(cluster.Silent):
+            cluster.answers(address)
+        assert cluster.answers(address)
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_cluster_that_hangs_ends_the_process_in_which_ray_waits(monkeypatch, capsys, silent):
+    """Ray waits for it in C++, where no handler of Ctrl-C runs."""
+    looked, ended = threading.Semaphore(0), threading.Event()
+
+    def answers(address: str) -> bool:
+        looked.release()
+        if silent:
+            raise cluster.Silent
+        return True
+
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(cluster, "SILENT_SECONDS", 0.1 if silent else 0.0)
+    monkeypatch.setattr(cluster, "answers", answers)
+    monkeypatch.setattr(cluster, "_end", ended.set)
+    with cluster.ending_if_silent("head:6379"):
+        for _ in range(3):
+            looked.acquire(timeout=60)
+        assert ended.wait(60 if silent else 0) == silent
+    told = capsys.readouterr().err
+    assert ("the Ray cluster at head:6379 does not answer\n" in told) == silent
+    assert ("is gone: the same command resumes the runs\n" in told) == silent
 
 
 @pytest.mark.parametrize(
