@@ -1,5 +1,6 @@
 """``launch.json``: the launcher and settings of a sweep's last launch, for ``retry``."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -8,11 +9,13 @@ from typing import Any
 from fewstep._version import __version__
 from fewstep.errors import UserError
 from fewstep.experiments.store.failures import CLASSES
-from fewstep.experiments.store.json_files import CorruptFile, read_record, write_json
+from fewstep.experiments.store.json_files import CorruptFile, read_json, write_json
 from fewstep.experiments.store.provenance import now
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.sweeps.definition.launchers import LAUNCHERS, with_new_names
 from fewstep.sweeps.definition.resources import Resources
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -43,19 +46,44 @@ def save_launch_record(
     resources: Mapping[str, Resources],
 ) -> None:
     """Write how the sweep is launched; resources of runs launched earlier are kept."""
-    _, _, before = load_launch_record(sweep)
+    try:
+        _, _, before = _read(sweep)
+    except CorruptFile as error:
+        log.warning("%s: it is written anew", error)
+        before = {}
     by_key = {key: asdict(r) for key, r in {**before, **resources}.items()}
     record = {"fewstep": __version__, "launcher": launcher, "settings": dict(settings)}
     write_json(sweep.path / "launch.json", {**record, "resources": by_key, "time": now()})
 
 
 def load_launch_record(sweep: SweepDirectory) -> tuple[str, dict[str, Any], dict[str, Resources]]:
-    """(launcher, its settings, resources by key); local if there is no record."""
-    record = read_record(sweep.path / "launch.json") or {}
-    resources = {key: Resources(**values) for key, values in record.get("resources", {}).items()}
+    """(launcher, its settings, resources by key); local if there is no record.
+
+    ``UserError`` for a damaged record, and where there is none but jobs of SLURM: runs that need
+    its nodes are not run on the machine that one submits from.
+    """
+    again = f"start the sweep with `fewstep sweep {sweep.name} --launcher NAME`"
+    if not (sweep.path / "launch.json").exists() and (sweep.path / "_slurm").is_dir():
+        raise UserError(
+            f"{sweep.path} has no launch.json, which says how it was launched: "
+            f"{again.replace('NAME', 'slurm')}"
+        )
+    try:
+        return _read(sweep)
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}; {again}, which writes it again") from None
+
+
+def _read(sweep: SweepDirectory) -> tuple[str, dict[str, Any], dict[str, Resources]]:
+    record = read_json(file := sweep.path / "launch.json") or {}
     name, settings = record.get("launcher", "local"), record.get("settings", {})
-    if name in LAUNCHERS:  # version 0.1 wrote names that are old by now
-        settings = with_new_names(LAUNCHERS[name], name, settings, silent=True)
+    asked = record.get("resources", {})
+    try:
+        resources = {key: Resources(**values) for key, values in asked.items()}
+        if name in LAUNCHERS:  # version 0.1 wrote names that are old by now
+            settings = with_new_names(LAUNCHERS[name], name, settings, silent=True)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise CorruptFile(f"{file} is not the record of a launch ({error})") from None
     return name, settings, resources
 
 

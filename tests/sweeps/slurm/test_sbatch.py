@@ -282,6 +282,16 @@ def test_retry_goes_by_settings_that_slurm_took(
     assert launch(["slurm.partition=low"]) == 0
     name, settings, _ = load_launch_record(SweepDirectory(Path("runs/mine")))
     assert (name, settings) == ("slurm", {"partition": "low"})
+    record = Path("runs/mine/launch.json")
+    for content in (b'{"a": ', b'{"resources": {"a": 1}}', b'{"settings": "a"}'):  # damaged
+        record.write_bytes(content)
+        with pytest.raises(UserError, match=r"launch\.json is not .* --launcher NAME"):
+            load_launch_record(SweepDirectory(Path("runs/mine")))
+        assert launch(["slurm.partition=low"]) == 0  # which writes it again
+        assert load_launch_record(SweepDirectory(Path("runs/mine")))[0] == "slurm"
+    record.unlink()  # whoever does so does not want it to run here
+    with pytest.raises(UserError, match=r"no launch\.json.*`fewstep sweep mine --launcher slurm`"):
+        load_launch_record(SweepDirectory(Path("runs/mine")))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no SLURM on this machine"):
         launch(["name=other"])

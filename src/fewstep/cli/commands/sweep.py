@@ -131,9 +131,9 @@ def retry(
         )
         out.print(f"no failed runs{which} in sweep {sweep}{hint}")
         return code
+    name, settings, resources = load_launch_record(directory)
     for failed_run in chosen:
         relocate(failed_run)  # its data may be elsewhere by now
-    name, settings, resources = load_launch_record(directory)
     used = configured(name, settings)
     request = replace(LaunchRequest.of(chosen, resources), directory=directory)
     used.check(request)
