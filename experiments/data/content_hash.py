@@ -15,12 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
-
 from fewstep.errors import UserError
 from fewstep.experiments.data.memmap_cache import cache_folder, in_blocks
 from fewstep.experiments.progress import report_progress
 from fewstep.experiments.store.json_files import CorruptFile, Json, read_json, write_json
+from fewstep.files import locked
 
 THREADS = 16  # a disk or a network file system is faster when asked for several files at a time
 BLOCK = 256
@@ -47,7 +46,7 @@ def content_hashes(cache: str, parts: Mapping[str, Sequence[SourceFile]]) -> dic
     with ExitStack() as stack:
         with suppress(OSError):  # a cache that cannot be written is no reason to read nothing
             memo.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(memo.with_suffix(".lock")))
+            stack.enter_context(locked(memo.with_suffix(".lock")))
         if known := _read(memo):
             return known
         computed = _computed(parts)

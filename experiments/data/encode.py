@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -23,7 +23,7 @@ from fewstep.experiments.data.latents import DTYPES, FORMAT, SPLITS
 from fewstep.experiments.data.memmap_cache import in_blocks
 from fewstep.experiments.progress import OnProgress
 from fewstep.experiments.store.json_files import Json, read_json, write_json
-from fewstep.files import write_file
+from fewstep.files import locked, write_file
 
 MANIFEST, PARTIAL = "manifest.json", "partial.json"
 
@@ -85,7 +85,7 @@ def encode(
     }
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with FileLock(output / ".lock", timeout=1):
+        with locked(output / ".lock", seconds=1):
             return _Encoding(dataset, autoencoder, output, settings, plan).run(stop, on_progress)
     except Timeout:
         raise UserError(f"another process is writing latents to {output}") from None

@@ -25,14 +25,13 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from fewstep.errors import UserError
 from fewstep.experiments.data.base import Split, hash_array
 from fewstep.experiments.progress import report_progress
 from fewstep.experiments.store.json_files import Json, read_json, write_json
-from fewstep.files import resolved
+from fewstep.files import locked, resolved
 
 Block = Mapping[str, NDArray[Any]]
 """Consecutive rows of ``x``; of ``std``, for latents; of ``y``, where it was not known before."""
@@ -73,7 +72,7 @@ def cached_splits(
     if not target.is_dir():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f"{target.name}.lock"):
+            with locked(folder / f"{target.name}.lock"):
                 if not target.is_dir():
                     _write(target, identity, make())
         except OSError as error:

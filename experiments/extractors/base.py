@@ -13,7 +13,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from fewstep.experiments.data import Dataset
 from fewstep.experiments.data.content_hash import known_sha256
 from fewstep.experiments.store.json_files import CorruptFile
 from fewstep.experiments.store.source_hash import third_party_hash
-from fewstep.files import replacing
+from fewstep.files import locked, replacing
 from fewstep.registry import Registry
 
 BATCH = 500
@@ -97,7 +96,7 @@ def in_batches(f: Callable[[Tensor], Tensor], x: Tensor, size: int = BATCH) -> n
 def write_once(file: Path, write: Callable[[Path], None]) -> None:
     """Make ``file`` by ``write(another name)`` unless it is there; other processes wait."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f"{file.stem}.lock")):
+    with locked(file.with_name(f"{file.stem}.lock")):
         if not file.exists():
             with replacing(file) as other:
                 write(other)

@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from fewstep.experiments.store.json_files import CorruptFile, read_json, write_json
 from fewstep.experiments.store.provenance import JOB as JOB
 from fewstep.experiments.store.provenance import now
 from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.files import patiently
+from fewstep.files import locked, patiently
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 90.0  # of silence, after which an attempt on another machine is taken for dead
 LOOK_SECONDS = 1.0
+LOCK_SECONDS = 30.0
 UNKNOWN = "unknown"  # token of an attempt whose lease nobody can read
 SUPERSEDED_TOKEN = "FEWSTEP_SUPERSEDES"  # token of an attempt that the launcher knows to be over
 
@@ -121,7 +122,7 @@ class RunLease:
 
     def __enter__(self) -> Self:
         try:
-            with FileLock(self.directory.lock, timeout=30):
+            with locked(self.directory.lock, LOCK_SECONDS):
                 self._take()
         except Timeout:
             raise RunLocked(f"another process runs {self.directory.path}") from None
@@ -133,7 +134,7 @@ class RunLease:
         with contextlib.suppress(OSError, Timeout):  # then it is stale: this process is over
             if not self.directory.path.is_dir():
                 return  # somebody has removed it, and the lock would make it again
-            with FileLock(self.directory.lock, timeout=30):
+            with locked(self.directory.lock, LOCK_SECONDS):
                 if self._own():
                     self.directory.lease.unlink(missing_ok=True)
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from fewstep.errors import UserError
+from fewstep.files import locked
 
 SQL = ("sqlite", "postgresql", "mysql", "mssql")
 HTTP = ("http", "https")
@@ -146,7 +147,7 @@ def sweep_lock(uri: str, sweep: Path) -> Any:
 def _locked(file: Path) -> Iterator[None]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file, timeout=SECONDS_FOR_THE_LOCK):
+        with locked(file, SECONDS_FOR_THE_LOCK):
             yield
     except Timeout:
         raise StoreUnavailable(f"another sync is running: {file} stayed locked") from None

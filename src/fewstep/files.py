@@ -4,6 +4,7 @@ Of a file that is written here a reader sees the old content or the whole new on
 """
 
 import errno
+import logging
 import os
 import secrets
 import time
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
+
+from filelock import FileLock, Timeout
 
 T = TypeVar("T")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -26,10 +29,13 @@ AWAY = (
 GONE = (
     errno.EROFS, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.EACCES, errno.EPERM,
     errno.EKEYEXPIRED, errno.EKEYREVOKED, errno.EKEYREJECTED, errno.ENOKEY,
+    errno.EOPNOTSUPP,
 )  # fmt: skip
 IO_ERRORS = {"disk_full": DISK_FULL, "io_error": (*AWAY, *GONE)}  # failure classes
 WAITS = (0.1, 0.3, 1.0, 3.0, 5.0)  # seconds between attempts
 HOPELESS_SECONDS = 60.0  # so long after waiting in vain, nothing waits again
+QUIET_SECONDS = 5.0  # of waiting for a lock, before it is said
+log = logging.getLogger(__name__)
 
 _in_vain = -HOPELESS_SECONDS  # when somebody has last waited in vain
 _base: ContextVar[Path | None] = ContextVar("base", default=None)
@@ -127,3 +133,35 @@ def patiently(action: Callable[[], T]) -> T:
     except OSError:
         _in_vain = time.monotonic()
         raise
+
+
+@contextmanager
+def locked(file: Path, seconds: float = -1.0) -> Iterator[None]:
+    """A context in which this process holds the lock ``file``, whose folder is there.
+
+    ``filelock.Timeout`` after so many ``seconds`` of waiting for others, of which a warning tells;
+    by default it waits for ever. Another ``OSError`` names the file.
+    """
+    lock = FileLock(file)
+    patiently(lambda: _acquire(lock, file, seconds))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, file: Path, seconds: float) -> None:
+    quiet = QUIET_SECONDS if seconds < 0 else min(QUIET_SECONDS, seconds)
+    try:
+        try:
+            lock.acquire(timeout=quiet)
+        except Timeout:
+            if quiet == seconds:
+                raise
+            log.warning("waiting for another process, which has locked %s", file)
+            lock.acquire(timeout=seconds if seconds < 0 else seconds - quiet)
+    except Timeout:
+        raise
+    except OSError as error:
+        told = f"cannot be locked ({error.strerror or error})"
+        raise OSError(error.errno, told, str(file)) from error

@@ -24,13 +24,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import Timeout
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from fewstep.errors import UserError, counted
 from fewstep.experiments.store.json_files import CorruptFile, Json, read_json, write_json
 from fewstep.experiments.store.provenance import now
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
+from fewstep.files import locked
 from fewstep.sweeps.definition.resources import Resources
 from fewstep.sweeps.launcher import is_complete, teacher_of
 from fewstep.sweeps.slurm import squeue as queue
@@ -40,6 +41,7 @@ from fewstep.sweeps.slurm.sbatch import executor, finalizer
 from fewstep.sweeps.slurm.settings import SlurmSettings
 
 FOLDER = "_slurm"
+LOCK_SECONDS = 600.0
 LIMIT = re.compile("SubmitJob|submit limit|QOS policy", re.IGNORECASE)  # what sbatch says of one
 log = logging.getLogger(__name__)
 
@@ -124,7 +126,7 @@ class Slurm:
         self.settings.check_hours(resources[run.key] for run in runs)
         folder = self.sweep.path / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=600):
+        with self._locked(folder / ".lock"):
             number = {key: job.id for key, job in self.queued().items()}
             missing = {run.key for run in runs if run.key not in number and not is_complete(run)}
             to_submit = [
@@ -144,6 +146,19 @@ class Slurm:
                     self._submit_finalizer(jobs, resources, done.waiting)
                     done.finalized = True
             return done
+
+    @contextlib.contextmanager
+    def _locked(self, file: Path) -> Iterator[None]:
+        """Held while runs are submitted: whoever submits the sweep as well, sees them then."""
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(file, LOCK_SECONDS))
+            except Timeout:
+                raise UserError(
+                    f"another process submits {self.sweep.name}: {file} stayed locked for "
+                    f"{LOCK_SECONDS / 60:g} minutes"
+                ) from None
+            yield
 
     def _room(self, patient: bool, done: Submitted) -> int | None:
         """For how many tasks there is room beside the finalizer, which is a job, too."""

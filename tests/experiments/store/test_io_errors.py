@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import fcntl
 import io
 import os
 from collections.abc import Callable
@@ -12,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import Timeout
 from helpers.tiny import last_tensors, tiny
 
 from fewstep import files
 from fewstep.experiments import worker
 from fewstep.experiments.run import RunFailed, prepare, run
 from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.files import append, patiently
+from fewstep.files import append, locked, patiently
 from fewstep.sweeps.launcher import Event
 from fewstep.sweeps.run_queue import RunQueue, died
 
@@ -229,6 +231,30 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="x"):
         patiently(failing(errno.EIO, 99))
     assert len(attempts) == 1  # others have waited in vain a moment ago
+
+
+def test_who_waits_for_a_lock_says_so_and_an_error_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "a.lock"
+    with locked(file, 10.0):
+        pass
+    assert not caplog.records
+    monkeypatch.setattr(files, "QUIET_SECONDS", 0.01)
+    with file.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(Timeout), locked(file, 0.05):
+            pass
+    assert caplog.messages == [f"waiting for another process, which has locked {file}"]
+
+    def away(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))  # an NFS without lockd
+
+    monkeypatch.setattr(fcntl, "flock", away)
+    with pytest.raises(OSError, match=r"cannot be locked \(No locks available\)") as error:
+        locked(file).__enter__()
+    assert error.value.filename == str(file)
+    assert files.io_error_class(error.value) == "io_error"
 
 
 def test_a_line_is_added_whole_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Callable
@@ -24,10 +25,11 @@ from fewstep.sweeps.launch_record import load_launch_record
 from fewstep.sweeps.launcher import launcher
 from fewstep.sweeps.plan import plan
 from fewstep.sweeps.slurm import squeue as queue
+from fewstep.sweeps.slurm import submission
 from fewstep.sweeps.slurm.arrays import Chunk, RunToSubmit, chunks
 from fewstep.sweeps.slurm.sbatch import executor
 from fewstep.sweeps.slurm.settings import SlurmSettings
-from fewstep.sweeps.slurm.submission import Slurm
+from fewstep.sweeps.slurm.submission import FOLDER, Slurm
 
 slurm_settings = partial(launcher, "slurm")
 
@@ -296,6 +298,19 @@ def test_retry_goes_by_settings_that_slurm_took(
     with pytest.raises(UserError, match="no SLURM on this machine"):
         launch(["name=other"])
     assert not Path("runs/other").exists()
+
+
+def test_who_submits_at_the_same_time_waits_and_in_the_end_says_for_whom(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = sweep_of(tmp_path, a=None)
+    (sweep.path / FOLDER).mkdir()
+    monkeypatch.setattr(submission, "LOCK_SECONDS", 0.05)
+    with (sweep.path / FOLDER / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=rf"another process submits mine: {held.name} stayed"):
+            Slurm(sweep).submit(sweep.runs(), {"a": Resources()})
+    assert commands.submitted() == 0
 
 
 def test_nothing_but_the_sweep_says_what_slurm_is_asked(
