@@ -1,5 +1,6 @@
 """``slurm.setup``: lines of shell that must succeed, or the job ends and says which did not."""
 
+import locale
 import shlex
 import shutil
 import subprocess
@@ -13,6 +14,27 @@ MARK = "fewstep: slurm.setup failed"
 FAILED = 79  # the job's exit code
 
 
+# a line may exit, or set a trap of its own, which is kept for the end of the job
+FUNCTIONS = f"""\
+fewstep_report() {{
+  printf "%s (exit code %s): %s\\n" "{MARK}" "$1" "$fewstep_line"
+  fewstep_line=
+}}
+fewstep_exit() {{
+  fewstep_code=$?
+  [ -z "$fewstep_line" ] || fewstep_report "$fewstep_code"
+  eval "fewstep_words=(${{fewstep_trap#trap }})"
+  eval "${{fewstep_words[1]:-}}"
+  exit {FAILED}
+}}
+fewstep_guard() {{
+  case $(trap -p EXIT) in
+    *fewstep_exit*) ;;
+    *) fewstep_trap=$(trap -p EXIT); trap fewstep_exit EXIT ;;
+  esac
+}}"""
+
+
 def guarded(lines: Iterable[str]) -> list[str]:
     """Commands of bash that end the job where one of ``lines`` fails.
 
@@ -23,11 +45,15 @@ def guarded(lines: Iterable[str]) -> list[str]:
     commands = _commands([line for entry in lines for line in entry.splitlines()])
     if not commands:
         return []
-    told = f'code=$?; printf "%s (exit code %s): %s\\n" "{MARK}" "$code" "$fewstep_line"'
+    failed = f"{{ fewstep_report $?; exit {FAILED}; }}"
     return [
-        f"shopt -s execfail; trap {shlex.quote(f'{told}; exit {FAILED}')} EXIT",
-        *(f'fewstep_line={shlex.quote(c)}; eval "$fewstep_line" || exit $?' for c in commands),
-        "shopt -u execfail; trap - EXIT; unset fewstep_line",
+        f"{FUNCTIONS}\nshopt -s execfail",
+        *(
+            f'fewstep_line={_quoted(c)}; fewstep_guard; eval "$fewstep_line" || {failed}'
+            for c in commands
+        ),
+        'fewstep_guard; trap - EXIT; eval "$fewstep_trap"; shopt -u execfail',
+        "unset -f fewstep_report fewstep_exit fewstep_guard; unset fewstep_line fewstep_trap",
     ]
 
 
@@ -45,16 +71,31 @@ def _commands(lines: list[str]) -> list[str]:
     commands, begun = [], list[str]()
     for line in lines:
         begun.append(line)
-        if _is_whole(text := "\n".join(begun)):
+        if not _is_continued(line) and _is_whole(text := "\n".join(begun)):
             commands.append(text)
             begun = []
     if begun:
-        raise UserError(f"slurm.setup: bash cannot read {begun[0]!r}")
+        if not _is_whole(text := "\n".join(begun)):
+            raise UserError(f"slurm.setup: bash cannot read {begun[0]!r}")
+        commands.append(text)
     return commands
+
+
+def _is_continued(line: str) -> bool:
+    """Whether the next line belongs to it; at the end of a comment it does no harm."""
+    return (len(line) - len(line.rstrip("\\"))) % 2 == 1
+
+
+def _quoted(text: str) -> str:
+    """One word of bash, in UTF-8: submitit writes the script in the encoding of the locale."""
+    if text.isascii() or locale.getpreferredencoding(False).lower() in ("utf-8", "utf8"):
+        return shlex.quote(text)
+    plain = (chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in text.encode())
+    return f"$'{''.join(plain)}'"
 
 
 def _is_whole(text: str) -> bool:
     if (bash := shutil.which("bash")) is None:
         return True
-    done = subprocess.run([bash, "-n", "-c", text], capture_output=True, text=True)
-    return done.returncode == 0 and "warning" not in done.stderr  # of an unfinished here document
+    done = subprocess.run([bash, "-n", "-c", text.encode()], capture_output=True)
+    return done.returncode == 0 and b"warning" not in done.stderr  # of an unfinished here document

@@ -97,7 +97,9 @@ def command(*words: str, seconds: float = SECONDS) -> str:
     """The output of a SLURM command; a UserError if it failed, or did not answer."""
     try:
         with clean_environment():
-            done = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
+            done = subprocess.run(
+                words, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds
+            )
     except FileNotFoundError:
         raise UserError(f"no SLURM on this machine: {words[0]} not found") from None
     except subprocess.TimeoutExpired:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -27,6 +29,12 @@ def shell(*lines: str) -> subprocess.CompletedProcess[str]:
         (["false || A=2"], "program 2 /\n"),
         (["# false"], "program  /\n"),
         (["set -e", "A=3"], "program 3 /\n"),
+        (["set -eu", "A=3", "# a comment \\"], "program 3 /\n"),
+        (["export \\\n  A=4"], "program 4 /\n"),
+        (["export \\", "  A=5 \\", "  B=6"], "program 5 /\n"),
+        (["A=7\\\\", "cd /tmp"], "program 7\\ /tmp\n"),
+        (["trap 'echo \"it ends $A\"' EXIT", "A=8"], "program 8 /\nit ends 8\n"),
+        (["trap 'echo not this' EXIT", "trap - EXIT", "A=9"], "program 9 /\n"),
     ],
 )
 def test_what_succeeds_stays_for_the_program(lines: list[str], expected: str) -> None:
@@ -57,10 +65,31 @@ def test_what_fails_ends_the_job_and_is_named(line: str, code: int | None) -> No
     assert re.fullmatch(expected, done.stdout)
 
 
+@pytest.mark.parametrize("line", ["false", "exit 1"])
+def test_a_trap_of_the_users_hides_no_failure_and_runs(line: str) -> None:
+    done = shell("trap 'echo \"it ends\"' EXIT", "echo before", line)
+    told = f"fewstep: slurm.setup failed (exit code 1): {line}\n"
+    assert (done.returncode, done.stdout) == (FAILED, f"before\n{told}it ends\n")
+    done = shell("trap 'echo ends' EXIT; false")
+    assert (done.returncode, done.stdout.splitlines()[1:]) == (FAILED, ["ends"])
+
+
 def test_an_entry_may_have_several_lines() -> None:
     done = shell("module load nothing\necho fine")
     assert done.stdout == "fewstep: slurm.setup failed (exit code 127): module load nothing\n"
     assert shell("export A=1\ncd /tmp\n").stdout == "program 1 /tmp\n"
+
+
+def test_letters_that_the_locale_lacks_are_kept() -> None:
+    given = ascii(["A='σ →'", 'echo "$A"'])
+    code = (
+        f"from fewstep.sweeps.slurm import setup_lines as s; print(*s.guarded({given}), sep='\\n')"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    made = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert made.returncode == 0, made.stderr
+    told = subprocess.run(["bash", "-c", made.stdout], capture_output=True, check=True)
+    assert told.stdout.decode() == "σ →\n"
 
 
 def test_what_bash_cannot_read_is_refused_before_anything_is_submitted() -> None:
