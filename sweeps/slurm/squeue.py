@@ -162,8 +162,25 @@ def submit_room(account: str | None, qos: str | None) -> Room | None:
     """How many jobs and tasks this user may submit; None where nothing says or limits it.
 
     By MaxSubmitJobs of the user's association with ``account`` (None: the default one) and of the
-    QOS, and by GrpSubmitJobs of the account, as far as jobs of others are shown.
+    QOS, and, as far as jobs of others are shown, by GrpSubmitJobs of the account and MaxJobCount of
+    the cluster.
     """
+    rooms = [*_rooms_of_accounting(account, qos), *_room_of_cluster()]
+    return min(rooms, key=lambda room: room.free, default=None)
+
+
+def _room_of_cluster() -> list[Room]:
+    """Of all users: SLURM refuses the last of MaxJobCount, and counts ended jobs for minutes."""
+    try:
+        limit = int(_config("MaxJobCount")) - 1
+        taken = len(command("squeue", "-h", "-r", "-a", "-t", "all", "-o", "%i").splitlines())
+    except (UserError, ValueError):  # it does not say
+        return []
+    return [Room(limit, max(0, limit - taken))]
+
+
+def _rooms_of_accounting(account: str | None, qos: str | None) -> list[Room]:
+    """Of the user, the QOS and the account."""
     user = getpass.getuser()
     show = ("sacctmgr", "-nP", "show")
     try:
@@ -198,8 +215,8 @@ def submit_room(account: str | None, qos: str | None) -> Room | None:
                 taken = len(_rows("squeue", "-h", "-r", *whose, "-o", "%i"))
                 rooms.append(Room(min(numbers), max(0, min(numbers) - taken)))
     except (UserError, IndexError):  # no accounting here
-        return None
-    return min(rooms, key=lambda room: room.free, default=None)
+        return []
+    return rooms
 
 
 def _rows(*words: str) -> list[list[str]]:

@@ -42,7 +42,9 @@ from fewstep.sweeps.slurm.settings import SlurmSettings
 
 FOLDER = "_slurm"
 LOCK_SECONDS = 600.0
-LIMIT = re.compile("SubmitJob|submit limit|QOS policy", re.IGNORECASE)  # what sbatch says of one
+LIMIT = re.compile(  # what sbatch says of one; of MaxJobCount after two minutes, the last
+    "SubmitJob|submit limit|QOS policy|temporarily unavailable", re.IGNORECASE
+)
 log = logging.getLogger(__name__)
 
 
@@ -170,6 +172,11 @@ class Slurm:
         free = room.free - self.settings.finalize
         if free < 1 and patient and room.limit > own + self.settings.finalize:
             raise NoRoom(f"{room.limit} jobs may be submitted, and there is room for {room.free}")
+        if room.free < 1:
+            log.warning(
+                "the limit of %s is reached: sbatch may wait for minutes",
+                counted(room.limit, "job"),
+            )
         return max(1, free)
 
     @contextlib.contextmanager
@@ -192,7 +199,7 @@ class Slurm:
             tasks = chunk.tasks[: max(0, room - sum(len(s.tasks) for s in done))]
             if len(tasks) < len(chunk.tasks):
                 done.refused = (
-                    done.refused or "a limit of submitted jobs: MaxSubmitJobs or GrpSubmitJobs"
+                    done.refused or "a limit of jobs: MaxSubmitJobs, GrpSubmitJobs or MaxJobCount"
                 )
             chunk = replace(chunk, tasks=tasks)
         if not chunk.tasks:
@@ -206,7 +213,9 @@ class Slurm:
                 if not LIMIT.search(str(error)) or len(chunk.tasks) == 1:
                     raise
                 done.refused = done.refused or str(error)  # of a limit that we cannot ask for
-                chunk = replace(chunk, tasks=chunk.tasks[: len(chunk.tasks) // 2])
+                half = len(chunk.tasks) // 2
+                log.warning("%s; trying %s of %d", error, counted(half, "task"), len(chunk.tasks))
+                chunk = replace(chunk, tasks=chunk.tasks[:half])
         for i, keys in enumerate(new.tasks):
             number |= dict.fromkeys(keys, new.task_of(i))
 

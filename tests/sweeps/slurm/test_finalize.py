@@ -371,12 +371,36 @@ def test_a_launch_promises_no_more_than_finalizers_can_do(
     assert told.endswith("the same command submits them when started again")
 
 
-def test_a_limit_that_nobody_can_ask_for_is_found_by_halves(
+def test_the_jobs_that_the_cluster_may_have_are_counted_of_all_users(
     tmp_path: Path, commands: Commands
+) -> None:
+    """For a job more than those, sbatch would wait for two minutes, and be refused."""
+    sweep = sweep_of(tmp_path, **dict.fromkeys("abcdefgh"))
+    commands.program("scontrol", "echo 'MaxJobCount             = 6'")
+    commands.says("10", "COMPLETED")
+    assert submit_room(None, None) == (5, 4)
+    limited(commands, 9)
+    assert submit_room("ml", None) == (5, 4)
+    done = Slurm(sweep, SlurmSettings()).submit(
+        sweep.runs(), {run.key: Resources() for run in sweep.runs()}
+    )
+    assert [len(s.tasks) for s in done] == [3]  # and the finalizer
+    assert (len(done.waiting), done.finalized) == (5, True)
+    assert "MaxJobCount" in done.refused
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+        "Resource temporarily unavailable",
+    ],
+)
+def test_a_limit_that_nobody_can_ask_for_is_found_by_halves(
+    tmp_path: Path, commands: Commands, caplog: pytest.LogCaptureFixture, told: str
 ) -> None:
     sweep = sweep_of(tmp_path, **dict.fromkeys("abcdefgh"))
     accepting = (commands.folder / "sbatch").read_text().partition("\n")[2]
-    told = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
     refusing = f'echo "sbatch: error: Batch job submission failed: {told}" >&2; exit 1'
     commands.program("sbatch", f'if grep -q "array=0-[3-9]" "$1"; then {refusing}; fi\n{accepting}')
     done = Slurm(sweep, SlurmSettings()).submit(
@@ -384,7 +408,11 @@ def test_a_limit_that_nobody_can_ask_for_is_found_by_halves(
     )
     assert [len(s.tasks) for s in done] == [2]
     assert (len(done.waiting), done.finalized) == (6, True)
-    assert "job submit limit" in done.refused
+    assert told in done.refused
+    assert [message.partition("; ")[2] for message in caplog.messages] == [
+        "trying 4 tasks of 8",
+        "trying 2 tasks of 4",
+    ]
 
 
 def test_one_damaged_file_keeps_no_other_run_from_being_submitted_again(
