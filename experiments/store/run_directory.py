@@ -56,7 +56,9 @@ WORK = (
 """What a run that is not done has in its folder beside its spec."""
 
 UNWRITTEN = ("disk_full", "io_error")  # failures after which there may be no failure.json
-ESSENTIAL = {"cell", "metric", "value", "nfe"}  # what no cell lacks
+CELL = {"cell", "metric", "value", "nfe"}  # what no record of a cell lacks
+FAILURE = {"class", "message", "finished"}
+DATA = {"name", "sha256", "train_sha256", "train", "test", "num_classes", "classes"}
 CACHE = "_cache"  # below the root of runs: extractors, reference statistics, lists of packages
 
 Status = Literal["done", "failed", "stopped", "running", "new"]
@@ -109,11 +111,12 @@ class RunDirectory:
 
     def data(self) -> Json | None:
         """Which data it is trained on; None before it begins, and for runs of fewstep 0.2."""
+        then = "; remove that file, and it is not known which data the run is trained on"
         try:
-            return read_json(self.path / "data.json")
+            record = read_json(file := self.path / "data.json")
         except CorruptFile as error:
-            then = "remove that file, and it is not known which data the run is trained on"
-            raise CorruptFile(f"{error}; {then}") from None
+            raise CorruptFile(f"{error}{then}") from None
+        return _complete(file, record, DATA, then)
 
     def made_in(self) -> Path:
         """The folder that relative paths in its settings are relative to."""
@@ -127,14 +130,12 @@ class RunDirectory:
         return above.parents[len(runs.parts) - 1]
 
     def result(self) -> Json | None:
-        result = read_record(file := self.path / "result.json")
-        if result is not None and "provenance" not in result:
-            raise CorruptFile(f"{file} lacks provenance{WRITTEN_AGAIN}")
-        return result
+        return _complete(file := self.path / "result.json", read_record(file), {"provenance"})
 
     def failure(self) -> Json | None:
         """Why the last attempt failed, also where no failure.json could be written."""
-        return read_record(self.path / "failure.json") or self._unwritten_failure()
+        record = read_record(file := self.path / "failure.json")
+        return _complete(file, record, FAILURE) or self._unwritten_failure()
 
     def stopped(self) -> Json | None:
         return read_record(self.path / "stopped.json")
@@ -221,9 +222,8 @@ class RunDirectory:
         cells = {}
         for name in names:
             try:
-                cell = read_record(path := os.path.join(folder, name))
-                if cell is not None and (lacks := ESSENTIAL - cell.keys()):
-                    raise CorruptFile(f"{path} lacks {', '.join(sorted(lacks))}{WRITTEN_AGAIN}")
+                path = os.path.join(folder, name)
+                cell = _complete(path, read_record(path), CELL)
             except CorruptFile as error:
                 if damaged is None:
                     raise
@@ -278,6 +278,15 @@ class RunDirectory:
 def was_asked(cell: Json, request: Json) -> bool:
     """Whether a cell's record answers ``request``, one metric as the settings write it."""
     return request in (cell.get("asked"), *cell.get("asked_also", ()))
+
+
+def _complete(
+    file: Path | str, record: Json | None, names: set[str], then: str = WRITTEN_AGAIN
+) -> Json | None:
+    """``record`` of ``file``; ``CorruptFile`` if it lacks one of ``names``."""
+    if record is not None and (lacks := names - record.keys()):
+        raise CorruptFile(f"{file} lacks {', '.join(sorted(lacks))}{then}")
+    return record
 
 
 def failure_record(key: str, kind: str, message: str, finished: str, **more: Any) -> Json:

@@ -186,15 +186,19 @@ def test_healthy_runs_of_a_sweep_start_and_all_damaged_files_are_named(
 FILES = ["spec", "request", "result", "failure", "data", "stopped", "evaluations/cell", "rungs/3"]
 
 
-@pytest.mark.parametrize("name", [*FILES, "../sweep", "../launch"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(name, "{}") for name in (*FILES, "../sweep", "../launch")]
+    + [(name, '{"key": 1}') for name in ("data", "failure")],
+)
 def test_json_of_another_form_is_named_and_ends_nothing_in_a_traceback(
-    tmp_path, monkeypatch, capsys, name
+    tmp_path, monkeypatch, capsys, name, content
 ):
     root = write_sweep(tmp_path / "runs", [Run("a", 0, {1: 2.0}), Run("a", 1, {1: 3.0})])
     monkeypatch.chdir(tmp_path)
     file = root / "a-s0" / f"{name}.json"
     file.parent.mkdir(exist_ok=True)
-    file.write_text("{}")
+    file.write_text(content)
     if name in ("failure", "stopped", "rungs/3"):  # of runs that are not done
         (root / "a-s0/result.json").unlink()
     for command in ("status demo", "report demo", "retry demo", "cancel demo", "status"):
