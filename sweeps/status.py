@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -144,10 +144,26 @@ def failed_or_cancelled(failure: Json) -> str:
     return "cancelled" if failure.get("class") == "cancelled" else "failed"
 
 
-def sweep_status(sweep: SweepDirectory, waits: Mapping[str, str] = {}) -> list[RunStatus]:
-    """The states of a sweep's members, in its order; ``waits``: why some are queued, by key."""
+def sweep_status(
+    sweep: SweepDirectory, waits: Mapping[str, str] = {}, ended: Mapping[str, str] = {}
+) -> list[RunStatus]:
+    """The states of a sweep's members, in its order.
+
+    By key: ``waits``: why some are queued; ``ended``: the failure class of some whose job ended.
+    """
     members = {m["key"]: m for m in (sweep.plan() or {"runs": []})["runs"]}
-    return [_status_or_error(run, members.get(run.key), waits.get(run.key)) for run in sweep.runs()]
+    states = [
+        _status_or_error(run, members.get(run.key), waits.get(run.key)) for run in sweep.runs()
+    ]
+    return [_as_ended(state, ended.get(state.key)) for state in states]
+
+
+def _as_ended(run: RunStatus, kind: str | None) -> RunStatus:
+    """``run``, failed where its job was and a full disk had no room for failure.json."""
+    if kind is None or run.state not in ("new", "interrupted"):
+        return run
+    state = failed_or_cancelled({"class": kind})
+    return replace(run, state=state, note=f"{kind}: the failure could not be written")
 
 
 def _status_or_error(run: RunDirectory, member: Json | None, waits: str | None) -> RunStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from helpers.slurm_commands import LATER, LONG_AGO, Commands, began, long_ago, sweep_of
 
 from fewstep.cli.commands.cancel import cancel
-from fewstep.cli.commands.status import queued_runs
+from fewstep.cli.commands.status import queued_runs, read
 from fewstep.experiments.store import failures
 from fewstep.experiments.store.lease import RunLease
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
@@ -386,6 +387,18 @@ def test_the_exit_code_tells_a_failure_that_could_not_be_written(
     assert reconcile(sweep) == {"a": kind}
     assert "could not be written" in failure_of(sweep)[1]
     assert Job("100", "FAILED", code=f"{code}:0").exited(code)  # as sacct writes it
+
+
+def test_a_failure_that_status_cannot_write_either_is_shown(
+    sweep: SweepDirectory, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunDirectory, "write", full)
+    commands.says("100", "FAILED", status=73 << 8)
+    [shown], _ = read(sweep)
+    assert (shown.state, shown.note) == ("failed", "disk_full: the failure could not be written")
 
 
 def test_cancel_reaches_the_runs_while_slurm_is_away(

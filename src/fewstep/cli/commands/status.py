@@ -58,7 +58,7 @@ def status(
         return
     for directory in sweeps:
         try:
-            by_sweep[directory.name] = counts(sweep_status(directory, queued_runs(directory)))
+            by_sweep[directory.name] = counts(sweep_status(directory, *look(directory)))
         except UserError as error:  # its sweep.json is corrupt: the others are shown
             err.print(str(error))
     out.print(status_table.sweeps_table(by_sweep))
@@ -68,8 +68,8 @@ def read(sweep: SweepDirectory) -> tuple[list[RunStatus], str]:
     """The states of a sweep's runs, and a line about orphaned runs."""
     from fewstep.sweeps.status import sweep_status
 
-    queued = queued_runs(sweep)
-    return sweep_status(sweep, queued), orphans_line(sweep, queued)
+    queued, ended = look(sweep)
+    return sweep_status(sweep, queued, ended), orphans_line(sweep, queued)
 
 
 def orphans_line(sweep: SweepDirectory, queued: Collection[str]) -> str:
@@ -100,21 +100,27 @@ def slurm_of(sweep: SweepDirectory) -> Slurm | None:
 
 def queued_runs(sweep: SweepDirectory) -> Mapping[str, str]:
     """Why runs wait in SLURM's queue, by key; records how jobs ended that could not do so."""
+    return look(sweep)[0]
+
+
+def look(sweep: SweepDirectory) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """``queued_runs``, and of the runs whose job has just been found to have failed, the class."""
     slurm = slurm_of(sweep)
     if slurm is None:
-        return {}
+        return {}, {}
     from fewstep.sweeps.slurm.reconcile import reconcile
 
     try:
-        reconcile(sweep)
+        ended = reconcile(sweep)
         jobs = slurm.queued()
     except UserError as error:
         err.print(str(error))
-        return {}
-    return {
+        return {}, {}
+    queued = {
         key: f"job {job.id}: {job.state.lower()}" + (f", {job.reason}" if job.waiting else "")
         for key, job in jobs.items()
     }
+    return queued, ended
 
 
 def _watch(sweep: SweepDirectory) -> None:
