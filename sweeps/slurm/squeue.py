@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from subprocess import PIPE
 from typing import NamedTuple
 
 from fewstep.errors import UserError
 
 log = logging.getLogger(__name__)
 SECONDS = 30
+QUIET_SECONDS = 5.0  # of waiting, before it is said
 ACCOUNTING_SECONDS, SILENT_SECONDS = 10, 60
 _hung = float("-inf")  # when accounting did not answer
 ARRAY_LIMIT = 1000  # tasks of an array, where SLURM does not say
@@ -97,17 +99,30 @@ def command(*words: str, seconds: float = SECONDS) -> str:
     """The output of a SLURM command; a UserError if it failed, or did not answer."""
     try:
         with clean_environment():
-            done = subprocess.run(
-                words, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds
+            process = subprocess.Popen(
+                words, stdout=PIPE, stderr=PIPE, encoding="utf-8", errors="replace"
             )
     except FileNotFoundError:
         raise UserError(f"no SLURM on this machine: {words[0]} not found") from None
-    except subprocess.TimeoutExpired:
-        raise NoAnswer(f"SLURM does not answer ({words[0]}, {seconds} s)") from None
-    if done.returncode:
-        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+    with process:
+        told, complaint = _answer(process, words[0], seconds)
+    if process.returncode:
+        reason = " ".join(complaint.split()) or f"exit code {process.returncode}"
         raise UserError(f"{words[0]} failed: {reason}")
-    return done.stdout
+    return told
+
+
+def _answer(process: subprocess.Popen[str], name: str, seconds: float) -> tuple[str, str]:
+    """The output of a command ``name``, of which a warning tells if it takes long."""
+    quiet = min(seconds, QUIET_SECONDS)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.communicate(timeout=quiet)
+    if seconds > quiet:
+        log.warning("waiting for SLURM (%s), at most %g s", name, seconds)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=seconds - quiet)
+    process.kill()
+    raise NoAnswer(f"SLURM does not answer ({name}, {seconds} s)")
 
 
 def jobs(name: str, ids: Iterable[str]) -> dict[str, Job] | None:

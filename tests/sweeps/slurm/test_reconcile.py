@@ -431,6 +431,10 @@ def test_an_accounting_that_hangs_is_asked_once_and_said(
     assert [r.message for r in caplog.records] == [
         "SLURM does not answer (sacct, 0.2 s): what only accounting knows is not shown"
     ]
+    monkeypatch.setattr(queue, "QUIET_SECONDS", 0.1)
+    with pytest.raises(queue.NoAnswer):
+        queue.command("sacct", seconds=0.2)
+    assert caplog.messages[1:] == ["waiting for SLURM (sacct), at most 0.2 s"]
 
 
 def test_a_suspended_job_is_not_at_work(sweep: SweepDirectory, commands: Commands) -> None:
