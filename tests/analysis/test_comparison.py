@@ -61,7 +61,8 @@ def test_sweeps_on_other_data_or_with_another_floor_are_not_compared(tmp_path: P
     new, old = summary(tmp_path, "new", runs(NEW)), summary(tmp_path, "old", runs(OLD))
     for name, version in (("new", "a" * 64), ("old", "b" * 64)):
         for folder in (tmp_path / name).glob("*-s*"):
-            record = {"name": "digits", "sha256": version}
+            parts = {"train": 1, "test": 1, "train_sha256": version, "num_classes": 0}
+            record = {"name": "digits", "sha256": version, "classes": [], **parts}
             (folder / "data.json").write_text(json.dumps(record))
     on = [summarise(load(tmp_path / name)) for name in ("new", "old")]
     with pytest.raises(UserError, match=r"'new' has aaaaaaaaaaaa \(run .*'old' has bbbbbbbbbbbb"):
