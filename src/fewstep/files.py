@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from filelock import FileLock, Timeout
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 T = TypeVar("T")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -142,16 +143,17 @@ def locked(file: Path, seconds: float = -1.0) -> Iterator[None]:
     ``filelock.Timeout`` after so many ``seconds`` of waiting for others, of which a warning tells;
     by default it waits for ever. Another ``OSError`` names the file.
     """
-    lock = FileLock(file)
-    patiently(lambda: _acquire(lock, file, seconds))
+    lock = patiently(lambda: _acquired(file, seconds))
     try:
         yield
     finally:
         lock.release()
 
 
-def _acquire(lock: FileLock, file: Path, seconds: float) -> None:
-    quiet = QUIET_SECONDS if seconds < 0 else min(QUIET_SECONDS, seconds)
+def _acquired(file: Path, seconds: float) -> "FileLock":
+    from filelock import FileLock, Timeout  # a tenth of a second: not for every command
+
+    lock, quiet = FileLock(file), QUIET_SECONDS if seconds < 0 else min(QUIET_SECONDS, seconds)
     try:
         try:
             lock.acquire(timeout=quiet)
@@ -165,3 +167,4 @@ def _acquire(lock: FileLock, file: Path, seconds: float) -> None:
     except OSError as error:
         told = f"cannot be locked ({error.strerror or error})"
         raise OSError(error.errno, told, str(file)) from error
+    return lock
