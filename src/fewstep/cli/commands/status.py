@@ -59,7 +59,7 @@ def status(
     for directory in sweeps:
         try:
             by_sweep[directory.name] = counts(sweep_status(directory, *look(directory)))
-        except UserError as error:  # its sweep.json is corrupt: the others are shown
+        except (UserError, OSError) as error:  # of its sweep.json: the others are shown
             err.print(str(error))
     out.print(status_table.sweeps_table(by_sweep))
 
