@@ -115,7 +115,12 @@ def write_run(folder: Path, run: Run) -> None:
     if run.failure is not None:
         _json(
             folder / "failure.json",
-            {"key": run.key, "class": run.failure, "message": f"{run.failure} | at step 200"},
+            {
+                "key": run.key,
+                "class": run.failure,
+                "finished": "2026-01-01T00:00:00",
+                "message": f"{run.failure} | at step 200",
+            },
         )
     else:
         _json(folder / "result.json",
