@@ -231,7 +231,7 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk_full"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "disk_full"),
-        (OSError(errno.EACCES, "Permission denied"), "bug"),
+        (OSError(errno.EACCES, "Permission denied"), "io_error"),  # also a ticket that has expired
         (UserError("bad"), "bad_data"),
         (ValueError("what"), "bug"),
         (RuntimeError("shapes"), "bug"),
