@@ -92,6 +92,22 @@ class ConditionEmbedding(nn.Module):
             nn.init.zeros_(self.vector.bias)
             self.no_vector = nn.Parameter(torch.zeros(width))
 
+    @torch.no_grad()
+    def silence_jump(self) -> None:
+        """Have d add 0 until it is trained, and let gradients reach all its weights.
+
+        Pairs of hidden units, alike at first, cancel: the doubling trick of Chizat, Oyallon & Bach
+        2019.
+        """
+        assert self.jump is not None
+        first, last = (m for m in self.jump if isinstance(m, nn.Linear))
+        half = first.out_features // 2
+        for of_unit in (first.weight, first.bias):
+            of_unit[half : 2 * half] = of_unit[:half]
+        last.weight[:, half : 2 * half] = -last.weight[:, :half]
+        last.weight[:, 2 * half :] = 0
+        last.bias.zero_()
+
     def forward(self, t: Tensor, d: Tensor | None, y: Tensor | None) -> Tensor:
         with torch.autocast(t.device.type, enabled=False):
             c: Tensor = self.time(t)

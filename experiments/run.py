@@ -326,6 +326,7 @@ def _run(
         "peak_memory_bytes": peak_memory(trainer.device),
         "parameters": sum(p.numel() for p in trainer.net.parameters()),
         **{name: trainer.last.get(name) for name in ("loss", "validation_loss")},
+        "initialised": trainer.form.record,
         "provenance": {
             **provenance,
             "objective_source": source_hash(config.objective),

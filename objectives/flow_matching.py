@@ -4,7 +4,14 @@
     L   = E |F(x_t, t) - v|^2,  t ~ U(0, 1), or logit(t) ~ N(mean, std^2) (Esser et al. 2024)
     sampling: dx/dt = F(x, t) from t = 1 to t = 0
 
-Those papers and the code of SiT let time run the other way: their t is our 1 - t.
+Those papers and the code of SiT let time run the other way: their t is our 1 - t. On TrigFlow (Lu &
+Song 2024, eq. 3-5) it is a diffusion model with v-prediction, what sCM is initialised from:
+
+    x_t = cos(t) x + sin(t) z,  v = cos(t) z - sin(t) x,  z ~ N(0, sigma_d^2)
+    L   = E |F(x_t / sigma_d, t) - v / sigma_d|^2,        log(sigma_d tan(t)) ~ N(mean, std^2)
+
+On either path the log of the noise level, noise to signal, is normal: on the linear one it is
+logit(t).
 """
 
 from collections.abc import Sequence
@@ -16,24 +23,27 @@ from torch import Generator, Tensor
 
 from fewstep.errors import check_choice, check_fields
 from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Objective, Progress
-from fewstep.objectives.core.batch_math import expand, mean_square, randn
+from fewstep.objectives.core.batch_math import mean_square, randn
 from fewstep.objectives.core.gaussian import GaussianFlow
-from fewstep.objectives.core.paths import LinearPath
+from fewstep.objectives.core.paths import LinearPath, TrigPath
 from fewstep.objectives.core.samplers import SOLVERS, integrate, sampling_field
-from fewstep.objectives.core.times import LINEAR_TIMES, linear_times
+from fewstep.objectives.core.times import PATH_TIMES, path_times
+from fewstep.registry import added
 
 
 @OBJECTIVES.register("flow_matching")
 @dataclass(frozen=True)
 class FlowMatching(Objective):
-    """Regress the velocity of the linear path.
+    """Regress the velocity of a path.
 
     Attributes:
         times: uniform | logit_normal, the distribution of t in training.
-        t_mean, t_std: mean and standard deviation of logit(t), for logit_normal.
+        t_mean, t_std: mean and standard deviation, for logit_normal, of the log of the noise level.
         solver: euler | heun | midpoint | adaptive. Heun and midpoint cost two network calls a
-            step; adaptive (SciPy's RK45) as many as it needs, whatever the number of steps.
+            step; adaptive (SciPy's RK45) as many as it needs, whatever the number of steps. On
+            TrigFlow, euler takes DDIM's steps (``ProbabilityPath.step``).
         tolerance: adaptive's absolute and relative tolerance.
+        interpolant: linear | trig, the path. sigma_d: on TrigFlow, the data's standard deviation.
     """
 
     times: str = "uniform"
@@ -41,26 +51,34 @@ class FlowMatching(Objective):
     t_std: float = 1.0
     solver: str = sampling_field("euler")
     tolerance: float = sampling_field(1e-4)
+    interpolant: str = added("linear")
+    sigma_d: float = added(0.5)
 
     title: ClassVar[str] = "Flow matching"
-    path: ClassVar[LinearPath] = LinearPath()
 
     def __post_init__(self) -> None:
-        check_choice("objective.times", self.times, LINEAR_TIMES)
-        check_fields("objective", self, "t_std tolerance", 0, open_low=True)
+        check_choice("objective.times", self.times, PATH_TIMES)
+        check_fields("objective", self, "t_std tolerance sigma_d", 0, open_low=True)
         check_choice("objective.solver", self.solver, SOLVERS)
+        check_choice("objective.interpolant", self.interpolant, ("linear", "trig"))
+
+    @property
+    def path(self) -> LinearPath | TrigPath:
+        return TrigPath(self.sigma_d) if self.interpolant == "trig" else LinearPath()
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y = batch.x, batch.y
-        t, eps = linear_times(x, g, self.times, self.t_mean, self.t_std), randn(x, g)
-        F = nets.online(self.path.mix(x, eps, t), t, y=y)
-        return Loss(mean_square(F - self.path.velocity(x, eps, t)), t)
+        path, scale = self.path, self.path.noise_std
+        t, eps = path_times(x, g, path, self.times, self.t_mean, self.t_std), randn(x, g)
+        F = nets.online(path.mix(x, eps, t) / scale, t, y=y)
+        return Loss(mean_square(F - path.velocity(x, eps, t) / scale), t)
 
     def velocity(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        return net(x_t, t, y=y)
+        scale = self.path.noise_std
+        return scale * net(x_t / scale, t, y=y)
 
     def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
-        return x_t + expand(u - t, x_t) * net(x_t, t, y=y)
+        return self.path.step(x_t, self.velocity(net, x_t, t, y), t, u)
 
     @torch.no_grad()
     def sample(
@@ -71,10 +89,14 @@ class FlowMatching(Objective):
         times: int | Sequence[float] = 1,
         g: Generator | None = None,
     ) -> Tensor:
-        def field(x: Tensor, t: Tensor) -> Tensor:
-            return net(x, t, y=y)
+        if self.interpolant == "trig" and self.solver == "euler":
+            return super().sample(net, noise, y, times, g)
 
-        return integrate(field, noise, self.path.times(times), self.solver, self.tolerance)
+        def field(x: Tensor, t: Tensor) -> Tensor:
+            return self.velocity(net, x, t, y)
+
+        path = self.path
+        return integrate(field, path.start(noise), path.times(times), self.solver, self.tolerance)
 
     def sampler_settings(self) -> dict[str, object]:
         settings = super().sampler_settings()
@@ -83,7 +105,8 @@ class FlowMatching(Objective):
         return settings
 
     def gaussian_optimum(self, flow: GaussianFlow, progress: Progress) -> Net:
-        return lambda x, t, d=None, y=None: flow.velocity(x, t)
+        scale = self.path.noise_std
+        return lambda x, t, d=None, y=None: flow.velocity(scale * x, t) / scale
 
     def step_cost(self) -> float:
         return 1.0

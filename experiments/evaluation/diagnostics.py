@@ -70,7 +70,7 @@ def load_nets(
     saved = networks.load_checkpoint(directory.checkpoints, config.training.steps)
 
     def network(prefix: str) -> torch.nn.Module:
-        module = networks.build_network(config, dataset)
+        module = networks.build_saved(config, dataset, saved)
         networks.load_weights(module, saved, prefix)
         return networks.frozen_copy(module).to(device)
 
@@ -81,7 +81,7 @@ def load_nets(
     loaded = load_teacher(config, dataset, device) if config.objective.needs_teacher else None
     has_snapshot = any(name.startswith("snapshot.") for name in saved.tensors)
     ema, snapshot = network("ema"), network("snapshot") if has_snapshot else None
-    return Nets(ema, ema, None if loaded is None else loaded[0], auxiliary, snapshot)
+    return Nets(ema, ema, None if loaded is None else loaded.velocity, auxiliary, snapshot)
 
 
 def diagnose(

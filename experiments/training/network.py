@@ -20,6 +20,12 @@ from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.rng import derive
 from fewstep.experiments.training import checkpoint
 from fewstep.experiments.training.checkpoint import Checkpoint
+from fewstep.experiments.training.initialisation import (
+    NetworkForm,
+    converted,
+    kept_form,
+    own_form,
+)
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -50,11 +56,22 @@ def choose_device(name: str, option: str = "training.device") -> torch.device:
         raise UserError(f"{option} {name!r} cannot be used here: {reason}") from None
 
 
-def build_network(config: RunConfig, dataset: Dataset) -> nn.Module:
-    """The backbone as this run's objective asks it, with weights drawn from the run's seed."""
+def build_network(
+    config: RunConfig, dataset: Dataset, form: NetworkForm | None = None
+) -> nn.Module:
+    """The backbone as this run's objective asks it, with weights drawn from the run's seed.
+
+    ``form``: how it is called, where its first weights are those of another run.
+    """
+    form = form or own_form(config)
     torch.manual_seed(derive(config.seed, "init"))
-    about = (dataset.shape, dataset.num_classes, config.objective.uses_jump, dataset.condition_dim)
-    return build_backbone(config.backbone, *about)
+    about = (dataset.shape, dataset.num_classes, form.takes_d, dataset.condition_dim)
+    return converted(build_backbone(config.backbone, *about), config, form)
+
+
+def build_saved(config: RunConfig, dataset: Dataset, saved: Checkpoint) -> nn.Module:
+    """The network whose weights are in a checkpoint of the run, not yet filled with them."""
+    return build_network(config, dataset, kept_form(config, saved.state.get("initialised")))
 
 
 @contextmanager
@@ -115,7 +132,12 @@ def load_network(
     config: RunConfig, dataset: Dataset, folder: Path, weights: str, step: int | None = None
 ) -> nn.Module:
     """The newest network of a run, ``ema`` or ``raw``, in eval mode on the CPU."""
-    saved, network = load_checkpoint(folder, step), build_network(config, dataset)
+    return load_saved(config, dataset, load_checkpoint(folder, step), weights)
+
+
+def load_saved(config: RunConfig, dataset: Dataset, saved: Checkpoint, weights: str) -> nn.Module:
+    """As ``load_network``, of a checkpoint."""
+    network = build_saved(config, dataset, saved)
     load_weights(network, saved, "ema" if weights == "ema" else "net")
     return network.requires_grad_(False).eval()
 

@@ -1,6 +1,7 @@
 """A run that learns from another: finding its teacher, holding the two together, loading it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,8 +11,14 @@ from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.experiments.training.network import check_guidance, load_network
-from fewstep.objectives import OBJECTIVES, Teacher
+from fewstep.experiments.training.initialisation import (
+    NetworkForm,
+    kept_form,
+    own_form,
+    taken_over,
+)
+from fewstep.experiments.training.network import check_guidance, load_checkpoint, load_saved
+from fewstep.objectives import OBJECTIVES, ProbabilityPath, Teacher
 
 
 def teacher_directory(config: RunConfig) -> RunDirectory | None:
@@ -51,7 +58,7 @@ def check_teacher(config: RunConfig, to_come: Mapping[str, RunConfig] = {}) -> N
             f"objective {name!r} learns from no teacher, got teacher={directory.path} "
             f"(to start from its weights, training.init=teacher)"
         )
-    _check(config, directory.key, to_come.get(directory.key) or _finished(directory))
+    _check(config, directory.key, to_come.get(directory.key) or _finished(directory), to_come)
 
 
 def _finished(directory: RunDirectory) -> RunConfig:
@@ -63,7 +70,9 @@ def _finished(directory: RunDirectory) -> RunConfig:
     return config_of(directory)
 
 
-def _check(config: RunConfig, key: str, teacher: RunConfig) -> None:
+def _check(
+    config: RunConfig, key: str, teacher: RunConfig, to_come: Mapping[str, RunConfig]
+) -> None:
     """Whether a run of ``teacher``, called ``key``, can teach one of ``config``."""
     own, its = config.which_data(), teacher.which_data()
     if own != its:
@@ -83,14 +92,8 @@ def _check(config: RunConfig, key: str, teacher: RunConfig) -> None:
     if asks_it and dropout and (dataset := config.data.load()).has_conditions:
         what = f'training.label_dropout {dropout:g} asks teacher {key} for "no label", which'
         check_guidance(teacher, dataset, what, True)
-    if config.training.init == "teacher" and not same_architecture(config, teacher):
-        here, needed = (
-            f"{c.values['backbone']['name']}, {c.objective.path}" for c in (config, teacher)
-        )
-        raise UserError(
-            f"training.init 'teacher' needs the backbone and the path of teacher {key} ({needed}), "
-            f"got {here}; use training.init=random"
-        )
+    if config.training.init == "teacher":
+        taken_over(config, key, teacher, _form(teacher, to_come))
 
 
 def _describe_data(data: dict[str, object]) -> str:
@@ -106,20 +109,62 @@ def config_of(directory: RunDirectory) -> RunConfig:
     return RunConfig(spec["config"])
 
 
-def same_architecture(config: RunConfig, teacher: RunConfig) -> bool:
-    """Whether the teacher's weights mean the same in the student's network."""
-    same_path = config.objective.path == teacher.objective.path
-    return same_path and config.backbone == teacher.backbone
+def starts_from(config: RunConfig, teacher: RunConfig) -> bool:
+    """Whether the run's first weights are those of its teacher."""
+    if config.training.init == "auto":
+        same_path = config.objective.path == teacher.objective.path
+        return same_path and config.backbone == teacher.backbone
+    return config.training.init == "teacher"
+
+
+def _form(config: RunConfig, to_come: Mapping[str, RunConfig]) -> NetworkForm:
+    """How the network of a run that is finished, or will be, is called."""
+    directory = teacher_directory(config)
+    if directory is None:
+        return own_form(config)
+    teacher = to_come.get(directory.key) or config_of(directory)
+    if not starts_from(config, teacher):
+        return own_form(config)
+    return taken_over(config, directory.key, teacher, _form(teacher, to_come))
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A finished run to learn from: its EMA ``network``, frozen, of that ``form``.
+
+    ``velocity``: on the student's path.
+    """
+
+    key: str
+    config: RunConfig
+    network: nn.Module
+    form: NetworkForm
+    path: ProbabilityPath
+
+    @property
+    def velocity(self) -> Teacher | None:
+        """What it teaches; None where it gives its weights alone."""
+        own = self.config.objective
+        return Teacher(own, self.network, self.path) if own.can_teach else None
 
 
 def load_teacher(
     config: RunConfig, dataset: Dataset, device: torch.device
-) -> tuple[Teacher, nn.Module, RunConfig] | None:
-    """The teacher, its network (EMA weights, frozen) and configuration; checked as above."""
+) -> LoadedTeacher | None:
+    """The run's teacher, checked as above; None if it has none."""
     check_teacher(config)
     directory = teacher_directory(config)
     if directory is None:
         return None
     own = config_of(directory)
-    network = load_network(own, dataset, directory.checkpoints, "ema", own.training.steps)
-    return Teacher(own.objective, network.to(device), config.objective.path), network, own
+    saved = load_checkpoint(directory.checkpoints, own.training.steps)
+    network = load_saved(own, dataset, saved, "ema").to(device)
+    form = kept_form(own, saved.state.get("initialised"))
+    return LoadedTeacher(directory.key, own, network, form, config.objective.path)
+
+
+def first_form(config: RunConfig, teacher: LoadedTeacher | None) -> NetworkForm:
+    """How the run's network is called, and whose weights it starts from."""
+    if teacher is None or not starts_from(config, teacher.config):
+        return own_form(config)
+    return taken_over(config, teacher.key, teacher.config, teacher.form)

@@ -21,6 +21,7 @@ from fewstep.experiments.data import Dataset, Rows, to_model
 from fewstep.experiments.distributed import data_parallel
 from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.rng import Order, derive, generator
+from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training import checkpoint
 from fewstep.experiments.training.checkpoint import Checkpoint
@@ -33,9 +34,10 @@ from fewstep.experiments.training.network import (
 from fewstep.experiments.training.optimiser import SLOTS, AdamW
 from fewstep.experiments.training.prefetch import Loader, Source
 from fewstep.experiments.training.reflow_pairs import Pairs, stored_pairs
-from fewstep.experiments.training.teacher import load_teacher, same_architecture
+from fewstep.experiments.training.initialisation import fill
+from fewstep.experiments.training.teacher import first_form, load_teacher
 from fewstep.files import append, patiently, replacing
-from fewstep.objectives import Batch, Net, Nets, Objective, Progress, Teacher
+from fewstep.objectives import Batch, Net, Nets, Objective, Progress
 from fewstep.objectives.core.label_dropout import drop_conditions
 
 VALIDATION_BATCHES = 4
@@ -75,8 +77,13 @@ class Trainer:
         self.device = choose_device(self.training.device)
         self.ranks = ranks()
         self.parallel = data_parallel.strategy(self.training.parallel, self.ranks, self.device)
-        self.net = build_network(config, dataset).to(self.device)
-        self.teacher = self._teacher()
+        loaded = load_teacher(config, dataset, self.device)
+        self.teacher = None if loaded is None else loaded.velocity
+        self.form = first_form(config, loaded)
+        self.net = build_network(config, dataset, self.form)
+        if loaded is not None and self.form.run is not None:
+            fill(self.net, loaded.network, loaded.key)
+        self.net.to(self.device)
         self.ema = self.parallel.wrap(frozen_copy(self.net))
         self.net = self.parallel.wrap(self.net)
         self.snapshot: nn.Module | None = None
@@ -101,17 +108,6 @@ class Trainer:
         self.aside = 0.0  # of those since it began: spent on other things than training
         self.last: dict[str, float] = {}
         self.first_nonfinite_step = torch.tensor(0, device=self.device)  # 0 for none
-
-    def _teacher(self) -> Teacher | None:
-        """The teacher; its weights become the network's first ones where that is asked."""
-        loaded = load_teacher(self.config, self.dataset, self.device)
-        if loaded is None:
-            return None
-        teacher, network, its_config = loaded
-        if self.training.init != "random" and same_architecture(self.config, its_config):
-            # a jump embedding that the teacher lacks keeps its own first weights
-            self.net.load_state_dict(network.state_dict(), strict=False)
-        return teacher
 
     def nets(self, online: Net) -> Nets:
         """What a loss may ask, with ``online`` in the first place."""
@@ -200,7 +196,8 @@ class Trainer:
             return frozen_copy(self.net)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # what is split cannot be copied: it is built again
-            twin = frozen_copy(build_network(self.config, self.dataset)).to(self.device)
+            built = build_network(self.config, self.dataset, self.form)
+            twin = frozen_copy(built).to(self.device)
         twin = self.parallel.wrap(twin)
         with torch.no_grad():
             for kind in (nn.Module.parameters, nn.Module.buffers):
@@ -290,7 +287,9 @@ class Trainer:
             for slot, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"optimiser.{slot}.{name}"] = value
         tensors = {name: self.parallel.full_tensor(tensor) for name, tensor in tensors.items()}
-        state = {"key": self.config.key, "seconds": self.seconds, "last": self.last}
+        state: Json = {"key": self.config.key, "seconds": self.seconds, "last": self.last}
+        if self.form.record is not None:
+            state["initialised"] = self.form.record
         if self.ranks.is_main:
             saved = Checkpoint(self.step, tensors, state)
             patiently(lambda: checkpoint.save(self.directory.checkpoints, saved))

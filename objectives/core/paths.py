@@ -65,6 +65,14 @@ class ProbabilityPath(ABC):
         t = expand(t, x)
         return self.d_alpha(t) * x + self.d_sigma(t) * self.noise_std * eps
 
+    def step(self, x_t: Tensor, v: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        """x_u from x_t and its velocity, x and eps being those of ``data_and_noise`` (B, ...).
+
+        Of first order, and exact where they do not change on the way (DDIM). On the linear path it
+        is Euler's step.
+        """
+        return self.mix(*self.data_and_noise(x_t, v, t), u)
+
     def start(self, noise: Tensor) -> Tensor:
         """x_t at ``t_max``, noise alone, from standard normal noise."""
         return self.noise_std * noise
@@ -145,6 +153,9 @@ class LinearPath(ProbabilityPath):
     def d_sigma(self, t: Tensor) -> Tensor:
         return (1 - self.sigma_min) * torch.ones_like(t)
 
+    def step(self, x_t: Tensor, v: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        return x_t + expand(u - t, x_t) * v
+
     def time_of(self, signal: Tensor, noise: Tensor) -> Tensor:
         noise = (noise - self.sigma_min * signal).clamp(min=0)
         return noise / (signal + noise)
@@ -172,6 +183,10 @@ class TrigPath(ProbabilityPath):
 
     def d_sigma(self, t: Tensor) -> Tensor:
         return t.cos()
+
+    def step(self, x_t: Tensor, v: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        angle = expand(u - t, x_t)
+        return angle.cos() * x_t + angle.sin() * v
 
     def time_of(self, signal: Tensor, noise: Tensor) -> Tensor:
         return torch.atan2(noise, self.sigma_d * signal)

@@ -3,7 +3,7 @@
 from torch import Generator, Tensor
 
 from fewstep.objectives.core.batch_math import rand, randn
-from fewstep.objectives.core.paths import TrigPath
+from fewstep.objectives.core.paths import ProbabilityPath, TrigPath
 
 
 def normal(like: Tensor, g: Generator, mean: float, std: float) -> Tensor:
@@ -16,12 +16,21 @@ def logit_normal(like: Tensor, g: Generator, mean: float, std: float) -> Tensor:
     return normal(like, g, mean, std).sigmoid()
 
 
-def linear_times(like: Tensor, g: Generator, which: str, mean: float, std: float) -> Tensor:
-    """Times on the linear path by the name in ``LINEAR_TIMES``."""
-    return rand(like, g) if which == "uniform" else logit_normal(like, g, mean, std)
+def path_times(
+    like: Tensor, g: Generator, path: ProbabilityPath, which: str, mean: float, std: float
+) -> Tensor:
+    """Times on ``path`` by a name in ``PATH_TIMES``: uniform, or of a log-normal noise level.
+
+    On the linear path, the log of the noise level t / (1 - t) is logit(t).
+    """
+    if which == "uniform":
+        return path.t_max * rand(like, g)
+    if isinstance(path, TrigPath):
+        return trig_times(like, g, path, mean, std)
+    return logit_normal(like, g, mean, std)
 
 
-LINEAR_TIMES = ("uniform", "logit_normal")
+PATH_TIMES = ("uniform", "logit_normal")
 
 
 def trig_times(like: Tensor, g: Generator, path: TrigPath, mean: float, std: float) -> Tensor:

@@ -31,10 +31,13 @@ from fewstep.objectives.conformance.case import END, TOTAL, CallRecorder, Case, 
 from fewstep.objectives.core.batch_math import mean_square, rand, randn
 
 
+TRIG_FLOW = FlowMatching(interpolant="trig", times="logit_normal", t_mean=-1.0, t_std=1.4)
+
+
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", OBJECTIVES.names())
+@pytest.mark.parametrize("name", [*OBJECTIVES.names(), "flow_matching on TrigFlow"])
 def test_conformance(name: str, check: str) -> None:
-    (finding,) = run_checks(OBJECTIVES[name], [check])
+    (finding,) = run_checks(OBJECTIVES[name] if name in OBJECTIVES else TRIG_FLOW, [check])
     assert finding.passed is not False, finding.detail
 
 
@@ -46,6 +49,7 @@ def test_ideal_is_given_by_every_objective_of_ours(name: str) -> None:
 # with the settings under which the online network is asked most
 EVERY_WAY: list[Objective] = [
     *(OBJECTIVES[name] for name in OBJECTIVES.names()),
+    TRIG_FLOW,
     Shortcut(target="online", bootstrap_guidance=2.0),
     Consistency(target="online"),
     ConsistencyDistillation(target="online", teacher_guidance=2.0),

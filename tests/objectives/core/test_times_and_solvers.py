@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.objectives import FlowMatching, Shortcut, TrigPath
+from fewstep.objectives import FlowMatching, LinearPath, Shortcut, TrigPath
 from fewstep.objectives.conformance.case import STD, CallRecorder, Case, g, nonlinear_test_net
 from fewstep.objectives.core.batch_math import randint
 from fewstep.objectives.core.samplers import integrate
-from fewstep.objectives.core.times import linear_times, logit_normal, trig_times
+from fewstep.objectives.core.times import logit_normal, path_times, trig_times
 
 MANY = torch.zeros(50_000, 1, dtype=torch.float64)
 
@@ -23,11 +23,17 @@ def test_logit_normal_has_its_moments() -> None:
     assert float(logit.std()) == pytest.approx(1.3, abs=0.03)
 
 
-def test_linear_times_by_name() -> None:
-    uniform = linear_times(MANY, g(0), "uniform", 5.0, 9.0)
+def test_times_of_a_path_by_name() -> None:
+    linear, trig = LinearPath(), TrigPath(0.5)
+    uniform = path_times(MANY, g(0), linear, "uniform", 5.0, 9.0)
     assert float(uniform.mean()) == pytest.approx(0.5, abs=0.01)
     assert float(uniform.var()) == pytest.approx(1 / 12, abs=0.002)
-    chosen = linear_times(MANY, g(0), "logit_normal", 1.0, 0.5).logit()
+    assert torch.equal(
+        path_times(MANY, g(0), trig, "uniform", 5.0, 9.0), uniform * math.pi / 2
+    )
+    noise_level = 0.5 * path_times(MANY, g(0), trig, "logit_normal", 1.0, 0.5).tan()
+    chosen = path_times(MANY, g(0), linear, "logit_normal", 1.0, 0.5).logit()
+    torch.testing.assert_close(noise_level.log(), chosen)  # the same noise levels on both
     assert float(chosen.mean()) == pytest.approx(1.0, abs=0.02)
     assert float(chosen.std()) == pytest.approx(0.5, abs=0.02)
 
