@@ -73,6 +73,7 @@ COLUMNS: dict[str, str] = {
     "teacher": "string",  # key of the run it learned from; what that one and its teachers took:
     "teacher_images_seen": "Int64", "teacher_train_seconds": "float64",
     "teacher_device_hours": "float64", "teacher_train_flops": "float64",
+    "initialised": "string",  # title of the teacher, where its weights were the first ones
     **ORIGIN,
     **CELL_ORIGIN,
 }  # fmt: skip
@@ -110,6 +111,7 @@ def costs(result: Json) -> Json:
         "device": provenance.get("device_name", provenance.get("device")),
         "device_hours": None if seconds is None else seconds * processes / 3600,
         "train_flops": result.get("train_flops"),
+        "initialised": (result.get("initialised") or {}).get("title"),
     }
 
 

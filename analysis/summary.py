@@ -234,6 +234,9 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
         train_steps=tuple(sorted(distinct(rows, "train_steps"))),
         images_seen=tuple(sorted(distinct(rows, "images_seen"))),
         samplers=dict(zip(cells["method"], cells["sampler"], strict=True)),
+        initialised=dict(
+            runs.dropna(subset="initialised")[["method", "initialised"]].itertuples(index=False)
+        ),
         given_times=tuple(
             (cell["method"], int(cell["steps"]), cell["times"])
             for cell in cells.to_dict("records")

@@ -88,6 +88,7 @@ class Conditions:
     train_steps: tuple[int, ...] = ()  # more than one: budgets differ, unless that was so
     images_seen: tuple[int, ...] = ()
     samplers: Mapping[str, str] = field(default_factory=dict)  # method -> sampler
+    initialised: Mapping[str, str] = field(default_factory=dict)  # method -> whose weights it took
     given_times: tuple[tuple[str, int, str], ...] = ()  # (method, steps, times) unless uniform
 
 

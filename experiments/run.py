@@ -41,7 +41,7 @@ from fewstep.experiments.store.provenance import environment, now, save_packages
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.store.source_hash import source_hash
 from fewstep.experiments.training.network import device_name
-from fewstep.experiments.training.teacher import teacher_directory
+from fewstep.experiments.training.teacher import first_weights_line, teacher_directory
 from fewstep.experiments.training.trainer import Interrupted as Interrupted
 from fewstep.experiments.training.trainer import Trainer
 from fewstep.files import broken_link, relative_to
@@ -296,6 +296,8 @@ def _run(
             log.info("added %d cells to run %s", len(added), directory.key)
         return finished
     trainer = Trainer(config, dataset, directory)
+    if (line := first_weights_line(config)) is not None:
+        log.info(line)
     trainer.prepare(stop, lambda done, total, rate: on_progress("pairs", done, total, rate))
     taught_by = teacher_directory(config) if config.objective.needs_pairs else None
     teacher = None if taught_by is None else read_spec(taught_by)

@@ -29,7 +29,8 @@ class RunStatus:
         state: one of ``STATES``. node: where it runs, or ran last. restarts: attempts after the
             first until its result. rate: steps per second. left: seconds left in its phase.
         note: why it waits, else the reason of a failure, else which file is corrupt.
-        values: of ``metric`` (its label), by steps. data: which it is trained on.
+        values: of ``metric`` (its label), by steps. data: which it is trained on. first_weights: of
+            a run with a teacher, whose weights it began with.
     """
 
     key: str
@@ -48,6 +49,7 @@ class RunStatus:
     phase: str = ""
     metric: str = ""
     data: str = ""
+    first_weights: str = ""
 
 
 def run_status(
@@ -90,7 +92,12 @@ def run_status(
         left=left / speed if state == "running" and speed else None,
         phase=phase if state == "running" else "",
         data=f"{data['name']} {describe(data)}" if (data := run.data()) else "",
+        first_weights=_first_weights(run) if config.get("teacher") and step else "",
     )
+
+
+def _first_weights(run: RunDirectory) -> str:
+    return "random" if (record := run.first_weights()) is None else str(record["title"])
 
 
 def _main_cells(run: RunDirectory, config: Json) -> list[Json]:

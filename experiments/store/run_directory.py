@@ -206,6 +206,13 @@ class RunDirectory:
         steps = [p.name.removeprefix("step-") for p in self.checkpoints.glob("step-*")]
         return max((int(step) for step in steps if step.isdigit()), default=0)
 
+    def first_weights(self) -> Json | None:
+        """Of which other run its first weights are; None for random ones, and before it begins."""
+        if (result := self.result()) is not None:
+            return result.get("initialised")
+        states = sorted(self.checkpoints.glob("step-*/state.json"))
+        return (read_record(states[-1]) or {}).get("initialised") if states else None
+
     def saved_work(self) -> dict[str, int]:
         """How much of the run's work outlives an interruption; each number only grows."""
         files = {"pairs": "*.safetensors", "rungs": "*.json", "evaluations": "*.json"}

@@ -5,7 +5,7 @@ that took it over since (``ConvertedNetwork``), so that the first estimate of th
 teacher's own. ``NetworkForm`` says how; checkpoints and results keep it.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,15 @@ class NetworkForm:
         objective: name and settings of the objective on whose path it is called.
         takes_d: whether it has a jump embedding.
         d: the jump length that an objective without jumps gives it; None for the objective's own.
-        run: key of the run that its first weights are from; None for random ones.
+        run, title: key and objective of the run that its first weights are from; None for random
+            ones.
     """
 
     objective: Json
     takes_d: bool
     d: float | None = None
     run: str | None = None
+    title: str | None = None
 
     @property
     def record(self) -> Json | None:
@@ -67,7 +69,7 @@ def taken_over(config: RunConfig, key: str, teacher: RunConfig, its: NetworkForm
         raise UserError(f"training.init 'teacher': the backbone of {key} {differ}")
     if not own.uses_jump:
         d = its.d if its.d is not None or not its.takes_d else velocity_d(taught)
-        return NetworkForm(its.objective, its.takes_d, d, key)
+        return replace(its, d=d, run=key, title=taught.title)
     if its.d is not None:
         raise UserError(f"{cannot}: it is asked for d = {its.d:g} only")
     if taught.uses_jump:
@@ -75,7 +77,7 @@ def taken_over(config: RunConfig, key: str, teacher: RunConfig, its: NetworkForm
             raise UserError(f"{cannot}: its d means something else")
         if own.path != taught.path:
             raise UserError(f"{cannot}: jumps cannot be taken over from {taught.path} to {own.path}")
-    return NetworkForm(its.objective, True, None, key)
+    return replace(its, takes_d=True, run=key, title=taught.title)
 
 
 def converted(network: nn.Module, config: RunConfig, form: NetworkForm) -> nn.Module:

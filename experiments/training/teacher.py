@@ -93,7 +93,7 @@ def _check(
         what = f'training.label_dropout {dropout:g} asks teacher {key} for "no label", which'
         check_guidance(teacher, dataset, what, True)
     if config.training.init == "teacher":
-        taken_over(config, key, teacher, _form(teacher, to_come))
+        taken_over(config, key, teacher, network_form(teacher, to_come))
 
 
 def _describe_data(data: dict[str, object]) -> str:
@@ -109,6 +109,20 @@ def config_of(directory: RunDirectory) -> RunConfig:
     return RunConfig(spec["config"])
 
 
+def first_weights_line(config: RunConfig) -> str | None:
+    """Whose weights the run starts from, for people; None where it has no teacher."""
+    if (directory := teacher_directory(config)) is None:
+        return None
+    form = network_form(config)
+    if form.record is not None:
+        return f"first weights: those of run {form.run} ({form.title})"
+    why = "" if config.training.init == "random" else (
+        f"; run {directory.key} has another backbone or path, and training.init=auto converts "
+        f"nothing (training.init=teacher does, between paths)"
+    )  # fmt: skip
+    return f"first weights: random{why}"
+
+
 def starts_from(config: RunConfig, teacher: RunConfig) -> bool:
     """Whether the run's first weights are those of its teacher."""
     if config.training.init == "auto":
@@ -117,15 +131,18 @@ def starts_from(config: RunConfig, teacher: RunConfig) -> bool:
     return config.training.init == "teacher"
 
 
-def _form(config: RunConfig, to_come: Mapping[str, RunConfig]) -> NetworkForm:
-    """How the network of a run that is finished, or will be, is called."""
+def network_form(config: RunConfig, to_come: Mapping[str, RunConfig] = {}) -> NetworkForm:
+    """How the run's network is called, and whose weights it starts from.
+
+    ``to_come`` are runs, by key, that will be done before. ``UserError`` if there is no such form.
+    """
     directory = teacher_directory(config)
     if directory is None:
         return own_form(config)
     teacher = to_come.get(directory.key) or config_of(directory)
     if not starts_from(config, teacher):
         return own_form(config)
-    return taken_over(config, directory.key, teacher, _form(teacher, to_come))
+    return taken_over(config, directory.key, teacher, network_form(teacher, to_come))
 
 
 @dataclass(frozen=True)
@@ -164,7 +181,7 @@ def load_teacher(
 
 
 def first_form(config: RunConfig, teacher: LoadedTeacher | None) -> NetworkForm:
-    """How the run's network is called, and whose weights it starts from."""
+    """``network_form``, by the teacher's checkpoint."""
     if teacher is None or not starts_from(config, teacher.config):
         return own_form(config)
     return taken_over(config, teacher.key, teacher.config, teacher.form)

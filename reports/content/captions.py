@@ -74,6 +74,17 @@ def budget(summary: Summary) -> list[str]:
     if c.train_steps:
         differ = not c.budgets and (len(c.train_steps) > 1 or len(c.images_seen) > 1)
         lines.append(f"{'Budgets differ: ' if differ else ''}{spent}.")
+    return [*lines, *_first_weights(summary)]
+
+
+def _first_weights(summary: Summary) -> list[str]:
+    """Which methods begin with the weights of another."""
+    own = {m: w for m in summary.methods if (w := summary.conditions.initialised.get(m))}
+    lines = []
+    for source in dict.fromkeys(own.values()):
+        methods = [m for m, w in own.items() if w == source]
+        verb = "starts" if len(methods) == 1 else "start"
+        lines.append(f"{enumerated(methods)} {verb} from the weights of a run of {source}.")
     return lines
 
 

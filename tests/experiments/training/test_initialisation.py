@@ -171,8 +171,10 @@ def test_a_chain_of_stages_resumes_and_is_evaluated_without_those_before(tmp_pat
     result = second.result()
     assert result is not None
     assert result["initialised"] == {
-        "run": flow.key, "objective": tiny(tmp_path).values["objective"], "takes_d": False, "d": None,
+        "objective": tiny(tmp_path).values["objective"], "takes_d": False, "d": None,
+        "run": flow.key, "title": "Flow matching",
     }  # fmt: skip
+    assert second.first_weights() == result["initialised"]
 
 
 def test_what_cannot_be_taken_over_is_told_before_anything_is_written(tmp_path: Path) -> None:
@@ -190,6 +192,6 @@ def test_what_cannot_be_taken_over_is_told_before_anything_is_written(tmp_path: 
 def test_jumps_that_were_fixed_are_not_given_back(tmp_path: Path) -> None:
     shortcut, scm = tiny(tmp_path, "objective=shortcut"), tiny(tmp_path, "objective=scm")
     form = taken_over(scm, "a", shortcut, own_form(shortcut))
-    assert form == NetworkForm(shortcut.values["objective"], True, 0.0, "a")
+    assert form == NetworkForm(shortcut.values["objective"], True, 0.0, "a", "Shortcut")
     with pytest.raises(UserError, match="is asked for d = 0 only"):
         taken_over(tiny(tmp_path, "objective=mean_flow"), "b", scm, form)

@@ -67,8 +67,10 @@ def test_bad_teachers_are_told_in_one_line(root: Path, teacher: RunDirectory) ->
         ),
         (["objective=scd", flow, "data.test_images=100"], "learns from other data: digits"),
         (["objective=shortcut", flow], "'shortcut' learns from no teacher"),
-        (["objective=scd", flow, "training.init=teacher"], "use training.init=random"),
-        (["objective=reflow", flow, "backbone.width=32", "training.init=teacher"], "the backbone"),
+        (
+            ["objective=reflow", flow, "backbone.width=32", "training.init=teacher"],
+            f"the backbone of {teacher.key} has width=16, this run's has width=32",
+        ),
         (["training.init=teacher"], "needs a run to start from"),
         (["objective=scd", flow, "objective.teacher_guidance=2"], "trained without labels"),
         (

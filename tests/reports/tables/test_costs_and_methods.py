@@ -63,6 +63,20 @@ def cifar(root: Path) -> Summary:
     return summarise(load(write_sweep(root, members, name="cifar")))
 
 
+def test_captions_tell_whose_weights_a_method_starts_from(tmp_path: Path) -> None:
+    members = runs()
+    directory = write_sweep(tmp_path, members)
+    for file in directory.glob("cd-*/result.json"):
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps({**record, "initialised": {"run": "fm-s0", "title": "FM"}}))
+    summary = summarise(load(directory))
+    assert "CD starts from the weights of a run of FM." in quality.markdown(summary)
+    assert "weights of a run" not in quality.markdown(summary.only(["FM", "CT"]))
+    assert "CD starts from the weights of a run of FM." in " ".join(
+        methods.paragraphs(summary, load(directory))
+    )
+
+
 def test_rows_stand_in_groups(frame: pd.DataFrame) -> None:
     summary = summarise(frame)
     lines = quality.markdown(summary).splitlines()

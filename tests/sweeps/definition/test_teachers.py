@@ -69,7 +69,11 @@ axes:
         ("consistency", "objective.tangent_warmup: 5", "'consistency', which learns no velocity"),
         ("flow_matching", "data.test_samples: 100", "learns from other data: gaussians"),
         ("flow_matching", "objective.teacher_guidance: 2", "training.label_dropout is 0"),
-        ("flow_matching", "training.init: teacher", "needs the backbone and the path of teacher"),
+        (
+            "flow_matching",
+            "training.init: teacher, backbone.width: 24",
+            "the backbone of .* has width=",
+        ),
     ],
 )
 def test_a_teacher_that_cannot_teach_is_refused_before_anything_runs(

@@ -23,6 +23,7 @@ def train(overrides: Overrides = None, runs: Runs = None) -> int:
     from fewstep.experiments.run import directory_of, prepare
     from fewstep.experiments.store.data_record import check_data, describe
     from fewstep.experiments.training.network import choose_device
+    from fewstep.experiments.training.teacher import first_weights_line
     from fewstep.experiments.validation import check
     from fewstep.files import relative_to
 
@@ -38,8 +39,10 @@ def train(overrides: Overrides = None, runs: Runs = None) -> int:
     if directory.result() is not None:
         out.print(f"{directory.path} is trained already; nothing is repeated")
     else:
-        for line in (f"data {dataset.name}: {describe(record)}", *dataset.notes):
-            out.print(line)
+        weights = first_weights_line(config)
+        for line in (f"data {dataset.name}: {describe(record)}", *dataset.notes, weights):
+            if line is not None:
+                out.print(line)
     return bring_to_end(directory, config.objective.title)
 
 

@@ -64,6 +64,9 @@ def runs_table(runs: Sequence[RunStatus], note: str) -> Group:
     notes = [Text(f"{run.key} {run.note}") for run in runs if run.note]
     notes += [Text(note)] if note else []
     notes += [Text(f"data {line}", style="dim") for line in data_lines(runs)]
+    if known := Counter(run.first_weights for run in runs if run.first_weights):
+        of = "; ".join(f"{name}: {counted(number, 'run')}" for name, number in known.items())
+        notes.append(Text(f"first weights of runs with a teacher: {of}", style="dim"))
     return Group(new_table(rows, right=RIGHT), *notes, Text(counts_line(runs), style="dim"))
 
 
