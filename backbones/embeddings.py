@@ -99,7 +99,7 @@ class ConditionEmbedding(nn.Module):
         Pairs of hidden units, alike at first, cancel: the doubling trick of Chizat, Oyallon & Bach
         2019.
         """
-        assert self.jump is not None
+        assert isinstance(self.jump, nn.Sequential)
         first, last = (m for m in self.jump if isinstance(m, nn.Linear))
         half = first.out_features // 2
         for of_unit in (first.weight, first.bias):

@@ -14,11 +14,21 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import check_choice, check_range
-from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Objective, Progress
+from fewstep.errors import check_range
+from fewstep.objectives.core.base import (
+    OBJECTIVES,
+    Batch,
+    Loss,
+    Net,
+    Nets,
+    Objective,
+    Progress,
+    check_target,
+)
 from fewstep.objectives.core.batch_math import expand, mean_square, randint, randn
 from fewstep.objectives.core.gaussian import GaussianFlow
 from fewstep.objectives.core.paths import LinearPath
+from fewstep.registry import added
 
 
 class ConsistencyFunction(Objective):
@@ -58,18 +68,20 @@ class Consistency(ConsistencyFunction):
 
     Attributes:
         stages: the grid has 1, 2, 4, ..., 2^(stages - 1) intervals, one size a stage.
-        target: ema | online, the network behind f^-.
+        target: ema | online, the network behind f^-. target_decay: of that average, whatever is
+            evaluated; None for the same.
     """
 
     stages: int = 7
     target: str = "ema"
+    target_decay: float | None = added(None)
 
     title: ClassVar[str] = "Consistency"
     shares_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("objective.stages", self.stages, 1, 20)
-        check_choice("objective.target", self.target, ("ema", "online"))
+        check_target(self)
 
     def intervals(self, progress: Progress) -> int:
         """n, the number of intervals of the grid at this point of the training."""

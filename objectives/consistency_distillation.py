@@ -17,9 +17,10 @@ from torch import Generator, Tensor
 
 from fewstep.errors import check_choice, check_fields, check_range
 from fewstep.objectives.consistency import ConsistencyFunction
-from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress, check_target
 from fewstep.objectives.core.batch_math import expand, randn
 from fewstep.objectives.core.guidance import guided
+from fewstep.registry import added
 
 
 @OBJECTIVES.register("consistency_distillation")
@@ -30,7 +31,8 @@ class ConsistencyDistillation(ConsistencyFunction):
     Attributes:
         intervals: n, the number of intervals of the grid.
         solver: euler | heun, the teacher's step.
-        target: ema | online, the network behind f^-.
+        target: ema | online, the network behind f^-. target_decay: of that average, whatever is
+            evaluated; None for the same.
         clip: bound on |x_s|, or None.
         teacher_guidance: guidance scale of the teacher; 1 for none.
     """
@@ -40,6 +42,7 @@ class ConsistencyDistillation(ConsistencyFunction):
     target: str = "ema"
     clip: float | None = None
     teacher_guidance: float = 1.0
+    target_decay: float | None = added(None)
 
     title: ClassVar[str] = "Consistency distillation"
     needs_teacher: ClassVar[bool] = True
@@ -47,7 +50,7 @@ class ConsistencyDistillation(ConsistencyFunction):
     def __post_init__(self) -> None:
         check_range("objective.intervals", self.intervals, 1)
         check_choice("objective.solver", self.solver, ("euler", "heun"))
-        check_choice("objective.target", self.target, ("ema", "online"))
+        check_target(self)
         check_range("objective.teacher_guidance", self.teacher_guidance, 0)
         check_fields("objective", self, "clip", 0, open_low=True)
 

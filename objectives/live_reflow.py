@@ -17,14 +17,24 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import check_choice, check_range
-from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Objective, Progress
+from fewstep.errors import check_range
+from fewstep.objectives.core.base import (
+    OBJECTIVES,
+    Batch,
+    Loss,
+    Net,
+    Nets,
+    Objective,
+    Progress,
+    check_target,
+)
 from fewstep.objectives.core.batch_math import expand, mean_square, rand, randn
 from fewstep.objectives.core.gaussian import GaussianFlow
 from fewstep.objectives.core.guidance import guided
 from fewstep.objectives.core.paths import LinearPath
 from fewstep.objectives.core.samplers import integrate
 from fewstep.objectives.reflow import straight
+from fewstep.registry import added
 
 
 @OBJECTIVES.register("live_reflow")
@@ -34,7 +44,8 @@ class LiveReflow(Objective):
 
     Attributes:
         reflow_share: share of the batch's rows that are pairs.
-        pair_steps: S. target: ema | online, the network the pairs are made with.
+        pair_steps: S. target: ema | online, the network the pairs are made with. target_decay: of
+            that average, whatever is evaluated; None for the same.
         pair_guidance: guidance scale of those steps; 1 for none.
         finest: from this number of steps on, sampling follows the data's flow.
     """
@@ -44,6 +55,7 @@ class LiveReflow(Objective):
     target: str = "online"
     pair_guidance: float = 1.0
     finest: int = 128
+    target_decay: float | None = added(None)
 
     title: ClassVar[str] = "Live reflow"
     uses_jump: ClassVar[bool] = True
@@ -54,7 +66,7 @@ class LiveReflow(Objective):
     def __post_init__(self) -> None:
         check_range("objective.reflow_share", self.reflow_share, 0, 1)
         check_range("objective.pair_steps", self.pair_steps, 1)
-        check_choice("objective.target", self.target, ("ema", "online"))
+        check_target(self)
         check_range("objective.pair_guidance", self.pair_guidance, 0)
         check_range("objective.finest", self.finest, 2)
 

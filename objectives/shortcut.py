@@ -39,9 +39,10 @@ from torch import Generator, Tensor
 
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.objectives.core.average_velocity import AverageVelocity
-from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress, check_target
 from fewstep.objectives.core.batch_math import mean_square, rand, randint, randn
 from fewstep.objectives.core.paths import LinearPath
+from fewstep.registry import added
 
 
 @OBJECTIVES.register("shortcut")
@@ -52,7 +53,8 @@ class Shortcut(AverageVelocity):
     Attributes:
         bootstrap_share: share of the batch's rows that train self-consistency.
         finest: M, a power of two; sampling with M steps is flow matching.
-        target: ema | online, the network that makes the two half jumps.
+        target: ema | online, the network that makes the two half jumps. target_decay: of that
+            average, whatever is evaluated; None for the same.
         lengths: in_turn | grouped, how the bootstrap rows share the lengths: one after the other,
             going on where the step before stopped, or as the code does, in equal groups a step.
         dt_bias: with grouped lengths, give 1/4 + 1/4 of the bootstrap rows to d = 1/2 and d = 1.
@@ -73,12 +75,13 @@ class Shortcut(AverageVelocity):
     clip: float | None = None
     bootstrap_guidance: float = 1.0
     sigma_min: float = 0.0
+    target_decay: float | None = added(None)
 
     title: ClassVar[str] = "Shortcut"
 
     def __post_init__(self) -> None:
         check_range("objective.bootstrap_share", self.bootstrap_share, 0, 1)
-        check_choice("objective.target", self.target, ("ema", "online"))
+        check_target(self)
         check_choice("objective.lengths", self.lengths, ("in_turn", "grouped"))
         check_choice("objective.flow_times", self.flow_times, ("continuous", "grid"))
         check_choice("objective.finest_as", self.finest_as, ("zero", "own"))

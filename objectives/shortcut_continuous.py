@@ -19,12 +19,13 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import check_choice, check_range
+from fewstep.errors import check_range
 from fewstep.objectives.core.average_velocity import AverageVelocity
-from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress
+from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress, check_target
 from fewstep.objectives.core.batch_math import expand, mean_square, rand, randn
 from fewstep.objectives.core.paths import LinearPath
 from fewstep.objectives.core.samplers import sampling_field
+from fewstep.registry import added
 
 
 @OBJECTIVES.register("shortcut_continuous")
@@ -35,7 +36,8 @@ class ShortcutContinuous(AverageVelocity):
     Attributes:
         bootstrap_share: share of the batch's rows that train self-consistency, below 1.
         smallest: d_min, the shortest jump that is trained.
-        target: ema | online, the network that makes the two half jumps.
+        target: ema | online, the network that makes the two half jumps. target_decay: of that
+            average, whatever is evaluated; None for the same.
         as_flow: sample with d = 0 at every step, as plain flow matching.
     """
 
@@ -43,6 +45,7 @@ class ShortcutContinuous(AverageVelocity):
     smallest: float = 1 / 128
     target: str = "online"
     as_flow: bool = sampling_field(False)
+    target_decay: float | None = added(None)
 
     title: ClassVar[str] = "Shortcut, continuous"
     path: ClassVar[LinearPath] = LinearPath()
@@ -50,7 +53,7 @@ class ShortcutContinuous(AverageVelocity):
     def __post_init__(self) -> None:
         check_range("objective.bootstrap_share", self.bootstrap_share, 0, 0.99)
         check_range("objective.smallest", self.smallest, 0, 0.5, open_low=True)
-        check_choice("objective.target", self.target, ("ema", "online"))
+        check_target(self)
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x, y = batch.x, batch.y

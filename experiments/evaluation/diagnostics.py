@@ -81,7 +81,8 @@ def load_nets(
     loaded = load_teacher(config, dataset, device) if config.objective.needs_teacher else None
     has_snapshot = any(name.startswith("snapshot.") for name in saved.tensors)
     ema, snapshot = network("ema"), network("snapshot") if has_snapshot else None
-    return Nets(ema, ema, None if loaded is None else loaded.velocity, auxiliary, snapshot)
+    target = ema if config.objective.target_decay is None else network("target")
+    return Nets(ema, target, None if loaded is None else loaded.velocity, auxiliary, snapshot)
 
 
 def diagnose(

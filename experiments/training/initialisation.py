@@ -6,6 +6,7 @@ teacher's own. ``NetworkForm`` says how; checkpoints and results keep it.
 """
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,9 @@ def taken_over(config: RunConfig, key: str, teacher: RunConfig, its: NetworkForm
         if own.jump_is_flag != taught.jump_is_flag:
             raise UserError(f"{cannot}: its d means something else")
         if own.path != taught.path:
-            raise UserError(f"{cannot}: jumps cannot be taken over from {taught.path} to {own.path}")
+            raise UserError(
+                f"{cannot}: jumps cannot be taken over from {taught.path} to {own.path}"
+            )
     return replace(its, takes_d=True, run=key, title=taught.title)
 
 
@@ -112,8 +115,10 @@ def fill(network: nn.Module, teacher: nn.Module, key: str) -> None:
     missing = inner.load_state_dict(source.state_dict(), strict=False).missing_keys
     if not missing:
         return
-    silenced = [m.silence_jump() for m in inner.modules() if hasattr(m, "silence_jump")]
-    if not silenced:
+    silent: list[Any] = [m for m in inner.modules() if hasattr(m, "silence_jump")]
+    for module in silent:
+        module.silence_jump()
+    if not silent:
         raise UserError(
             f"training.init 'teacher': run {key} has no weights for {missing[0]}, and the backbone "
             f"has no method silence_jump"

@@ -20,12 +20,7 @@ from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.rng import derive
 from fewstep.experiments.training import checkpoint
 from fewstep.experiments.training.checkpoint import Checkpoint
-from fewstep.experiments.training.initialisation import (
-    NetworkForm,
-    converted,
-    kept_form,
-    own_form,
-)
+from fewstep.experiments.training.initialisation import NetworkForm, converted, kept_form, own_form
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 

@@ -11,12 +11,7 @@ from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.experiments.training.initialisation import (
-    NetworkForm,
-    kept_form,
-    own_form,
-    taken_over,
-)
+from fewstep.experiments.training.initialisation import NetworkForm, kept_form, own_form, taken_over
 from fewstep.experiments.training.network import check_guidance, load_checkpoint, load_saved
 from fewstep.objectives import OBJECTIVES, ProbabilityPath, Teacher
 
@@ -165,9 +160,7 @@ class LoadedTeacher:
         return Teacher(own, self.network, self.path) if own.can_teach else None
 
 
-def load_teacher(
-    config: RunConfig, dataset: Dataset, device: torch.device
-) -> LoadedTeacher | None:
+def load_teacher(config: RunConfig, dataset: Dataset, device: torch.device) -> LoadedTeacher | None:
     """The run's teacher, checked as above; None if it has none."""
     check_teacher(config)
     directory = teacher_directory(config)

@@ -25,6 +25,7 @@ from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training import checkpoint
 from fewstep.experiments.training.checkpoint import Checkpoint
+from fewstep.experiments.training.initialisation import fill
 from fewstep.experiments.training.network import (
     build_network,
     choose_device,
@@ -34,7 +35,6 @@ from fewstep.experiments.training.network import (
 from fewstep.experiments.training.optimiser import SLOTS, AdamW
 from fewstep.experiments.training.prefetch import Loader, Source
 from fewstep.experiments.training.reflow_pairs import Pairs, stored_pairs
-from fewstep.experiments.training.initialisation import fill
 from fewstep.experiments.training.teacher import first_form, load_teacher
 from fewstep.files import append, patiently, replacing
 from fewstep.objectives import Batch, Net, Nets, Objective, Progress
@@ -85,6 +85,8 @@ class Trainer:
             fill(self.net, loaded.network, loaded.key)
         self.net.to(self.device)
         self.ema = self.parallel.wrap(frozen_copy(self.net))
+        apart = self.objective.target_decay is not None  # from what is evaluated
+        self.target = self.parallel.wrap(frozen_copy(self.net)) if apart else None
         self.net = self.parallel.wrap(self.net)
         self.snapshot: nn.Module | None = None
         self.pairs: Pairs | None = None
@@ -114,7 +116,8 @@ class Trainer:
         shard = self.parallel.shard_batch
         frozen = self.teacher, self.snapshot
         teacher, snapshot = (None if net is None else shard(net) for net in frozen)
-        return Nets(shard(online), shard(self.ema), teacher, self.auxiliary, snapshot)
+        target = self.ema if self.target is None else self.target
+        return Nets(shard(online), shard(target), teacher, self.auxiliary, snapshot)
 
     def prepare(self, stop: Callable[[], bool], on_block: OnStep) -> None:
         """Draw the pairs that an objective trains on; ``Interrupted`` if ``stop()`` became true."""
@@ -176,12 +179,16 @@ class Trainer:
         if self.device.type == "cpu":  # elsewhere a look waits for the device: now and then will do
             self._check_finite()
         self.optimiser.step(learning_rate(training, step))
-        decay = min(training.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            ema, net = (self.parallel.local_shards(n.parameters()) for n in (self.ema, self.net))
-            torch._foreach_lerp_(ema, net, 1 - decay)
+        self._average(self.ema, min(training.ema, (1 + step) / (10 + step)))
+        if self.target is not None and self.objective.target_decay is not None:
+            self._average(self.target, self.objective.target_decay)
         self.step += 1
         return logs
+
+    @torch.no_grad()
+    def _average(self, average: nn.Module, decay: float) -> None:
+        ours, net = (self.parallel.local_shards(n.parameters()) for n in (average, self.net))
+        torch._foreach_lerp_(ours, net, 1 - decay)
 
     def _loss(
         self, net: Net, batch: Batch, progress: Progress, g: torch.Generator
@@ -281,6 +288,7 @@ class Trainer:
     def _save(self) -> None:
         modules = {"net": self.net, "ema": self.ema}
         modules |= {"auxiliary": self.auxiliary} if self.auxiliary is not None else {}
+        modules |= {"target": self.target} if self.target is not None else {}
         modules |= {"snapshot": self.snapshot} if self.snapshot is not None else {}
         tensors = {f"{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
         for name, parameter in self.named.items():
@@ -305,6 +313,8 @@ class Trainer:
         distribute = self.parallel.distribute
         load_weights(self.net, saved, "net", distribute)
         load_weights(self.ema, saved, "ema", distribute)
+        if self.target is not None:
+            load_weights(self.target, saved, "target", distribute)
         if self.auxiliary is not None:
             load_weights(self.auxiliary, saved, "auxiliary")
         if any(name.startswith("snapshot.") for name in saved.tensors):

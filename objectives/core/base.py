@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fewstep.deprecation import OldName, renamed, renamed_arguments, warn
-from fewstep.errors import UserError
+from fewstep.errors import UserError, check_choice
 from fewstep.objectives.core.batch_math import full, randn
 from fewstep.objectives.core.paths import ProbabilityPath
 from fewstep.objectives.core.samplers import sampling_fields
@@ -151,6 +151,21 @@ class Loss:
     d: Tensor | None = None
 
 
+def check_target(objective: "Objective") -> None:
+    """Of an objective with the settings ``target``, ema or online, and ``target_decay``."""
+    target, decay = objective.target, objective.target_decay  # type: ignore[attr-defined]
+    check_choice("objective.target", target, ("ema", "online"))
+    if decay is None:
+        return
+    if not 0 <= decay < 1:
+        raise UserError(f"objective.target_decay must be at least 0 and less than 1, got {decay!r}")
+    if target != "ema":
+        raise UserError(
+            f"objective.target_decay is the decay of an average, got {decay:g} with "
+            f"objective.target={target}"
+        )
+
+
 class Objective(ABC):
     """What to regress on and how to sample: a frozen dataclass; its fields are hyperparameters.
 
@@ -163,6 +178,9 @@ class Objective(ABC):
     whether (x, eps) pairs drawn from it, ``pairs`` in number, replace the data; ``shares_noise``
     whether a loss must take all its noisy inputs from the same eps.
 
+    ``target_decay`` is the decay of ``Nets.ema``, the average of the network's weights that makes
+    targets; None takes the average that is evaluated, whose decay the training decides.
+
     ``jump_range`` is how far one step of the trained network goes: ``ode``, as far as the flow is
     straight; ``to_data``, to t = 0 only, so that more steps noise the result again; ``one_step``,
     from t_max to 0 only; ``any``.
@@ -174,6 +192,7 @@ class Objective(ABC):
     needs_teacher: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = False
     pairs: int = 0
+    target_decay: float | None = None
     shares_noise: ClassVar[bool] = False
     jump_range: ClassVar[Literal["ode", "to_data", "one_step", "any"]] = "ode"
 

@@ -46,8 +46,10 @@ class ConvertedNetwork(nn.Module):
     @property
     def checkpointing(self) -> bool:
         """Whether the network recomputes its activations in the backward pass."""
-        return self.network.checkpointing  # type: ignore[no-any-return, union-attr]
+        network: Any = self.network
+        return bool(network.checkpointing)
 
     @checkpointing.setter
-    def checkpointing(self, value: Any) -> None:
-        self.network.checkpointing = value
+    def checkpointing(self, value: bool) -> None:
+        network: Any = self.network
+        network.checkpointing = value

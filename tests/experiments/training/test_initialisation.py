@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny import taught, tiny, trainer
+from helpers.tiny import tiny, trainer
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
@@ -21,7 +20,6 @@ from fewstep.objectives import (
     OBJECTIVES,
     SCM,
     Batch,
-    FlowMatching,
     GaussianFlow,
     LinearPath,
     Nets,
@@ -79,7 +77,9 @@ def test_the_students_first_denoiser_is_the_teachers(tmp_path: Path, kind: str, 
     own, its = config.objective, teacher.objective
     g = torch.Generator().manual_seed(2)
     x, eps = (torch.randn(POINTS, 1, 8, 8, generator=g, dtype=torch.float64) for _ in range(2))
-    t = own.path.t_max * torch.rand(POINTS, generator=g, dtype=torch.float64).clamp(1 / 64)  # a shortcut does not tell shorter jumps from its flow
+    t = own.path.t_max * torch.rand(POINTS, generator=g, dtype=torch.float64).clamp(
+        1 / 64
+    )  # a shortcut does not tell shorter jumps from its flow
     y = torch.randint(11, (POINTS,), generator=g)
     x_t = own.path.mix(x, eps, t)
     x_s, s = convert_path(x_t, t, own.path, its.path)
@@ -158,14 +158,14 @@ def test_a_chain_of_stages_resumes_and_is_evaluated_without_those_before(tmp_pat
     asked: list[Override] = ["objective=scd", ("teacher", str(flow.path)), "training.init=teacher"]
     second = prepare(tiny(tmp_path, *asked, "training.steps=2"))
     run(second)
-    third = tiny(
-        tmp_path, "objective=ect", ("teacher", str(second.path)), "training.init=teacher"
-    )
+    third = tiny(tmp_path, "objective=ect", ("teacher", str(second.path)), "training.init=teacher")
     made = trainer(third)
     assert isinstance(made.net, ConvertedNetwork)
     assert not isinstance(made.net.network, ConvertedNetwork)  # one change of path, not two
     assert made.net.source == LinearPath()
-    own = load_network(tiny(tmp_path, *asked, "training.steps=2"), made.dataset, second.checkpoints, "ema")
+    own = load_network(
+        tiny(tmp_path, *asked, "training.steps=2"), made.dataset, second.checkpoints, "ema"
+    )
     x, t = torch.randn(16, 1, 8, 8), torch.linspace(0.1, 1.5, 16)
     torch.testing.assert_close(made.net(x, t), own(x, t))
     result = second.result()

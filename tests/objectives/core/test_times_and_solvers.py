@@ -28,9 +28,7 @@ def test_times_of_a_path_by_name() -> None:
     uniform = path_times(MANY, g(0), linear, "uniform", 5.0, 9.0)
     assert float(uniform.mean()) == pytest.approx(0.5, abs=0.01)
     assert float(uniform.var()) == pytest.approx(1 / 12, abs=0.002)
-    assert torch.equal(
-        path_times(MANY, g(0), trig, "uniform", 5.0, 9.0), uniform * math.pi / 2
-    )
+    assert torch.equal(path_times(MANY, g(0), trig, "uniform", 5.0, 9.0), uniform * math.pi / 2)
     noise_level = 0.5 * path_times(MANY, g(0), trig, "logit_normal", 1.0, 0.5).tan()
     chosen = path_times(MANY, g(0), linear, "logit_normal", 1.0, 0.5).logit()
     torch.testing.assert_close(noise_level.log(), chosen)  # the same noise levels on both
