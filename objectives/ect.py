@@ -7,8 +7,8 @@
 The stages k = 0, 1, ... bring r ever closer to sigma: from far, with r = 0 (a denoiser) where the
 noise is small, to the tangent's limit. f^- is the online network, with the same noise and the same
 dropout mask. Written on TrigFlow (edm.py says why that is the same). The paper tunes a pretrained
-denoiser; here it trains from the start, or from a run on the same path: ``teacher=RUN
-training.init=teacher``. The weight is that of the first release of their code; a later one has
+denoiser; here it trains from the start, or from any run: ``teacher=RUN training.init=teacher``. The
+weight is that of the first release of their code; a later one has
 (sigma^2 + sigma_d^2) / (sigma sigma_d)^2.
 """
 

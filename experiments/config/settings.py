@@ -27,8 +27,8 @@ class Training:
         ema: decay of the averaged weights, reached as (1 + step) / (10 + step) grows.
         label_dropout: share of labels replaced by "none" (needed for guidance).
         precision: float32 | bfloat16 (autocast; weights stay float32).
-        init: auto | random | teacher, the first weights. auto takes the teacher's where the
-            objective learns from one and its backbone and path are the student's.
+        init: auto | random | teacher, the first weights. teacher takes those of a run with the same
+            backbone, on whatever path; auto only where the path is the same, too.
         device: auto | cpu | cuda | cuda:0 | mps. compile: torch.compile the network.
         parallel: ddp | fsdp, how several processes (torchrun's, say) share a run: every one has the
             whole network, or (FSDP2) a part of it. batch_size is that of all together.

@@ -36,6 +36,12 @@ SETTINGS = (
 )
 
 
+MORE = {
+    "scd": ("training.init=teacher",),
+    "consistency_distillation": ("objective.target_decay=0.8",),
+}
+
+
 def signalled(directory: RunDirectory, moment: str, n: int, name: str) -> int | None:
     """The exit code of a worker that signals itself when it comes to a moment the n-th time."""
     given = (moment, n, name, "fewstep.experiments.worker", directory.path)
@@ -51,7 +57,8 @@ def signalled(directory: RunDirectory, moment: str, n: int, name: str) -> int | 
 def directories(tmp_path: Path, request: pytest.FixtureRequest) -> list[RunDirectory]:
     """The same run twice, under two run roots."""
     objective = taught(tmp_path, request.param)
-    configs = [tiny(tmp_path / root, *objective, *SETTINGS) for root in "ab"]
+    more = MORE.get(request.param, ())
+    configs = [tiny(tmp_path / root, *objective, *SETTINGS, *more) for root in "ab"]
     assert configs[0].key == configs[1].key
     return [prepare(config) for config in configs]
 
@@ -77,12 +84,13 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-# every kind of state (none, EMA targets, a learned module, a snapshot, stored pairs, a teacher),
+# every kind of state (none, EMA targets, a learned module, weights of a teacher on another path, a
+# snapshot, stored pairs, a target of its own decay),
 # and every kind of moment
 KILLS: dict[str, list[tuple[str, int]]] = {
     "flow_matching": [("update", 37)],
     "shortcut": [("checkpoint", 4)],
-    "scm": [("log", 33), ("update", 71), ("rename", 9)],
+    "scd": [("log", 33), ("update", 71), ("rename", 9)],
     "progressive_distillation": [("update", 61)],
     "reflow": [("checkpoint", 6)],
     "consistency_distillation": [("log", 77)],
@@ -108,6 +116,8 @@ def test_killed_a_run_ends_with_the_same_bits(
     assert spec is not None
     if OBJECTIVES[spec["config"]["objective"]["name"]].auxiliary_module() is not None:
         assert any(name.startswith("auxiliary.") for name in last_tensors(killed))
+    apart = any(name.startswith("target.") for name in last_tensors(killed))
+    assert apart == ("target_decay" in str(MORE.get(spec["config"]["objective"]["name"])))
     former = any(name.startswith("snapshot.") for name in last_tensors(killed))
     objective = OBJECTIVES[spec["config"]["objective"]["name"]]
     assert former == any(objective.takes_snapshot(Progress(step, STEPS)) for step in range(STEPS))

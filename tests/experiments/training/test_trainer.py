@@ -73,6 +73,31 @@ def test_ema_is_the_average_it_says_it_is(tmp_path: Path) -> None:
     assert not torch.allclose(flat(made.ema), flat(made.net), atol=1e-4)
 
 
+def test_the_average_that_makes_targets_has_a_decay_of_its_own(tmp_path: Path) -> None:
+    """Without warm-up; the loss asks it, and what is evaluated does not feel it."""
+    asked = ("objective=consistency", "training.ema=0.2", "training.lr=0.01")
+    made = trainer(tiny(tmp_path, *asked, "objective.target_decay=0.7"))
+    by_hand = flat(made.net)
+    for _ in range(3):
+        made._update()
+        by_hand = 0.7 * by_hand + 0.3 * flat(made.net)
+    assert made.target is not None
+    torch.testing.assert_close(flat(made.target), by_hand, rtol=1e-5, atol=1e-7)
+    nets = made.nets(made.net)  # type: ignore[arg-type]
+    assert nets.ema is made.target
+    same = trainer(tiny(tmp_path, *asked))
+    assert same.target is None
+    assert same.nets(same.net).ema is same.ema  # type: ignore[arg-type]
+    assert trainer(tiny(tmp_path, *asked)).config.key == same.config.key != made.config.key
+    for value, says in (("1", "less than 1, got 1"), ("-0.1", "at least 0")):
+        with pytest.raises(UserError, match=f"objective.target_decay must be .*{says}"):
+            tiny(tmp_path, *asked, f"objective.target_decay={value}")
+    with pytest.raises(UserError, match=r"decay of an average, got 0\.9 with objective.target=onl"):
+        tiny(tmp_path, *asked, "objective.target_decay=0.9", "objective.target=online")
+    with pytest.raises(UserError, match="unknown setting 'objective.target_decay'"):
+        tiny(tmp_path, "objective.target_decay=0.9")
+
+
 def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:
     def gradient_norm(made: Trainer) -> float:
         return math.sqrt(sum(float(p.grad.square().sum()) for p in made.named.values()))  # type: ignore[union-attr]

@@ -71,8 +71,8 @@ axes:
         ("flow_matching", "objective.teacher_guidance: 2", "training.label_dropout is 0"),
         (
             "flow_matching",
-            "training.init: teacher, backbone.width: 24",
-            "the backbone of .* has width=",
+            "training.init: teacher, backbone.time_features: 64",
+            "the backbone of .* has time_features=128, this run.s has time_features=64",
         ),
     ],
 )
