@@ -42,6 +42,7 @@ CLOSE = {
     "gaussian": ["paths"],
     "guidance": ["guidance"],
     "teacher": ["paths"],
+    "converted_network": ["converted_network"],
     "times": ["times_and_solvers"],
     "average_velocity": ["shortcut_rows", "mean_flows"],
     "batch_math": ["discrete_consistency", "shortcut_rows"],
