@@ -94,7 +94,7 @@ def test_the_average_that_makes_targets_has_a_decay_of_its_own(tmp_path: Path) -
             tiny(tmp_path, *asked, f"objective.target_decay={value}")
     with pytest.raises(UserError, match=r"decay of an average, got 0\.9 with objective.target=onl"):
         tiny(tmp_path, *asked, "objective.target_decay=0.9", "objective.target=online")
-    with pytest.raises(UserError, match="unknown setting 'objective.target_decay'"):
+    with pytest.raises(UserError, match=r"unknown setting 'objective.target_decay'"):
         tiny(tmp_path, "objective.target_decay=0.9")
 
 
