@@ -8,7 +8,7 @@ from typing import Any
 
 from fewstep._version import __version__
 from fewstep.errors import UserError
-from fewstep.experiments.store.failures import CLASSES
+from fewstep.experiments.store.failures import rules
 from fewstep.experiments.store.json_files import CorruptFile, read_json, write_json
 from fewstep.experiments.store.provenance import now
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
@@ -104,6 +104,6 @@ def failed(
             errors.append(error)
             continue
         kind = (failure or {}).get("class")
-        if spec and kind and (kind in classes or (not classes and (keys or CLASSES[kind].retried))):
+        if spec and kind and (kind in classes or (not classes and (keys or rules(kind).retried))):
             runs.append(run)
     return runs, errors

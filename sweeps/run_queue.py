@@ -167,7 +167,7 @@ class RunQueue:
         kind: str = (failure or {"class": "killed"})["class"]  # its directory was removed
         before = self._retries[run.key, kind]
         self._retries[run.key, kind] += 1
-        allowed = failures.CLASSES[kind].retries
+        allowed = failures.rules(kind).retries
         if self.max_failures is not None:
             allowed = min(allowed, self.max_failures)
         again = before < allowed

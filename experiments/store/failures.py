@@ -44,6 +44,11 @@ CLASSES = {
 }
 
 
+def rules(name: str) -> FailureClass:
+    """Of the class; of one that a later version has written, those of a bug."""
+    return CLASSES.get(name, CLASSES["bug"])
+
+
 def error_record(run: RunDirectory, error: BaseException) -> Json:
     """failure.json for an exception."""
     # torch, which it imports, takes seconds: status and reports read failures without it
@@ -91,7 +96,7 @@ def retried_by_launcher(run: RunDirectory) -> bool:
     failure = run.failure()
     if run.result() is not None or not (run.attempts() or failure):
         return False
-    if failure is not None and CLASSES[failure["class"]].retries <= 1:
+    if failure is not None and rules(failure["class"]).retries <= 1:
         return False
     last, kept = run.attempts()[-MAX_FRUITLESS_ATTEMPTS:], run.saved_work()
     return len(last) < MAX_FRUITLESS_ATTEMPTS or any(
@@ -104,4 +109,4 @@ def retried_on_launch(run: RunDirectory, classes: Iterable[str] = ()) -> bool:
     failure = run.failure()
     if failure is None or run.spec() is None:  # of one that has lost its spec.json, nothing holds
         return True
-    return failure["class"] in classes or CLASSES[failure["class"]].resumed
+    return failure["class"] in classes or rules(failure["class"]).resumed

@@ -91,6 +91,10 @@ def test_states(sweep, tmp_path):
     assert [r.state for r in second.runs if r.to_do] == to_do
     assert sorted(r.state for r in second.to_do) == sorted(to_do)
 
+    of_later = {**runs["failed"].directory.failure(), "class": "of a later version"}
+    runs["failed"].directory.write("failure", of_later)
+    assert [r.state for r in sweep().runs if r.directory.key == of_later["key"]] == ["failed"]
+
     more = sweep("evaluation.steps=[1,2]").counts()  # the finished ones, trained as they are
     assert (more["cells"], more["cached"], more["stale"]) == (3, 0, 0)
 
