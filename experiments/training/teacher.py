@@ -88,7 +88,7 @@ def _check(
         what = f'training.label_dropout {dropout:g} asks teacher {key} for "no label", which'
         check_guidance(teacher, dataset, what, True)
     if config.training.init == "teacher":
-        taken_over(config, key, teacher, network_form(teacher, to_come))
+        network_form(config, to_come)
 
 
 def _describe_data(data: dict[str, object]) -> str:
@@ -134,10 +134,14 @@ def network_form(config: RunConfig, to_come: Mapping[str, RunConfig] = {}) -> Ne
     directory = teacher_directory(config)
     if directory is None:
         return own_form(config)
-    teacher = to_come.get(directory.key) or config_of(directory)
+    coming = to_come.get(directory.key)
+    teacher = coming or config_of(directory)
     if not starts_from(config, teacher):
         return own_form(config)
-    return taken_over(config, directory.key, teacher, network_form(teacher, to_come))
+    its = (
+        network_form(teacher, to_come) if coming else kept_form(teacher, directory.first_weights())
+    )
+    return taken_over(config, directory.key, teacher, its)
 
 
 @dataclass(frozen=True)

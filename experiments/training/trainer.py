@@ -78,7 +78,7 @@ class Trainer:
         self.ranks = ranks()
         self.parallel = data_parallel.strategy(self.training.parallel, self.ranks, self.device)
         loaded = load_teacher(config, dataset, self.device)
-        self.teacher = None if loaded is None else loaded.velocity
+        self.teacher = loaded.velocity if loaded and self.objective.needs_teacher else None
         self.form = first_form(config, loaded)
         self.net = build_network(config, dataset, self.form)
         if loaded is not None and self.form.run is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from fewstep.experiments.rng import generator
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.training.initialisation import NetworkForm, fill, own_form, taken_over
 from fewstep.experiments.training.network import build_network, load_network
-from fewstep.experiments.training.teacher import check_teacher
+from fewstep.experiments.training.teacher import check_teacher, network_form
 from fewstep.objectives import (
     OBJECTIVES,
     SCM,
@@ -175,6 +176,10 @@ def test_a_chain_of_stages_resumes_and_is_evaluated_without_those_before(tmp_pat
         "run": flow.key, "title": "Flow matching",
     }  # fmt: skip
     assert second.first_weights() == result["initialised"]
+    assert made.teacher is None  # it gave its weights, and teaches nothing
+    shutil.rmtree(flow.path)
+    assert trainer(third).form == made.form
+    assert network_form(third) == made.form
 
 
 def test_what_cannot_be_taken_over_is_told_before_anything_is_written(tmp_path: Path) -> None:
