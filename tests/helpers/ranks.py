@@ -26,7 +26,7 @@ from torch import Generator, Tensor, nn
 
 from fewstep.experiments import worker
 from fewstep.experiments.config.run_config import RunConfig
-from fewstep.experiments.data import Dataset, Rows
+from fewstep.experiments.data import Rows
 from fewstep.experiments.distributed import process_group
 from fewstep.experiments.distributed.data_parallel import Disagreement
 from fewstep.experiments.evaluation.sampling import SamplingConfig, draw
@@ -92,8 +92,8 @@ def in_float64() -> Iterator[None]:
     """Networks of float64 numbers, none of them 0, and an objective of the tests' own."""
     build, take = trainer.build_network, Trainer._batch
 
-    def stirred(config: RunConfig, dataset: Dataset) -> nn.Module:
-        network = build(config, dataset)
+    def stirred(*about: Any) -> nn.Module:
+        network = build(*about)
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.2)
         return network
