@@ -210,7 +210,7 @@ def test_bad_input_is_told_in_one_line(overrides: list[str], told: list[str]) ->
 
 
 # settings that may only change along with another one
-BOUND = {"dt_bias", "mixing", "p"}
+BOUND = {"dt_bias", "mixing", "p", "target_decay"}
 
 
 def others(base: list[Any], key: str, value: Any) -> Iterator[RunConfig]:
