@@ -41,7 +41,7 @@ def test_members_are_the_product_of_axes_and_seeds(write):
     last = members[-1]
     assert (training(last).lr, training(last).clip, training(last).steps) == (1e-3, None, 30)
     assert (training(members[0]).lr, training(members[0]).clip) == (1e-4, 1.0)
-    assert [m.config.values["objective"].get("sigma_d") for m in members] == [None] * 4 + [0.8] * 4
+    assert [m.config.values["objective"].get("sigma_d") for m in members] == [0.5] * 4 + [0.8] * 4
     assert {m.config.values["sweep"] for m in members} == {"mine"}
     assert [m.config.seed for m in members] == [m.seed for m in members]
 
