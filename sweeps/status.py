@@ -97,7 +97,10 @@ def run_status(
 
 
 def _first_weights(run: RunDirectory) -> str:
-    return "random" if (record := run.first_weights()) is None else str(record["title"])
+    if (record := run.first_weights()) is not None:
+        return str(record["title"])
+    # fewstep 0.2 recorded nothing, and might have taken the teacher's
+    return "random" if "initialised" in (run.result() or {}) else "not recorded"
 
 
 def _main_cells(run: RunDirectory, config: Json) -> list[Json]:

@@ -187,7 +187,6 @@ def _shared_files(splits: Sequence[Sequence[Labelled]]) -> tuple[str, ...]:
     if len(splits) < 2:
         return ()
     train = {(file.stat.st_dev, file.stat.st_ino): file.path for file, _ in splits[0]}
-    train.pop((0, 0), None)
     shared = [
         (file.path, its)
         for file, _ in splits[1]

@@ -173,10 +173,7 @@ class Slurm:
         if free < 1 and patient and room.limit > own + self.settings.finalize:
             raise NoRoom(f"{room.limit} jobs may be submitted, and there is room for {room.free}")
         if room.free < 1:
-            log.warning(
-                "the limit of %s is reached: sbatch may wait for minutes",
-                counted(room.limit, "job"),
-            )
+            log.warning("the limit of %d jobs is reached: sbatch may wait", room.limit)
         return max(1, free)
 
     @contextlib.contextmanager
