@@ -142,3 +142,4 @@ class ForkServerClient:
 def ignore_usr2() -> None:
     """Ignore the signal to save until there is a handler: by default it kills a process."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})  # the parent may block it

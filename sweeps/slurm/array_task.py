@@ -6,6 +6,7 @@ it receives the signal (USR2) before the time limit or at preemption, calls ``ch
 requeues the job, which starts here again.
 """
 
+import contextlib
 import getpass
 import json
 import logging
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ class ArrayTask:
             attempt = live_lease(run)
             if attempt is not None and is_stale(attempt):
                 environment[SUPERSEDED_TOKEN] = attempt.token
-            with worker.open_log(run) as out:
+            with worker.open_log(run) as out, usr2_held():
                 self.process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "fewstep.experiments.worker", str(run.path)],
                     stdin=subprocess.DEVNULL,
@@ -150,6 +151,16 @@ class ArrayTask:
                 run.write("failure", failures.record(run, why, f"the job was {how}"))
         if why == "preempted":  # SLURM does not requeue a job that ends by itself now
             wait_for_the_end()
+
+
+@contextlib.contextmanager
+def usr2_held() -> Iterator[None]:
+    """A context in which the signal to save waits: a process that is being started has no name."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
 
 def wait_for_the_end() -> None:

@@ -119,6 +119,11 @@ def start(sweep: SweepDirectory, root: Path, *options: str) -> subprocess.Popen[
     )  # fmt: skip
 
 
+def without_waiting(text: str) -> list[str]:
+    """The lines but those that tell of the other watch, which may have held the lock for long."""
+    return [line for line in text.splitlines() if "waiting for another process" not in line]
+
+
 def test_the_command_ends_by_itself_and_at_ctrl_c(
     client: Any, root: Path, sweep: SweepDirectory, tmp_path: Path
 ) -> None:
@@ -135,10 +140,12 @@ def test_the_command_ends_by_itself_and_at_ctrl_c(
     listener.join(20)
     assert both[0].wait(20) == 130
     assert both[0].stderr is not None
-    assert both[0].stderr.read() == "stopped watching; the same command continues\n"
+    assert without_waiting(both[0].stderr.read()) == [
+        "stopped watching; the same command continues"
+    ]
     second.metrics_file.unlink()
     fake.complete(second)
     out, err = both[1].communicate(timeout=60)
-    assert (both[1].returncode, err) == (0, "")
+    assert (both[1].returncode, without_waiting(err)) == (0, [])
     assert out.splitlines()[-1] == "all runs are done or failed, and in MLflow"
     fake.assert_mirrored(client, sweep, tmp_path / "artifacts")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -261,8 +262,9 @@ def said(run: RunDirectory) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
+@pytest.mark.parametrize("when", ["its worker is known", "its worker is being started"])
 def test_told_to_save_a_rank_has_its_worker_save_and_the_job_queued_again(
-    rank: RunDirectory, commands: Commands, monkeypatch: pytest.MonkeyPatch
+    when: str, rank: RunDirectory, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "GRACE_SECONDS", 40.0)
 
@@ -270,10 +272,19 @@ def test_told_to_save_a_rank_has_its_worker_save_and_the_job_queued_again(
         wait_for(lambda: said(rank), "a worker at work")
         os.kill(os.getpid(), signal.SIGUSR2)
 
-    threading.Thread(target=preempt, daemon=True).start()
+    def popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        started = subprocess.Popen(command, **options)
+        if when == "its worker is being started":
+            preempt()
+        else:
+            threading.Thread(target=preempt, daemon=True).start()
+        return started
+
     begun = time.monotonic()
-    with pytest.raises(SystemExit):
-        jobs.main()
+    with monkeypatch.context() as patched:
+        patched.setattr(jobs, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": popen}))
+        with pytest.raises(SystemExit):
+            jobs.main()
     assert time.monotonic() - begun < 30  # it saw its worker leave, while it waited for it
     assert said(rank) == ["begun 0 of 2 after ", "saved"]
     assert (rank.path / "threads").read_text() == "4\n"  # not all that the node has
