@@ -23,7 +23,7 @@ EVALUATION: dict[str, str] = {
     "steps": "Int64",  # sampling steps
     "times": "string",  # "uniform" or the times given, space separated
     "sampler": "string",  # "solver=heun, ..." or "default"
-    "weights": "string",  # ema | raw
+    "weights": "string",  # ema | raw | ema-0.9999 | sigma_rel-0.1
     "guidance": "float64", "sample_set": "Int64",
     "metric": "string",  # label, e.g. FD-digits-cnn@597
     "metric_id": "string", "metric_name": "string",
@@ -91,6 +91,8 @@ def protocol(config: Json) -> Json:
     """How it is trained, from its configuration."""
     training = config.get("training", {})
     known = {name: training.get(name) for name in PROTOCOL}
+    if isinstance(known["ema"], list):  # that of the weights called ema
+        known["ema"] = known["ema"][0]
     if known["betas"] is not None:
         known["betas"] = " ".join(f"{beta:g}" for beta in known["betas"])
     for group in ("objective", "backbone", "data"):

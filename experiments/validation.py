@@ -71,7 +71,7 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
             f"evaluation.guidance_interval {list(evaluation.guidance_interval)} restricts nothing: "
             f"evaluation.guidance is {evaluation.guidance}"
         )
-    for cell in cells(evaluation):
+    for cell in cells(evaluation, config.training):
         cell.schedule(cell.objective(config.objective).path)
         guided = f"evaluation.guidance {cell.guidance:g}"
         check_guidance(config, dataset, guided, cell.guidance != 1)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import check_range
+from fewstep.errors import UserError, check_range
 from fewstep.objectives.core.base import (
     OBJECTIVES,
     Batch,
@@ -70,11 +70,14 @@ class Consistency(ConsistencyFunction):
         stages: the grid has 1, 2, 4, ..., 2^(stages - 1) intervals, one size a stage.
         target: ema | online, the network behind f^-. target_decay: of that average, whatever is
             evaluated; None for the same.
+        adaptive_decay: whether the decay grows with the grid from target_decay, mu, at the coarsest
+            one: mu^(2 / (n + 1)) (Song et al. 2023, appendix C, whose N is n + 1).
     """
 
     stages: int = 7
     target: str = "ema"
     target_decay: float | None = added(None)
+    adaptive_decay: bool = added(False)
 
     title: ClassVar[str] = "Consistency"
     shares_noise: ClassVar[bool] = True
@@ -82,6 +85,13 @@ class Consistency(ConsistencyFunction):
     def __post_init__(self) -> None:
         check_range("objective.stages", self.stages, 1, 20)
         check_target(self)
+        if self.adaptive_decay and self.target_decay is None:
+            raise UserError("objective.adaptive_decay needs objective.target_decay, got null")
+
+    def target_decay_at(self, progress: Progress) -> float | None:
+        if self.target_decay is None or not self.adaptive_decay:
+            return self.target_decay
+        return float(self.target_decay ** (2 / (self.intervals(progress) + 1)))
 
     def intervals(self, progress: Progress) -> int:
         """n, the number of intervals of the grid at this point of the training."""

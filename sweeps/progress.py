@@ -7,7 +7,7 @@ extra passes of objectives are ignored. It is an estimate, for the remaining tim
 from dataclasses import dataclass
 from typing import Self
 
-from fewstep.experiments.config.settings import Evaluation
+from fewstep.experiments.config.settings import Evaluation, Training
 from fewstep.experiments.evaluation.evaluate import cells
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory
@@ -30,12 +30,13 @@ class WorkEstimate:
         spec, request = run.spec(), run.request()
         if spec is None or request is None:
             return cls(1, 0)
-        training, evaluation = spec["config"]["training"], Evaluation(**request["evaluation"])
+        training = Training(**spec["config"]["training"])
+        evaluation = Evaluation(**request["evaluation"])
         held_out = [a["held_out"] for a in run.attempts() if "held_out" in a]
         samples = evaluation.samples or (held_out or [SAMPLES])[-1]
         return cls(
-            TRAINING_PASSES * training["steps"] * training["batch_size"],
-            samples * sum(passes(c.steps, c.guidance) for c in cells(evaluation)),
+            TRAINING_PASSES * training.steps * training.batch_size,
+            samples * sum(passes(c.steps, c.guidance) for c in cells(evaluation, training)),
         )
 
     def share(self, progress: Json) -> float:

@@ -11,12 +11,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fewstep.backbones import BACKBONES
 from fewstep.errors import UserError, listed, nearest
+from fewstep.experiments.config.averages import decays
 from fewstep.experiments.data import DATA
 from fewstep.objectives import OBJECTIVES
 from fewstep.registry import Registry
 
 INTERPOLATION = "${"
-ONE_OR_SEVERAL = ("evaluation.extractor",)
+ONE_OR_SEVERAL = ("evaluation.extractor", "training.ema")
 GROUPS: dict[str, Registry[Any]] = {"objective": OBJECTIVES, "backbone": BACKBONES, "data": DATA}
 
 
@@ -44,6 +45,8 @@ def assign(config: DictConfig, key: str, value: Any, known: Sequence[str]) -> No
         raise UserError(f"{key} takes a list, written [a,b], got {value!r}")
     if key == "evaluation.times" and value and not any(isinstance(v, list | tuple) for v in value):
         value = [value]  # one schedule, written without the brackets of the list of them
+    if key == "training.ema":  # of one kind, however it is written: it is part of the run's key
+        value = values[0] if len(values := decays(value)) == 1 else values
     try:
         OmegaConf.update(config, key, value, merge=False)
     except OmegaConfBaseException as error:

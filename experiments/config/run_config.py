@@ -41,7 +41,7 @@ from fewstep.experiments.extractors import EXTRACTORS
 from fewstep.experiments.metrics import METRICS
 from fewstep.experiments.store.run_directory import find_run
 from fewstep.objectives import OBJECTIVES, Objective, sampling_fields
-from fewstep.registry import build, build_named
+from fewstep.registry import build, build_named, class_default
 from fewstep.setting_types import checked
 
 KEY_LENGTH = 12
@@ -83,6 +83,7 @@ class RunConfig:
             build_named(METRICS, "evaluation.metrics", metric)
         for sampler in self.evaluation.samplers:
             with_sampler(self.objective, sampler)
+        self.evaluation.weights_of(self.training)
 
     @cached_property
     def objective(self) -> Objective:
@@ -133,7 +134,7 @@ class RunConfig:
         for group in ("training", "objective", "data", "backbone"):
             built = getattr(self, group)
             for f in fields(built):
-                if f.metadata.get("omit_default") and getattr(built, f.name) == f.default:
+                if f.metadata.get("omit_default") and getattr(built, f.name) == class_default(f):
                     values[group].pop(f.name, None)
         if values.get("teacher") is None:
             values.pop("teacher", None)

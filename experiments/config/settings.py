@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fewstep.errors import UserError, check_choice, check_fields, check_range
-from fewstep.registry import bookkeeping, named
+from fewstep.experiments.config.averages import check_width, decays, evaluated, weights_name
+from fewstep.registry import ADDED, added, bookkeeping, named
 
 PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("constant", "cosine")
-WEIGHTS = ("ema", "raw")
 SPLITS = ("train", "test")
 PARALLEL = ("ddp", "fsdp")
 INITS = ("auto", "random", "teacher")
@@ -23,8 +23,13 @@ class Training:
         lr: AdamW's peak learning rate. warmup: steps of linear warm-up to it.
         schedule: constant | cosine (to 0 at the last step).
         betas, eps, weight_decay: AdamW's.
-        clip: bound on the gradient's global norm, or null.
-        ema: decay of the averaged weights, reached as (1 + step) / (10 + step) grows.
+        clip: bound on the norm of all gradients together, or null.
+        ema: decay of the averaged weights, or a list of decays, each of which is evaluated; the
+            first one also makes targets and teaches.
+        ema_warmup: whether the decays are reached as (1 + step) / (10 + step) grows.
+        posthoc_ema: widths sigma_rel of the power-function averages that are stored every
+            posthoc_every steps, to make those of other widths afterwards (Karras et al. 2024 take
+            0.05 and 0.1).
         label_dropout: share of labels replaced by "none" (needed for guidance).
         precision: float32 | bfloat16 (autocast; weights stay float32).
         init: auto | random | teacher, the first weights. teacher takes those of a run with the same
@@ -44,8 +49,11 @@ class Training:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.0
-    clip: float | None = 1.0
-    ema: float = 0.999
+    clip: float | None = None
+    ema: Any = 0.999
+    ema_warmup: bool = added(True)
+    posthoc_ema: list[float] = field(default_factory=list, metadata=ADDED)
+    posthoc_every: int = added(0)
     label_dropout: float = 0.0
     precision: str = "float32"
     init: str = "auto"
@@ -63,7 +71,9 @@ class Training:
             "training", self, "warmup weight_decay log_every validate_every checkpoint_every", 0
         )
         check_fields("training", self, "lr eps clip", 0, open_low=True)
-        check_fields("training", self, "ema label_dropout", 0, 1)
+        check_fields("training", self, "label_dropout", 0, 1)
+        decays(self.ema)
+        self._check_posthoc_ema()
         if self.label_dropout == 1:  # then no label would be learned at all
             raise UserError("training.label_dropout must be at least 0 and less than 1, got 1")
         if len(self.betas) != 2:
@@ -74,6 +84,18 @@ class Training:
         check_choice("training.schedule", self.schedule, SCHEDULES)
         check_choice("training.init", self.init, INITS)
         check_choice("training.parallel", self.parallel, PARALLEL)
+
+    def _check_posthoc_ema(self) -> None:
+        for width in self.posthoc_ema:
+            check_width("training.posthoc_ema", width)
+        check_fields("training", self, "posthoc_every", 1 if self.posthoc_ema else 0)
+        if self.posthoc_every and not self.posthoc_ema:
+            raise UserError(
+                f"training.posthoc_every is {self.posthoc_every}, and training.posthoc_ema names "
+                f"no widths to store (the usual choice: [0.05,0.1])"
+            )
+        if len(set(self.posthoc_ema)) < len(self.posthoc_ema):
+            raise UserError(f"training.posthoc_ema names a width twice: {list(self.posthoc_ema)}")
 
 
 @dataclass
@@ -87,7 +109,9 @@ class Evaluation:
             the path's t_max to 0; a single one may be written without the outer brackets.
         samplers: [{solver: heun}, ...], settings of the objective's own sampler, each a cell; none
             stands for the objective's own.
-        weights: ema | raw, one or both. guidance: scales of classifier-free guidance (1: none).
+        weights: any of ema (each of training.ema), raw, {ema: DECAY} (one of training.ema) and
+            {sigma_rel: WIDTH}, made of those of training.posthoc_ema.
+        guidance: scales of classifier-free guidance (1: none).
         guidance_interval: [from, to], the shares of noise sigma / (alpha + sigma), 0 to 1, at which
             guidance acts: the linear path's time, the same noise levels for every objective.
         sample_sets: independent sets of samples per cell.
@@ -103,7 +127,7 @@ class Evaluation:
     steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 32, 128])
     times: list[list[float]] = field(default_factory=list)
     samplers: list[dict[str, Any]] = field(default_factory=list)
-    weights: list[str] = field(default_factory=lambda: ["ema"])
+    weights: list[Any] = field(default_factory=lambda: ["ema"])
     guidance: list[float] = field(default_factory=lambda: [1.0])
     guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
     sample_sets: int = 1
@@ -120,7 +144,7 @@ class Evaluation:
         for scale in self.guidance:
             check_range("evaluation.guidance", scale, 0)
         for weights in self.weights:
-            check_choice("evaluation.weights", weights, WEIGHTS)
+            weights_name("evaluation.weights", weights)
         check_fields("evaluation", self, "sample_sets batch_size", 1)
         check_fields("evaluation", self, "samples", 2)
         check_choice("evaluation.reference", self.reference, SPLITS)
@@ -139,6 +163,11 @@ class Evaluation:
         """``extractor``, which may be a single one, as a list."""
         several = isinstance(self.extractor, list | tuple)
         return list(self.extractor) if several else [self.extractor]
+
+    def weights_of(self, training: Training) -> list[str]:
+        """The names of the weights asked for; ``UserError`` for some that are not kept."""
+        kept = training.ema, training.posthoc_ema
+        return evaluated("evaluation.weights", self.weights, *kept)
 
     def metric_requests(self) -> list[dict[str, Any]]:
         """Each metric in each extractor, as requested; kept in a cell's file beside its value.

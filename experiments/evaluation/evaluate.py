@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import RunConfig
-from fewstep.experiments.config.settings import Evaluation
+from fewstep.experiments.config.settings import Evaluation, Training
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.evaluation.measurement import (
@@ -43,8 +43,8 @@ OnEvaluation = Callable[[int, int, float, float], None]
 """(images that the network was asked for, of how many, a second, seconds that the cell has left)"""
 
 
-def cells(evaluation: Evaluation) -> list[SamplingConfig]:
-    """The product that the settings ask for."""
+def cells(evaluation: Evaluation, training: Training) -> list[SamplingConfig]:
+    """The product that the settings ask for, of a run that is trained so."""
     schedules: list[tuple[int, tuple[float, ...] | None]] = [(k, None) for k in evaluation.steps]
     schedules += [(len(times) - 1, tuple(times)) for times in evaluation.times]
     low, high = (float(share) for share in evaluation.guidance_interval)
@@ -53,7 +53,7 @@ def cells(evaluation: Evaluation) -> list[SamplingConfig]:
     return [
         SamplingConfig(steps, times, weights, guidance, sample_set, (low, high), sampler)
         for (steps, times), weights, guidance, sample_set, sampler in product(
-            schedules, evaluation.weights, scales, sets, samplers
+            schedules, evaluation.weights_of(training), scales, sets, samplers
         )
     ]
 
@@ -74,7 +74,8 @@ def cells_to_come(config: RunConfig, directory: RunDirectory) -> list[SamplingCo
         )
 
     # two samplers may come to the same, as none and the objective's own: that is one cell
-    want = {canonical(cell.describe(config.objective)): cell for cell in cells(config.evaluation)}
+    asked = cells(config.evaluation, config.training)
+    want = {canonical(cell.describe(config.objective)): cell for cell in asked}
     return [cell for name, cell in want.items() if lacks(name)]
 
 
@@ -107,7 +108,7 @@ def evaluate(
     samples = settings.samples or len(dataset.test)
     device, step = choose_device(config.training.device), config.training.steps
     networks = {
-        weights: load_network(config, dataset, directory.checkpoints, weights, step).to(device)
+        weights: load_network(config, dataset, directory, weights, step).to(device)
         for weights in sorted({cell.weights for cell in drawn_cells})
     }
     progress = _Progress([samples * calls(config, dataset, c) for c in drawn_cells], on_images)
@@ -163,7 +164,7 @@ def _todo(
     config: RunConfig, directory: RunDirectory, wanted: Sequence[MetricInstance]
 ) -> list[tuple[SamplingConfig, dict[str, MetricInstance]]]:
     lacking_by_cell: dict[str, tuple[SamplingConfig, dict[str, MetricInstance]]] = {}
-    for cell in cells(config.evaluation):
+    for cell in cells(config.evaluation, config.training):
         described = cell.describe(config.objective)
         name = f"steps{cell.steps:04d}-{cell.weights}-"
         names = {name + short_hash([described, m.identity["id"]]): m for m in wanted}

@@ -46,7 +46,7 @@ def bias_curves(
     """For each extractor: the metric's identity, and curves of samples and of held-out reals."""
     settings = config.evaluation
     wanted = [m for m in metric_instances(settings, dataset, cache) if m.metric.name == "FD"]
-    net = load_network(config, dataset, directory.checkpoints, cell.weights)
+    net = load_network(config, dataset, directory, cell.weights)
     net.to(choose_device(config.training.device))
     samples = settings.samples or len(dataset.test)
     x = draw(config, dataset, net, cell, samples, settings.batch_size).x

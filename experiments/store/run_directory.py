@@ -10,6 +10,7 @@
         metrics.jsonl             one line per logged step
         pairs/                    noise and what the teacher makes of it, where they are trained on
         checkpoints/              the last two checkpoints
+        averages/                 averaged weights during training (training/posthoc_ema.py)
         evaluations/<cell>.json   one evaluated cell each
         rungs/<step>.json         one cell, evaluated during training (early_stopping.py)
         samples/<cell>.npz        the first samples of that cell
@@ -49,9 +50,9 @@ from fewstep.experiments.store.json_files import (
 from fewstep.files import append, patiently
 
 WORK = (
-    "request.json", "data.json", "metrics.jsonl", "pairs", "checkpoints", "evaluations", "rungs",
-    "samples", "diagnostics", "progress.json", "log.txt", "cancel", "attempts.jsonl",
-    "failure.json", "stopped.json",
+    "request.json", "data.json", "metrics.jsonl", "pairs", "checkpoints", "averages",
+    "evaluations", "rungs", "samples", "diagnostics", "progress.json", "log.txt", "cancel",
+    "attempts.jsonl", "failure.json", "stopped.json",
 )  # fmt: skip
 """What a run that is not done has in its folder beside its spec."""
 
@@ -81,6 +82,7 @@ class RunDirectory:
     path: Path
 
     checkpoints = Entry("checkpoints")
+    averages = Entry("averages")
     pairs = Entry("pairs")
     samples = Entry("samples")
     diagnostics = Entry("diagnostics")

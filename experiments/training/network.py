@@ -14,13 +14,16 @@ from torch.overrides import TorchFunctionMode
 
 from fewstep.backbones import build_backbone
 from fewstep.errors import UserError, unknown
+from fewstep.experiments.config.averages import EMA, RAW, WIDTH
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.rng import derive
+from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training import checkpoint
 from fewstep.experiments.training.checkpoint import Checkpoint
 from fewstep.experiments.training.initialisation import NetworkForm, converted, kept_form, own_form
+from fewstep.experiments.training.posthoc_ema import reconstruct
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -124,16 +127,27 @@ def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
 
 
 def load_network(
-    config: RunConfig, dataset: Dataset, folder: Path, weights: str, step: int | None = None
+    config: RunConfig,
+    dataset: Dataset,
+    directory: RunDirectory,
+    weights: str,
+    step: int | None = None,
 ) -> nn.Module:
-    """The newest network of a run, ``ema`` or ``raw``, in eval mode on the CPU."""
-    return load_saved(config, dataset, load_checkpoint(folder, step), weights)
+    """The newest network of a run, in eval mode on the CPU; ``weights``: see config/averages.py."""
+    saved = load_checkpoint(directory.checkpoints, step)
+    is_saved = any(name.startswith(f"{weights}.") for name in saved.tensors)
+    if is_saved or not weights.startswith(WIDTH):
+        return load_saved(config, dataset, saved, weights)
+    network = load_saved(config, dataset, saved, EMA)  # and its buffers, which no average has
+    width = float(weights.partition("-")[2])
+    network.load_state_dict(reconstruct(directory.averages, width, saved.step), strict=False)
+    return network
 
 
 def load_saved(config: RunConfig, dataset: Dataset, saved: Checkpoint, weights: str) -> nn.Module:
-    """As ``load_network``, of a checkpoint."""
+    """As ``load_network``, of weights that are in a checkpoint."""
     network = build_saved(config, dataset, saved)
-    load_weights(network, saved, "ema" if weights == "ema" else "net")
+    load_weights(network, saved, "net" if weights == RAW else weights)
     return network.requires_grad_(False).eval()
 
 

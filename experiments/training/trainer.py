@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
+from fewstep.experiments.config.averages import Average, Power, exponential
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.config.settings import Training
 from fewstep.experiments.data import Dataset, Rows, to_model
@@ -23,7 +24,7 @@ from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.rng import Order, derive, generator
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.experiments.training import checkpoint
+from fewstep.experiments.training import checkpoint, posthoc_ema
 from fewstep.experiments.training.checkpoint import Checkpoint
 from fewstep.experiments.training.initialisation import fill
 from fewstep.experiments.training.network import (
@@ -84,7 +85,10 @@ class Trainer:
         if loaded is not None and self.form.run is not None:
             fill(self.net, loaded.network, loaded.key)
         self.net.to(self.device)
-        self.ema = self.parallel.wrap(frozen_copy(self.net))
+        kept: list[Average] = [*exponential(self.training.ema, self.training.ema_warmup)]
+        kept += map(Power, self.training.posthoc_ema)
+        self.averages = [(a, self.parallel.wrap(frozen_copy(self.net))) for a in kept]
+        self.ema = self.averages[0][1]
         apart = self.objective.target_decay is not None  # from what is evaluated
         self.target = self.parallel.wrap(frozen_copy(self.net)) if apart else None
         self.net = self.parallel.wrap(self.net)
@@ -140,7 +144,7 @@ class Trainer:
 
     def train(self, stop: Callable[[], bool], on_step: OnStep) -> None:
         """Train to the last step; raises ``NotFinite``, or ``Interrupted`` by ``stop()``."""
-        total, every = self.training.steps, self.training.checkpoint_every
+        total = self.training.steps
         if not self._restore() and self.ranks.is_main:
             self.directory.metrics_file.unlink(missing_ok=True)
         self._trim_metrics()
@@ -151,8 +155,10 @@ class Trainer:
             self.seconds = seconds_begun + elapsed
             self._log(logs)
             on_step(self.step, total, (self.step - step_begun) / elapsed)
+            if self._is_due(self.training.posthoc_every) and self.training.posthoc_ema:
+                self._store_averages()  # before a checkpoint that training goes on from
             interrupted = stop() and self.step < total
-            if self.step == total or interrupted or (every and self.step % every == 0):
+            if interrupted or self._is_due(self.training.checkpoint_every):
                 self._check_finite()
                 self._save()
             if interrupted:
@@ -179,9 +185,12 @@ class Trainer:
         if self.device.type == "cpu":  # elsewhere a look waits for the device: now and then will do
             self._check_finite()
         self.optimiser.step(learning_rate(training, step))
-        self._average(self.ema, min(training.ema, (1 + step) / (10 + step)))
-        if self.target is not None and self.objective.target_decay is not None:
-            self._average(self.target, self.objective.target_decay)
+        for average, network in self.averages:
+            self._average(network, average.factor(step))
+        if self.target is not None:
+            decay = self.objective.target_decay_at(progress)
+            assert decay is not None, "an objective with a target_decay has one at every step"
+            self._average(self.target, decay)
         self.step += 1
         return logs
 
@@ -189,6 +198,15 @@ class Trainer:
     def _average(self, average: nn.Module, decay: float) -> None:
         ours, net = (self.parallel.local_shards(n.parameters()) for n in (average, self.net))
         torch._foreach_lerp_(ours, net, 1 - decay)
+
+    def _store_averages(self) -> None:
+        stored = {
+            average.name: {n: self.parallel.full_tensor(p) for n, p in net.named_parameters()}
+            for average, net in self.averages
+            if isinstance(average, Power)
+        }
+        if self.ranks.is_main:
+            patiently(lambda: posthoc_ema.store(self.directory.averages, self.step, stored))
 
     def _loss(
         self, net: Net, batch: Batch, progress: Progress, g: torch.Generator
@@ -253,16 +271,18 @@ class Trainer:
             total += float(self._loss(self.ema, batch, progress, g)[0])
         return total / VALIDATION_BATCHES
 
-    def _log(self, logs: dict[str, Tensor]) -> None:
-        def due(every: int) -> bool:
-            return self.step == self.training.steps or (bool(every) and self.step % every == 0)
+    def _is_due(self, every: int) -> bool:
+        """Whether what is done ``every`` so many steps, and at the last one, is done now."""
+        return self.step == self.training.steps or (bool(every) and self.step % every == 0)
 
-        if not (due(self.training.log_every) or due(self.training.validate_every)):
+    def _log(self, logs: dict[str, Tensor]) -> None:
+        validates = self._is_due(self.training.validate_every)
+        if not (validates or self._is_due(self.training.log_every)):
             return
         self._check_finite()
         row = {name: float(value) for name, value in logs.items()}
         self.parallel.check(row["loss"])
-        if due(self.training.validate_every):
+        if validates:
             row["validation_loss"] = self.validation_loss()
         self.last = row
         if not self.ranks.is_main:
@@ -286,7 +306,7 @@ class Trainer:
                 other.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def _save(self) -> None:
-        modules = {"net": self.net, "ema": self.ema}
+        modules = {"net": self.net, **{average.name: net for average, net in self.averages}}
         modules |= {"auxiliary": self.auxiliary} if self.auxiliary is not None else {}
         modules |= {"target": self.target} if self.target is not None else {}
         modules |= {"snapshot": self.snapshot} if self.snapshot is not None else {}
@@ -312,7 +332,8 @@ class Trainer:
             raise UserError(f"the checkpoint in {path} belongs to run {key}, expected {due}")
         distribute = self.parallel.distribute
         load_weights(self.net, saved, "net", distribute)
-        load_weights(self.ema, saved, "ema", distribute)
+        for average, network in self.averages:
+            load_weights(network, saved, average.name, distribute)
         if self.target is not None:
             load_weights(self.target, saved, "target", distribute)
         if self.auxiliary is not None:

@@ -162,7 +162,7 @@ def check_target(objective: "Objective") -> None:
     if target != "ema":
         raise UserError(
             f"objective.target_decay is the decay of an average, got {decay:g} with "
-            f"objective.target={target}"
+            f"objective.target={target}: set it to null"
         )
 
 
@@ -226,6 +226,10 @@ class Objective(ABC):
     def takes_snapshot(self, progress: Progress) -> bool:
         """Whether the online network, before this step, becomes ``Nets.snapshot``."""
         return False
+
+    def target_decay_at(self, progress: Progress) -> float | None:
+        """``target_decay`` of this step."""
+        return self.target_decay
 
     def make_pairs(self, teacher: Net, eps: Tensor, y: Tensor | None) -> Tensor:
         """The data (B, ...) that belongs to ``eps``, for objectives with ``needs_pairs``."""

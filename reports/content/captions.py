@@ -50,7 +50,7 @@ def measured(summary: Summary) -> list[str]:
     against = f" against {c.reference_samples:,} references" if c.reference_samples else ""
     split = f" ({c.reference} split)" if c.reference else ""
     guidance = "no guidance" if c.guidance in (None, 1.0) else f"guidance {c.guidance:g}"
-    weights = "EMA" if c.weights == "ema" else c.weights
+    weights = _averaged(c.weights or "")
     sets = [str(s) for s in c.sample_sets]
     plural = "s" if len(sets) > 1 else ""
     sample_set = f", sample set{plural} {enumerated(sets)}" if any(c.sample_sets) else ""
@@ -63,6 +63,13 @@ def measured(summary: Summary) -> list[str]:
     ]
     return [*lines, *(f"{method} takes its {steps} steps at times {times}."
                       for method, steps, times in c.given_times)]  # fmt: skip
+
+
+def _averaged(weights: str) -> str:
+    """``ema-0.9999`` and the like in words."""
+    kind, _, setting = weights.partition("-")
+    words = {"ema": "EMA", "sigma_rel": "post-hoc EMA"}.get(kind, kind)
+    return f"{words} ({'decay' if kind == 'ema' else kind} {setting})" if setting else words
 
 
 def budget(summary: Summary) -> list[str]:

@@ -6,7 +6,7 @@ schema of a name's configuration is the dataclass itself and cannot drift from i
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +15,7 @@ from fewstep.setting_types import checked
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
+ADDED = {"omit_default": True}  # metadata of a field that is ``added``
 log = logging.getLogger(__name__)
 
 
@@ -106,9 +107,15 @@ def added(default: Any) -> Any:
     """A setting that came after runs had been made without it.
 
     At its ``default`` it is no part of a run's key, so those runs keep theirs. The default must
-    give what there was before.
+    give what there was before; what new runs begin with is the registered entry's.
     """
-    return field(default=default, metadata={"omit_default": True})
+    return field(default=default, metadata=ADDED)
+
+
+def class_default(setting: Field[Any]) -> Any:
+    """The value that its class gives a field that was ``added``; a registered entry may differ."""
+    factory = setting.default_factory
+    return setting.default if factory is MISSING else factory()
 
 
 def build(registry: Registry[Any], values: dict[str, Any]) -> Any:
@@ -117,6 +124,9 @@ def build(registry: Registry[Any], values: dict[str, Any]) -> Any:
     given = {name: value for name, value in values.items() if name != "name"}
     if extra := sorted(set(given) - {f.name for f in fields(entry)}):
         raise unknown(f"setting of {kind}", extra[0], [f.name for f in fields(entry)])
+    for f in fields(entry):  # a run that was made before a setting came has what there was then
+        if f.metadata.get("omit_default") and f.name not in given:
+            given[f.name] = class_default(f)
     return replace(
         entry, **{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     )

@@ -96,7 +96,7 @@ def test_a_trained_network_follows_its_conditions(tmp_path: Path) -> None:
     directory = prepare(config)
     run(directory)
     dataset = config.data.load()
-    net = load_network(config, dataset, directory.checkpoints, "ema")
+    net = load_network(config, dataset, directory, "ema")
     drawn = draw(config, dataset, net, SamplingConfig(16), 512, 512)
     assert drawn.y is not None
     distance = (drawn.x - drawn.y).norm(dim=1).mean()

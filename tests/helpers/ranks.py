@@ -146,7 +146,7 @@ def play(scene: Scene) -> dict[str, Any]:
     except Disagreement as error:
         return {"error": str(error)}
     found["last"] = made.last
-    network = load_network(config, made.dataset, directory.checkpoints, "raw")
+    network = load_network(config, made.dataset, directory, "raw")
     found["samples"] = [
         draw(config, made.dataset, network, SamplingConfig(**cell), SAMPLES, BATCH)
         for cell in scene.cells

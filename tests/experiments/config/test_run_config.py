@@ -136,7 +136,7 @@ def test_the_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
 
 REFUSED: list[tuple[list[str], list[str]]] = [
     (["training.stesp=3"], ["unknown setting 'training.stesp'", "did you mean 'training.steps'"]),
-    (["training.stesp=3"], ["training.batch_size"]),  # the choices
+    (["evaluation.stesp=[3]"], ["evaluation.batch_size"]),  # the choices
     (["trainin.steps=3"], ["did you mean 'training.steps'"]),
     (["objectve=scm"], ["unknown setting 'objectve'", "did you mean 'objective'"]),
     (["training=3"], ["unknown setting 'training'"]),
@@ -210,7 +210,7 @@ def test_bad_input_is_told_in_one_line(overrides: list[str], told: list[str]) ->
 
 
 # settings that may only change along with another one
-BOUND = {"dt_bias", "mixing", "p", "target_decay"}
+BOUND = {"adaptive_decay", "dt_bias", "mixing", "p", "target", "target_decay"}
 
 
 def others(base: list[Any], key: str, value: Any) -> Iterator[RunConfig]:
@@ -247,6 +247,10 @@ def test_training_settings_are_in_the_key_unless_they_keep_books(f: Any) -> None
     default = compose([])
     if f.name == "device":
         changed = compose(["training.device=cpu"])
+    elif f.name.startswith("posthoc_"):  # neither is without the other
+        kept = ["training.posthoc_ema=[0.1]", "training.posthoc_every=5"]
+        other = {"posthoc_ema": "[0.2]", "posthoc_every": "6"}[f.name]
+        default, changed = compose(kept), compose([*kept, f"training.{f.name}={other}"])
     else:
         changed = next(others([], f"training.{f.name}", getattr(Training(), f.name)))
     assert changed.training != default.training

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import Override, RunConfig, amend, compose
-from fewstep.experiments.config.settings import Evaluation
+from fewstep.experiments.config.settings import Evaluation, Training
 from fewstep.experiments.data import Dataset, to_uint8
 from fewstep.experiments.evaluation.evaluate import cells, cells_lacking, evaluate
 from fewstep.experiments.evaluation.measurement import main_metric
@@ -280,7 +280,7 @@ def test_cells_are_the_product_of_what_is_asked() -> None:
         guidance=[1.0, 2.0],
         sample_sets=2,
     )
-    made = cells(asked)
+    made = cells(asked, Training())
     assert len(made) == len(set(made)) == 3 * 2 * 2 * 2
     assert SamplingConfig(2, (1.0, 0.5, 0.0), "raw", 2.0, 1) in made
     assert SamplingConfig(4, None, "ema", 1.0, 0) in made
@@ -407,7 +407,7 @@ def test_metrics_that_differ_have_other_ids(digits: Dataset, tmp_path: Path) -> 
 def test_a_value_is_the_distance_of_the_samples_drawn(study: Study) -> None:
     study.evaluate("evaluation.steps=[2]")
     (record,) = study.directory.cells().values()
-    net = load_network(study.config, study.digits, study.directory.checkpoints, "ema")
+    net = load_network(study.config, study.digits, study.directory, "ema")
     drawn = draw(study.config, study.digits, net, SamplingConfig(2), 597, 1000)
     assert record["value"] == pytest.approx(
         distance(pixels(drawn.x), pixels(study.digits.train.x)), rel=1e-3

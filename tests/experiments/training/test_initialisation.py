@@ -164,9 +164,7 @@ def test_a_chain_of_stages_resumes_and_is_evaluated_without_those_before(tmp_pat
     assert isinstance(made.net, ConvertedNetwork)
     assert not isinstance(made.net.network, ConvertedNetwork)  # one change of path, not two
     assert made.net.source == LinearPath()
-    own = load_network(
-        tiny(tmp_path, *asked, "training.steps=2"), made.dataset, second.checkpoints, "ema"
-    )
+    own = load_network(tiny(tmp_path, *asked, "training.steps=2"), made.dataset, second, "ema")
     x, t = torch.randn(16, 1, 8, 8), torch.linspace(0.1, 1.5, 16)
     torch.testing.assert_close(made.net(x, t), own(x, t))
     result = second.result()

@@ -31,7 +31,10 @@ SETTINGS = (
     "training.warmup=5",
     "training.label_dropout=0.1",
     "training.weight_decay=0.01",
-    "training.ema=0.95",
+    "training.ema=[0.95,0.5]",
+    "training.posthoc_ema=[0.1]",
+    "training.posthoc_every=20",
+    "training.clip=1.0",
     "training.lr=0.005",
 )
 
@@ -75,6 +78,9 @@ def assert_equal(a: RunDirectory, b: RunDirectory) -> None:
     steps = [row["step"] for row in b.metrics()]
     assert steps == sorted(set(steps))
     assert steps[-1] == STEPS
+    kept = [{p.name: p.read_bytes() for p in run.averages.iterdir()} for run in (a, b)]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == STEPS // 20 + 1
     results = a.result(), b.result()
     for name in ("loss", "validation_loss", "steps", "images_seen", "parameters"):
         assert results[0][name] == results[1][name]  # type: ignore[index]

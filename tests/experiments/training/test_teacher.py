@@ -145,9 +145,7 @@ def test_what_can_teach_is_what_the_error_says() -> None:
 
 def test_the_students_first_weights(root: Path, teacher: RunDirectory) -> None:
     flow: Override = ("teacher", str(teacher.path))
-    network = load_network(
-        tiny(root, "training.steps=2"), tiny(root).data.load(), teacher.checkpoints, "ema"
-    )
+    network = load_network(tiny(root, "training.steps=2"), tiny(root).data.load(), teacher, "ema")
     alike = trainer(tiny(root, "objective=consistency_distillation", flow))
     assert torch.equal(flat(alike.net), flat(network))
     anew = trainer(tiny(root, "objective=consistency_distillation", flow, "training.init=random"))
@@ -162,7 +160,7 @@ def test_the_students_first_weights(root: Path, teacher: RunDirectory) -> None:
 
 
 def test_the_teacher_learns_nothing(root: Path, teacher: RunDirectory) -> None:
-    before = flat(load_network(tiny(root), tiny(root).data.load(), teacher.checkpoints, "ema"))
+    before = flat(load_network(tiny(root), tiny(root).data.load(), teacher, "ema"))
     made = train(tiny(root, "objective=scd", ("teacher", str(teacher.path))))
     assert made.teacher is not None
     assert torch.equal(flat(made.teacher.net), before)  # type: ignore[arg-type]

@@ -9,12 +9,13 @@ import typer
 
 from fewstep.cli import options as opt
 from fewstep.cli.views.console import new_table, out
-from fewstep.errors import UserError, check_choice, check_range, counted
+from fewstep.errors import UserError, check_range, counted
 
 if TYPE_CHECKING:
     from fewstep.experiments.config.run_config import RunConfig
     from fewstep.experiments.store.run_directory import RunDirectory
 
+WEIGHTS = "ema, raw, ema-DECAY (one of training.ema) or sigma_rel-WIDTH."
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -51,7 +52,7 @@ def sample(
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 1,
     output: Annotated[Path, typer.Option("--out", help="The image to write.")] = Path("grid.png"),
     count: Annotated[int, typer.Option(help="How many samples.")] = 64,
-    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    weights: Annotated[str, typer.Option(help=WEIGHTS)] = "ema",
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 1.0,
     overrides: opt.Overrides = None,
     runs: opt.Runs = None,
@@ -61,7 +62,6 @@ def sample(
     Example: [bold]fewstep sample 3f2a --steps 4 --out grid.png[/]
     """
     from fewstep.experiments.config.data_location import load_data
-    from fewstep.experiments.config.settings import WEIGHTS
     from fewstep.experiments.evaluation.sampling import SamplingConfig, draw
     from fewstep.experiments.training.network import choose_device, load_network
     from fewstep.reports.figures.image_grid import write_mosaic
@@ -69,16 +69,16 @@ def sample(
     check_range("--steps", steps, 1)
     check_range("--count", count, 1)
     check_range("--guidance", guidance, 0)
-    check_choice("--weights", weights, WEIGHTS)
     if output.suffix.lower() not in IMAGE_FILES:
         choices = ", ".join(IMAGE_FILES)
         raise UserError(f"--out {str(output)!r} is not an image file (choices: {choices})")
     opt.check_writable("--out", output)
     directory, config = _find(run, overrides, runs)
+    weights = _weights(weights, config)
     dataset = load_data(config, directory)
     if not dataset.is_image:
         raise UserError(f"{dataset.name} is not made of images: no image can be drawn")
-    net = load_network(config, dataset, directory.checkpoints, weights)
+    net = load_network(config, dataset, directory, weights)
     net.to(choose_device(config.training.device))
     cell = SamplingConfig(steps, None, weights, guidance, 0)
     batch = draw(config, dataset, net, cell, count, config.evaluation.batch_size)
@@ -90,7 +90,7 @@ def sample(
 def bias(
     run: opt.RunName,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 1,
-    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    weights: Annotated[str, typer.Option(help=WEIGHTS)] = "ema",
     points: Annotated[int, typer.Option(help="Subsets.")] = 15,
     overrides: opt.Overrides = None,
     runs: opt.Runs = None,
@@ -103,7 +103,6 @@ def bias(
     Example: [bold]fewstep bias 3f2a --steps 4 evaluation.samples=5000[/]
     """
     from fewstep.experiments.config.data_location import load_data
-    from fewstep.experiments.config.settings import WEIGHTS
     from fewstep.experiments.evaluation.fd_vs_samples import bias_curves
     from fewstep.experiments.evaluation.sampling import SamplingConfig
     from fewstep.experiments.store.json_files import write_json
@@ -114,8 +113,8 @@ def bias(
 
     check_range("--steps", steps, 1)
     check_range("--points", points, 3)
-    check_choice("--weights", weights, WEIGHTS)
     directory, config = _find(run, overrides, runs, ("evaluation.metrics", ["fd"]))
+    weights = _weights(weights, config)
     dataset, cell = load_data(config, directory), SamplingConfig(steps, None, weights)
     drawing = f"drawing samples of {directory.key} in {counted(steps, 'step')}"
     with relative_to(directory.made_in()), out.status(drawing):
@@ -140,6 +139,13 @@ def bias(
         figure = directory.diagnostics / f"{stem}.png"
         figure.write_bytes(render(bias_figure(label, records), "png"))
         out.print(f"figure: {figure}")
+
+
+def _weights(name: str, config: RunConfig) -> str:
+    """The name of what ``--weights`` asks for; of several averages, ema is the first."""
+    from fewstep.experiments.config.averages import evaluated
+
+    return evaluated("--weights", [name], config.training.ema, config.training.posthoc_ema)[0]
 
 
 def _find(
