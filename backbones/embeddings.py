@@ -75,7 +75,7 @@ class ConditionEmbedding(nn.Module):
     def __init__(self, settings: ConditioningSettings, width: int, conditions: Conditions) -> None:
         super().__init__()
         num_classes, jump, condition_dim = conditions
-        features = settings.time_features
+        features, self.width = settings.time_features, width
         self.log2 = settings.jump_embedding == "log2"
         self.time = nn.Sequential(_embedding(settings), *_mlp(features, width))
         self.jump: nn.Module | None = None
@@ -91,6 +91,16 @@ class ConditionEmbedding(nn.Module):
             nn.init.normal_(self.vector.weight, std=condition_dim**-0.5)
             nn.init.zeros_(self.vector.bias)
             self.no_vector = nn.Parameter(torch.zeros(width))
+        self.augmentation: nn.Linear | None = None
+
+    def add_augmentation(self, labels: int) -> None:
+        """Take (B, 1 + labels) for y, too: a class, and what was done to the image, 0 for nothing.
+
+        y as before stands for images to which nothing was done.
+        """
+        width = self.width
+        self.augmentation = nn.Linear(labels, width, bias=False)
+        nn.init.normal_(self.augmentation.weight, std=labels**-0.5)
 
     @torch.no_grad()
     def silence_jump(self) -> None:
@@ -111,6 +121,9 @@ class ConditionEmbedding(nn.Module):
     def forward(self, t: Tensor, d: Tensor | None, y: Tensor | None) -> Tensor:
         with torch.autocast(t.device.type, enabled=False):
             c: Tensor = self.time(t)
+            if self.augmentation is not None and y is not None and y.ndim == 2:
+                c = c + self.augmentation(y[:, 1:].to(t.dtype))
+                y = None if self.label is None else y[:, 0].long()
             if self.jump is not None:
                 if d is None:
                     raise ValueError("this network was built with a jump length, got d=None")

@@ -15,6 +15,7 @@ from fewstep.experiments.metrics import METRICS
 from fewstep.experiments.metrics.frechet_distance import names_in_npz
 from fewstep.experiments.metrics.reference import NO_ROWS
 from fewstep.experiments.store.data_record import check_data
+from fewstep.experiments.training.augmentation import check_augmentation
 from fewstep.experiments.training.network import (
     build_network,
     check_guidance,
@@ -71,6 +72,7 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
             f"evaluation.guidance_interval {list(evaluation.guidance_interval)} restricts nothing: "
             f"evaluation.guidance is {evaluation.guidance}"
         )
+    check_augmentation(config, dataset)
     for cell in cells(evaluation, config.training):
         cell.schedule(cell.objective(config.objective).path)
         guided = f"evaluation.guidance {cell.guidance:g}"

@@ -30,11 +30,15 @@ class Training:
         posthoc_ema: widths sigma_rel of the power-function averages that are stored every
             posthoc_every steps, to make those of other widths afterwards (Karras et al. 2024 take
             0.05 and 0.1).
+        flip: whether images are mirrored from left to right with probability 1/2.
+        augment: probability of each change of EDM's augmentation, of which the network is told.
         label_dropout: share of labels replaced by "none" (needed for guidance).
         precision: float32 | bfloat16 (autocast; weights stay float32).
         init: auto | random | teacher, the first weights. teacher takes those of a run with the same
             backbone, on whatever path; auto only where the path is the same, too.
         device: auto | cpu | cuda | cuda:0 | mps. compile: torch.compile the network.
+        microbatch: images that the network is called with at a time, a divisor of batch_size, to
+            save memory; the gradients are those of the whole batch. null for all.
         parallel: ddp | fsdp, how several processes (torchrun's, say) share a run: every one has the
             whole network, or (FSDP2) a part of it. batch_size is that of all together.
         activation_checkpointing: recompute activations in the backward pass, to save memory.
@@ -54,11 +58,14 @@ class Training:
     ema_warmup: bool = added(True)
     posthoc_ema: list[float] = field(default_factory=list, metadata=ADDED)
     posthoc_every: int = added(0)
+    flip: bool = added(False)
+    augment: float = added(0.0)
     label_dropout: float = 0.0
     precision: str = "float32"
     init: str = "auto"
     device: str = bookkeeping("auto")
     compile: bool = bookkeeping(False)
+    microbatch: int | None = bookkeeping(None)
     parallel: str = bookkeeping("ddp")
     activation_checkpointing: bool = bookkeeping(False)
     log_every: int = bookkeeping(50)
@@ -71,9 +78,10 @@ class Training:
             "training", self, "warmup weight_decay log_every validate_every checkpoint_every", 0
         )
         check_fields("training", self, "lr eps clip", 0, open_low=True)
-        check_fields("training", self, "label_dropout", 0, 1)
+        check_fields("training", self, "label_dropout augment", 0, 1)
         decays(self.ema)
         self._check_posthoc_ema()
+        self._check_microbatch()
         if self.label_dropout == 1:  # then no label would be learned at all
             raise UserError("training.label_dropout must be at least 0 and less than 1, got 1")
         if len(self.betas) != 2:
@@ -84,6 +92,26 @@ class Training:
         check_choice("training.schedule", self.schedule, SCHEDULES)
         check_choice("training.init", self.init, INITS)
         check_choice("training.parallel", self.parallel, PARALLEL)
+
+    def _check_microbatch(self) -> None:
+        check_fields("training", self, "microbatch", 1)
+        if self.microbatch is not None and self.batch_size % self.microbatch:
+            divisors = [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]
+            nearest = min(divisors, key=lambda n: abs(n - self.microbatch))  # type: ignore[operator]
+            raise UserError(
+                f"training.microbatch must divide training.batch_size={self.batch_size}, "
+                f"got {self.microbatch}; the nearest that does is {nearest}"
+            )
+        if self.microbatch is not None and self.parallel == "fsdp":
+            raise UserError(
+                "training.microbatch cannot be used with training.parallel=fsdp; "
+                "training.activation_checkpointing, which saves memory too, can"
+            )
+        if self.microbatch is not None and self.activation_checkpointing:
+            raise UserError(
+                "training.microbatch cannot be used with training.activation_checkpointing: "
+                "it computes everything again itself"
+            )
 
     def _check_posthoc_ema(self) -> None:
         for width in self.posthoc_ema:

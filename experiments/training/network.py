@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fewstep.backbones import build_backbone
+from fewstep.backbones.embeddings import ConditionEmbedding
 from fewstep.errors import UserError, unknown
 from fewstep.experiments.config.averages import EMA, RAW, WIDTH
 from fewstep.experiments.config.run_config import RunConfig
@@ -20,7 +21,7 @@ from fewstep.experiments.data import Dataset
 from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.rng import derive
 from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.experiments.training import checkpoint
+from fewstep.experiments.training import augmentation, checkpoint
 from fewstep.experiments.training.checkpoint import Checkpoint
 from fewstep.experiments.training.initialisation import NetworkForm, converted, kept_form, own_form
 from fewstep.experiments.training.posthoc_ema import reconstruct
@@ -64,7 +65,14 @@ def build_network(
     form = form or own_form(config)
     torch.manual_seed(derive(config.seed, "init"))
     about = (dataset.shape, dataset.num_classes, form.takes_d, dataset.condition_dim)
-    return converted(build_backbone(config.backbone, *about), config, form)
+    network = build_backbone(config.backbone, *about)
+    if config.training.augment:
+        embedding = next((m for m in network.modules() if isinstance(m, ConditionEmbedding)), None)
+        if embedding is None:
+            name = config.values["backbone"]["name"]
+            raise UserError(f"training.augment: backbone {name!r} has no ConditionEmbedding")
+        embedding.add_augmentation(augmentation.LABELS)
+    return converted(network, config, form)
 
 
 def build_saved(config: RunConfig, dataset: Dataset, saved: Checkpoint) -> nn.Module:

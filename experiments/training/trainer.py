@@ -24,9 +24,10 @@ from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.rng import Order, derive, generator
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.experiments.training import checkpoint, posthoc_ema
+from fewstep.experiments.training import augmentation, checkpoint, posthoc_ema
 from fewstep.experiments.training.checkpoint import Checkpoint
 from fewstep.experiments.training.initialisation import fill
+from fewstep.experiments.training.microbatch import MicrobatchedNet
 from fewstep.experiments.training.network import (
     build_network,
     choose_device,
@@ -121,7 +122,10 @@ class Trainer:
         frozen = self.teacher, self.snapshot
         teacher, snapshot = (None if net is None else shard(net) for net in frozen)
         target = self.ema if self.target is None else self.target
-        return Nets(shard(online), shard(target), teacher, self.auxiliary, snapshot)
+        trained, rows = shard(online), self.training.microbatch
+        if rows is not None:
+            trained = MicrobatchedNet(trained, rows)
+        return Nets(trained, shard(target), teacher, self.auxiliary, snapshot)
 
     def prepare(self, stop: Callable[[], bool], on_block: OnStep) -> None:
         """Draw the pairs that an objective trains on; ``Interrupted`` if ``stop()`` became true."""
@@ -172,7 +176,9 @@ class Trainer:
         if self.objective.takes_snapshot(progress):
             self.snapshot = self._copy_network()
         batch = self._batch(self.loader.rows(step), "train", step)
-        batch = Batch(batch.x, self._drop_labels(batch.y, g), batch.y, batch.eps)
+        x, labels = augmentation.changed(training, batch.x, self.config.seed, step)
+        y = augmentation.labelled(self._drop_labels(batch.y, g), labels)
+        batch = Batch(x, y, augmentation.labelled(batch.y, labels), batch.eps)
         mean, extra = self._loss(self.forward, batch, progress, g)
         for parameter in self.named.values():
             parameter.grad = None

@@ -247,6 +247,8 @@ def test_training_settings_are_in_the_key_unless_they_keep_books(f: Any) -> None
     default = compose([])
     if f.name == "device":
         changed = compose(["training.device=cpu"])
+    elif f.name == "microbatch":
+        changed = compose(["training.microbatch=32"])
     elif f.name.startswith("posthoc_"):  # neither is without the other
         kept = ["training.posthoc_ema=[0.1]", "training.posthoc_every=5"]
         other = {"posthoc_ema": "[0.2]", "posthoc_every": "6"}[f.name]
@@ -264,6 +266,7 @@ def test_bookkeeping_is_what_it_was_decided_to_be() -> None:
         "compile",
         "parallel",
         "activation_checkpointing",
+        "microbatch",
         "log_every",
         "validate_every",
         "checkpoint_every",

@@ -49,6 +49,7 @@ OPTIONS = {
     "recomputed": ["objective=scm", "training.activation_checkpointing=true"],
     "u-net": ["objective=mean_flow", "backbone=unet_digits", "backbone.width=8"],
     "adaptive": ["objective=flow_matching", "objective.solver=adaptive"],
+    "in parts": ["objective=shortcut", "training.batch_size=12", "training.microbatch=4"],
     "two rows": ["objective=shortcut", "training.batch_size=2"],
 }
 
