@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -35,7 +36,10 @@ EVALUATION: dict[str, str] = {
     "reference": "string", "reference_samples": "Int64", "reference_sha256": "string",
 }  # fmt: skip
 PROTOCOL: dict[str, str] = {
-    "batch_size": "Int64", "lr": "float64", "schedule": "string", "warmup": "Int64",
+    "batch_size": "Int64",
+    "optimiser": "string",  # "adamw", "muon (momentum=0.9)"
+    "lr": "float64", "auxiliary_lr": "float64",
+    "schedule": "string", "warmup": "Int64", "decay_from": "Int64",
     "betas": "string", "eps": "float64", "weight_decay": "float64", "clip": "float64",
     "ema": "float64", "label_dropout": "float64", "precision": "string", "init": "string",
 }  # fmt: skip
@@ -93,6 +97,8 @@ def protocol(config: Json) -> Json:
     known = {name: training.get(name) for name in PROTOCOL}
     if isinstance(known["ema"], list):  # that of the weights called ema
         known["ema"] = known["ema"][0]
+    if training:  # runs of old versions had no choice
+        known["optimiser"] = _with_settings(training.get("optimiser", "adamw"))
     if known["betas"] is not None:
         known["betas"] = " ".join(f"{beta:g}" for beta in known["betas"])
     for group in ("objective", "backbone", "data"):
@@ -102,6 +108,13 @@ def protocol(config: Json) -> Json:
         known[f"{group}_settings"] = ", ".join(pairs) or None
     teacher = config.get("teacher")
     return {**known, "teacher": None if teacher is None else Path(teacher).name}
+
+
+def _with_settings(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    settings = ", ".join(f"{k}={format_override(v)}" for k, v in value.items() if k != "name")
+    return f"{value['name']} ({settings})" if settings else str(value["name"])
 
 
 def costs(result: Json) -> Json:

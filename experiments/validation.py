@@ -36,17 +36,20 @@ def check(
     data sets. Raises ``UserError`` for the first thing that is missing or does not fit.
     """
     loaded: dict[DataSource, Dataset] = {}
-    built: set[tuple[Backbone, DataSource, bool]] = set()  # runs that differ otherwise share it
+    built: set[tuple[Backbone, DataSource, bool, str]] = (
+        set()
+    )  # runs that differ otherwise share it
     for config in configs:
         if config.data not in loaded:
             loaded[config.data] = config.data.load()
         if not learned(config):
             check_teacher(config, to_come)
-        network = (config.backbone, config.data, config.objective.uses_jump)
+        optimiser = str(config.training.optimiser)
+        network = (config.backbone, config.data, config.objective.uses_jump, optimiser)
         if network not in built:
             # no memory, however large the network; one that needs real numbers is built by the run
             with contextlib.suppress(NotImplementedError), uninitialised_weights():
-                build_network(config, loaded[config.data])
+                config.optimiser.rules(build_network(config, loaded[config.data]))
             built.add(network)
         dataset = loaded[config.data]
         _check(config, dataset)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import hydra
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -39,6 +40,7 @@ from fewstep.experiments.config.settings import Evaluation, Tracking, Training
 from fewstep.experiments.data import DATA, DataSource
 from fewstep.experiments.extractors import EXTRACTORS
 from fewstep.experiments.metrics import METRICS
+from fewstep.experiments.optimisers import OPTIMISERS, Optimiser
 from fewstep.experiments.store.run_directory import find_run
 from fewstep.objectives import OBJECTIVES, Objective, sampling_fields
 from fewstep.registry import build, build_named, class_default
@@ -84,6 +86,19 @@ class RunConfig:
         for sampler in self.evaluation.samplers:
             with_sampler(self.objective, sampler)
         self.evaluation.weights_of(self.training)
+        self._check_auxiliary()
+
+    def _check_auxiliary(self) -> None:
+        if (lr := self.training.auxiliary_lr) is None:
+            return
+        with torch.random.fork_rng(devices=[]):  # the host program's generator stays as it is
+            module = self.objective.auxiliary_module()
+        if module is None or not any(True for _ in module.parameters()):
+            name = self.values["objective"]["name"]
+            raise UserError(
+                f"training.auxiliary_lr={lr:g}: objective {name!r} has no auxiliary module to "
+                f"train; leave it at null"
+            )
 
     @cached_property
     def objective(self) -> Objective:
@@ -115,6 +130,10 @@ class RunConfig:
         return Training(**self.values["training"])
 
     @cached_property
+    def optimiser(self) -> Optimiser:
+        return build_named(OPTIMISERS, "training.optimiser", self.training.optimiser)
+
+    @cached_property
     def evaluation(self) -> Evaluation:
         return Evaluation(**self.values["evaluation"])
 
@@ -131,6 +150,8 @@ class RunConfig:
                 if f.metadata.get("bookkeeping") or f.metadata.get("sampling"):
                     values[group].pop(f.name, None)
         values["data"].pop("root", None)
+        if "optimiser" in values["training"]:
+            values["training"]["optimiser"] = self.training.optimiser  # in one spelling
         for group in ("training", "objective", "data", "backbone"):
             built = getattr(self, group)
             for f in fields(built):

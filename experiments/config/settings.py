@@ -5,10 +5,11 @@ from typing import Any
 
 from fewstep.errors import UserError, check_choice, check_fields, check_range
 from fewstep.experiments.config.averages import check_width, decays, evaluated, weights_name
-from fewstep.registry import ADDED, added, bookkeeping, named
+from fewstep.experiments.config.schedules import SCHEDULES
+from fewstep.experiments.optimisers import OPTIMISERS
+from fewstep.registry import ADDED, added, bookkeeping, named, normalised
 
 PRECISIONS = ("float32", "bfloat16")
-SCHEDULES = ("constant", "cosine")
 SPLITS = ("train", "test")
 PARALLEL = ("ddp", "fsdp")
 INITS = ("auto", "random", "teacher")
@@ -20,10 +21,17 @@ class Training:
 
     Attributes:
         steps: optimiser updates. batch_size: images an update.
-        lr: AdamW's peak learning rate. warmup: steps of linear warm-up to it.
-        schedule: constant | cosine (to 0 at the last step).
-        betas, eps, weight_decay: AdamW's.
-        clip: bound on the norm of all gradients together, or null.
+        optimiser: adamw | adam | radam | muon, or {name: muon, momentum: 0.9} to set what it has.
+        lr: peak learning rate. warmup: steps of linear warm-up to it.
+        auxiliary_lr: that of the objective's auxiliary module (sCM's weight of the loss, say), on
+            the same schedule; null for lr.
+        schedule: constant | cosine | linear (both to 0 at the last step) | inverse_sqrt.
+        decay_from: step at which the schedule begins to fall, t_ref of inverse_sqrt; null for the
+            end of the warm-up.
+        betas, eps: of all optimisers; of muon, for the parameters that AdamW updates.
+        weight_decay: decoupled for adamw and muon, added to the gradient for adam and radam.
+        clip: bound on the norm of all gradients together, or null. Logs have the norm before,
+            grad_norm.
         ema: decay of the averaged weights, or a list of decays, each of which is evaluated; the
             first one also makes targets and teaches.
         ema_warmup: whether the decays are reached as (1 + step) / (10 + step) grows.
@@ -47,9 +55,12 @@ class Training:
 
     steps: int = 2000
     batch_size: int = 128
+    optimiser: Any = added("adamw")
     lr: float = 1e-3
+    auxiliary_lr: float | None = added(None)
     warmup: int = 0
     schedule: str = "constant"
+    decay_from: int | None = added(None)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -77,7 +88,7 @@ class Training:
         check_fields(
             "training", self, "warmup weight_decay log_every validate_every checkpoint_every", 0
         )
-        check_fields("training", self, "lr eps clip", 0, open_low=True)
+        check_fields("training", self, "lr auxiliary_lr eps clip", 0, open_low=True)
         check_fields("training", self, "label_dropout augment", 0, 1)
         decays(self.ema)
         self._check_posthoc_ema()
@@ -90,8 +101,29 @@ class Training:
             check_range("training.betas", beta, 0, 0.999999)
         check_choice("training.precision", self.precision, PRECISIONS)
         check_choice("training.schedule", self.schedule, SCHEDULES)
+        self._check_decay()
         check_choice("training.init", self.init, INITS)
         check_choice("training.parallel", self.parallel, PARALLEL)
+        self.optimiser = normalised(OPTIMISERS, "training.optimiser", self.optimiser)
+
+    def _check_decay(self) -> None:
+        start, schedule = self.decay_from, f"training.schedule={self.schedule}"
+        if self.schedule == "constant" and start is not None:
+            raise UserError(
+                f"training.decay_from={start} says when the learning rate begins to fall, and with "
+                f"{schedule} it does not (choices that do: cosine, inverse_sqrt, linear)"
+            )
+        if self.schedule == "inverse_sqrt":
+            if start is None:
+                raise UserError(f"{schedule} needs training.decay_from, its t_ref in steps")
+            check_range("training.decay_from", start, 1)
+        elif start is not None:
+            check_range("training.decay_from", start, 0)
+            if start >= self.steps:
+                raise UserError(
+                    f"training.decay_from must be less than training.steps={self.steps} with "
+                    f"{schedule}, got {start}"
+                )
 
     def _check_microbatch(self) -> None:
         check_fields("training", self, "microbatch", 1)

@@ -2,8 +2,8 @@
 
 torch's DistributedDataParallel is not used: no tangent can be taken through its wrapper. What it
 does, summing gradients during the backward pass, is a hook on each parameter here. FSDP2
-(``fully_shard``) keeps parameters, gradients, averages and AdamW's moments in W parts, and fetches
-a block's whole parameters for the time it is computed.
+(``fully_shard``) keeps parameters, gradients, averages and the optimiser's moments in W parts, and
+fetches a block's whole parameters for the time it is computed.
 """
 
 import math
@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from fewstep.errors import UserError
 from fewstep.experiments.distributed.batch_sharding import ShardedBatchNet
 from fewstep.experiments.distributed.process_group import Ranks
+from fewstep.experiments.distributed.sharded_tensors import is_sharded, sharded_like
 from fewstep.objectives import Net
 
 
@@ -50,7 +51,9 @@ class SingleProcess:
         return [[p for part in parts for p in part]] if self.replicated else parts
 
     def clip(self, parameters: Iterable[nn.Parameter], bound: float) -> Tensor:
-        """Bound the norm of all gradients together, and return it."""
+        """Bound the norm of all gradients together, and return what it was before."""
+        if bound == math.inf:  # a factor of inf / norm is NaN where the norm is not finite
+            return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         return nn.utils.clip_grad_norm_(parameters, bound)
 
     def check(self, loss: float) -> None:
@@ -154,17 +157,7 @@ class FullyShard(DataParallel):
         return full.cpu() if self.ranks.is_main else full.new_empty(0)
 
     def distribute(self, whole: Tensor, like: Any) -> Tensor:
-        if not is_sharded(like):
-            return whole
-        from torch.distributed.tensor import distribute_tensor
-
-        mesh, places = like.device_mesh, like.placements
-        return distribute_tensor(whole.to(like.device), mesh, places, src_data_rank=None)
-
-
-def is_sharded(tensor: Any) -> bool:
-    """Whether it is a DTensor, kept in parts."""
-    return hasattr(tensor, "full_tensor")
+        return sharded_like(like, whole)
 
 
 def sum_of_squares(tensors: list[Any]) -> Tensor:

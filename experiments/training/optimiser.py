@@ -1,60 +1,70 @@
-"""AdamW: torch's kernels, and its state in the open, as a checkpoint takes it.
+"""An optimiser at work: which parameters it updates together, and its state in the open."""
 
-``torch.optim.AdamW`` would import torch's compiler, though nothing is compiled: each process of a
-run would wait a second for it.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from fewstep.experiments.config.settings import Training
+from fewstep.experiments.optimisers import Optimiser, Update
 
-SLOTS = ("step", "exp_avg", "exp_avg_sq")
 
+class Updater:
+    """Updates ``groups`` of parameters, each of which one kernel can take, by ``optimiser``.
 
-class AdamW:
-    """Decoupled weight decay (Loshchilov & Hutter 2019), each group of parameters in one kernel.
-
-    ``state``: by parameter and slot, once it has been updated; ``step`` counts its updates.
+    ``rules``: of the optimiser, by parameter. ``auxiliary``: parameters that have a peak learning
+    rate of their own. ``state``: by parameter and slot, once it has been updated.
     """
 
     def __init__(
-        self, groups: Sequence[Sequence[nn.Parameter]], training: Training, device: torch.device
+        self,
+        optimiser: Optimiser,
+        training: Training,
+        groups: Sequence[Sequence[nn.Parameter]],
+        rules: Mapping[Tensor, str] | None = None,
+        auxiliary: Collection[nn.Parameter] = (),
     ) -> None:
-        self.groups, self.training = groups, training
-        self.fused = device.type in ("cpu", "cuda")
+        self.optimiser, self.training = optimiser, training
+        self.rules = {} if rules is None else rules
+        apart = set() if training.auxiliary_lr is None else set(auxiliary)
+        self.groups = [part for group in groups for part in self._split(group, apart)]
         self.state: dict[Tensor, dict[str, Tensor]] = {}
 
+    def _split(
+        self, group: Sequence[nn.Parameter], apart: Collection[nn.Parameter]
+    ) -> list[tuple[str, bool, list[nn.Parameter]]]:
+        parts: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for p in group:
+            parts.setdefault((self.rules.get(p, ""), p in apart), []).append(p)
+        return [(*kind, parameters) for kind, parameters in parts.items()]
+
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, auxiliary_lr: float | None = None) -> None:
         """Update the parameters that have a gradient."""
-        for group in self.groups:
+        beta1, beta2 = self.training.betas
+        for rule, is_auxiliary, group in self.groups:
             updated: list[Tensor] = [p for p in group if p.grad is not None]
-            slots = {name: [self._slots(p)[name] for p in updated] for name in SLOTS}
-            adamw(
+            if not updated:
+                continue
+            states = [self._slots(p) for p in updated]
+            update = Update(
+                rule,
                 updated,
                 [p.grad for p in updated if p.grad is not None],
-                exp_avgs=slots["exp_avg"],
-                exp_avg_sqs=slots["exp_avg_sq"],
-                max_exp_avg_sqs=[],
-                state_steps=slots["step"],
-                fused=self.fused,
-                amsgrad=False,
-                beta1=self.training.betas[0],
-                beta2=self.training.betas[1],
-                lr=lr,
-                weight_decay=self.training.weight_decay,
-                eps=self.training.eps,
-                maximize=False,
+                {name: [state[name] for state in states] for name in states[0]},
+                lr if auxiliary_lr is None or not is_auxiliary else auxiliary_lr,
+                (beta1, beta2),
+                self.training.eps,
+                self.training.weight_decay,
+                self.training.precision == "bfloat16",
             )
+            self.optimiser.step(update)
 
-    def _slots(self, p: Tensor) -> dict[str, Tensor]:
-        if p not in self.state:
-            # the kernels of other devices take a counter on the CPU
-            step = torch.zeros((), device=p.device if self.fused else "cpu")
-            moments = {name: torch.zeros_like(p) for name in SLOTS[1:]}
-            self.state[p] = {"step": step, **moments}
-        return self.state[p]
+    def _slots(self, parameter: Tensor) -> dict[str, Tensor]:
+        if parameter not in self.state:
+            self.state[parameter] = self.fresh(parameter)
+        return self.state[parameter]
+
+    def fresh(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The slots of a parameter before its first update."""
+        return self.optimiser.slots(parameter, self.rules.get(parameter, ""))

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.experiments.config.averages import Average, Power, exponential
 from fewstep.experiments.config.run_config import RunConfig
-from fewstep.experiments.config.settings import Training
 from fewstep.experiments.data import Dataset, Rows, to_model
 from fewstep.experiments.distributed import data_parallel
 from fewstep.experiments.distributed.process_group import ranks
@@ -27,6 +26,7 @@ from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training import augmentation, checkpoint, posthoc_ema
 from fewstep.experiments.training.checkpoint import Checkpoint
 from fewstep.experiments.training.initialisation import fill
+from fewstep.experiments.training.learning_rate import learning_rate
 from fewstep.experiments.training.microbatch import MicrobatchedNet
 from fewstep.experiments.training.network import (
     build_network,
@@ -34,7 +34,7 @@ from fewstep.experiments.training.network import (
     frozen_copy,
     load_weights,
 )
-from fewstep.experiments.training.optimiser import SLOTS, AdamW
+from fewstep.experiments.training.optimiser import Updater
 from fewstep.experiments.training.prefetch import Loader, Source
 from fewstep.experiments.training.reflow_pairs import Pairs, stored_pairs
 from fewstep.experiments.training.teacher import first_form, load_teacher
@@ -58,15 +58,6 @@ class NotFinite(FloatingPointError):
 
 class Interrupted(Exception):
     """Asked to stop; a checkpoint was written, the run can be continued."""
-
-
-def learning_rate(training: Training, step: int) -> float:
-    """The rate of update number ``step``, counted from 0."""
-    warm = min(1.0, (step + 1) / (training.warmup + 1))
-    if training.schedule == "constant":
-        return training.lr * warm
-    done = max(0, step - training.warmup) / max(1, training.steps - training.warmup)
-    return training.lr * warm * (1 + math.cos(math.pi * done)) / 2
 
 
 class Trainer:
@@ -102,7 +93,9 @@ class Trainer:
             self.named.update(self.auxiliary.named_parameters(prefix="auxiliary"))
         self.parallel.watch(self.net, self.auxiliary)
         groups = self.parallel.groups(self.net, self.auxiliary)
-        self.optimiser = AdamW(groups, self.training, self.device)
+        rules = config.optimiser.rules(self.net)
+        own = [] if self.auxiliary is None else list(self.auxiliary.parameters())
+        self.optimiser = Updater(config.optimiser, self.training, groups, rules, own)
         if self.training.activation_checkpointing:
             setting, name = "training.activation_checkpointing", config.values["backbone"]["name"]
             if not hasattr(self.net, "checkpointing"):
@@ -190,7 +183,8 @@ class Trainer:
         self.first_nonfinite_step = torch.where(bad, step + 1, self.first_nonfinite_step)
         if self.device.type == "cpu":  # elsewhere a look waits for the device: now and then will do
             self._check_finite()
-        self.optimiser.step(learning_rate(training, step))
+        rates = (learning_rate(training, step, peak) for peak in (None, training.auxiliary_lr))
+        self.optimiser.step(*rates)
         for average, network in self.averages:
             self._average(network, average.factor(step))
         if self.target is not None:
@@ -348,18 +342,15 @@ class Trainer:
             self.snapshot = self._copy_network()
             load_weights(self.snapshot, saved, "snapshot", distribute)
         for name, parameter in self.named.items():
-            if f"optimiser.step.{name}" in saved.tensors:  # else it has never had a gradient
-                self.optimiser.state[parameter] = {
-                    slot: self._placed(slot, saved.tensors[f"optimiser.{slot}.{name}"], parameter)
-                    for slot in SLOTS
+            slots = self.optimiser.fresh(parameter)
+            if all(f"optimiser.{slot}.{name}" in saved.tensors for slot in slots):
+                self.optimiser.state[parameter] = {  # else it has never had a gradient
+                    slot: distribute(
+                        saved.tensors[f"optimiser.{slot}.{name}"].to(like.device), like
+                    )
+                    for slot, like in slots.items()
                 }
         self.step = saved.step
         self.seconds = float(saved.state["seconds"])
         self.last = dict(saved.state["last"])
         return True
-
-    def _placed(self, slot: str, value: Tensor, parameter: Tensor) -> Tensor:
-        # AdamW counts steps in a tensor: on the CPU, unless it is the fused one of a GPU
-        if slot == "step":
-            return value.to(self.device) if self.device.type == "cuda" else value
-        return self.parallel.distribute(value.to(self.device), parameter)

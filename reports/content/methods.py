@@ -14,6 +14,7 @@ from fewstep.reports.content.formatting import latex as escape_latex
 from fewstep.reports.content.formatting import markdown as escape_markdown
 
 Run = dict[Hashable, Any]
+OPTIMISERS = {"adam": "Adam", "adamw": "AdamW", "muon": "Muon", "radam": "RAdam"}
 
 
 def markdown(paragraphs: Sequence[str]) -> str:
@@ -70,6 +71,7 @@ def _described(run: Run) -> list[str]:
     """Data, network, budget, averaging, precision; optimiser and all that belongs to it."""
     betas, warmup, clip = enumerated(str(run["betas"]).split()), run["warmup"], run["clip"]
     first = "" if _lacks(warmup) or not warmup else f"linear warm-up over {int(warmup):,} steps, "
+    auxiliary, start = run["auxiliary_lr"], run["decay_from"]
     dropout, steps, batch = run["label_dropout"], run["planned_steps"], run["batch_size"]
     unknown = _lacks(steps) or _lacks(batch)
     return [
@@ -79,12 +81,20 @@ def _described(run: Run) -> list[str]:
         else f"{steps:,} steps of {batch:,} images ({steps * batch:,} images)",
         _known(run["ema"]),
         _known(run["precision"]),
-        f"AdamW with betas {betas}, eps {run['eps']:g}, weight decay {run['weight_decay']:g}",
-        f"learning rate {run['lr']:g}",
-        f"{first}{run['schedule']} schedule",
+        f"{_optimiser(run['optimiser'])} with betas {betas}, eps {run['eps']:g}, "
+        f"weight decay {run['weight_decay']:g}",
+        f"learning rate {run['lr']:g}"
+        + ("" if _lacks(auxiliary) else f" and {auxiliary:g} of the auxiliary module"),
+        f"{first}{run['schedule']} schedule"
+        + ("" if _lacks(start) else f" from step {int(start):,}"),
         "no clipping" if _lacks(clip) else f"gradient norm clipped at {clip:g}",
         "" if _lacks(dropout) or dropout == 0 else f"label dropout {dropout:g}",
     ]  # fmt: skip
+
+
+def _optimiser(value: Any) -> str:
+    name, *settings = ("adamw" if _lacks(value) else str(value)).split(" ", 1)
+    return " ".join([OPTIMISERS.get(name, name), *settings])
 
 
 def _objectives(summary: Summary, runs: pd.DataFrame) -> Iterator[str]:

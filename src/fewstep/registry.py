@@ -147,6 +147,17 @@ def build_named(
     return replace(entry, **checked(type(entry), f"{name}.", given, f"setting of {name}"))
 
 
+def normalised(registry: Registry[Any], setting: str, value: Any) -> Any:
+    """A value for ``build_named`` in the one spelling that a run key is made of; else a UserError.
+
+    Settings at their defaults are left out, and a name without settings stands alone.
+    """
+    name, entry = named(setting, value)["name"], build_named(registry, setting, value)
+    own = {f.name: getattr(entry, f.name) for f in fields(entry) if f.init}
+    changed = {k: v for k, v in own.items() if v != getattr(registry[name], k)}
+    return {"name": name, **changed} if changed else name
+
+
 def named(setting: str, value: Any) -> dict[str, Any]:
     """``"pca"`` or ``{name: pca, dimension: 32}`` as the latter; else a UserError."""
     if isinstance(value, str):

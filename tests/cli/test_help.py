@@ -11,6 +11,7 @@ from fewstep.cli.app import COMMANDS, main
 from fewstep.experiments.data import DATA
 from fewstep.experiments.extractors import EXTRACTORS
 from fewstep.experiments.metrics import METRICS
+from fewstep.experiments.optimisers import OPTIMISERS
 from fewstep.objectives import OBJECTIVES
 from fewstep.sweeps.definition import parse as definition
 from fewstep.sweeps.launcher import LAUNCHERS
@@ -25,6 +26,7 @@ NAMES = {
     "extractors": EXTRACTORS.names(),
     "metrics": METRICS.names(),
     "launchers": LAUNCHERS.names(),
+    "optimisers": OPTIMISERS.names(),
     "sweeps": definition.names(),
 }
 

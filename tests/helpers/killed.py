@@ -51,9 +51,9 @@ def arm(moment: str, n: int, act: Callable[[], None]) -> None:
     """Have this process do ``act`` when it comes to the moment."""
     count = counted(n, act)
     if moment == "update":
-        from fewstep.experiments.training.optimiser import AdamW
+        from fewstep.experiments.training.optimiser import Updater
 
-        before(AdamW, "step", lambda *_: count())
+        before(Updater, "step", lambda *_: count())
     elif moment == "checkpoint":
         from fewstep.experiments.training import checkpoint
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import hydra
 import pytest
+import torch
 from helpers.tiny import registered
 from omegaconf import OmegaConf
 
@@ -191,6 +192,12 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["training.lr=${nowhere}"], ["nowhere"]),
     (["training.lr=???"], ["training.lr"]),
     (["sweep=../elsewhere"], ["'../elsewhere'"]),
+    (["training.optimiser=moun"], ["unknown training.optimiser 'moun'", "did you mean 'muon'"]),
+    (["training.optimiser={name:muon,momentun:1}"], ["'momentun' of muon", "'momentum'"]),
+    (["training.optimiser={name:muon,momentum:1}"], ["training.optimiser.momentum", "got 1.0"]),
+    (["training.optimiser={name:muon,momentum:x}"], ["muon.momentum must be a number, got 'x'"]),
+    (["training.optimiser={momentum:1}"], ["training.optimiser takes a name or {name: NAME"]),
+    (["training.optimiser=[adam]"], ["training.optimiser takes a name or {name: NAME"]),
 ]
 
 
@@ -232,7 +239,7 @@ def others(base: list[Any], key: str, value: Any) -> Iterator[RunConfig]:
     elif isinstance(value, int):
         candidates = [value * 2, value + 1, value - 1]
     else:
-        candidates = [0.5, 1.0, 0.25, 2.0, 4.0, 0.003]
+        candidates = [0.5, 1.0, 0.25, 2.0, 4.0, 0.003, 3]
     for candidate in candidates:
         try:
             config = compose([*base, (key, candidate)])
@@ -242,9 +249,14 @@ def others(base: list[Any], key: str, value: Any) -> Iterator[RunConfig]:
             yield config
 
 
+# what a setting needs to be set
+NEEDS = {"auxiliary_lr": ["objective=scm"], "decay_from": ["training.schedule=cosine"]}
+
+
 @pytest.mark.parametrize("f", fields(Training), ids=lambda f: f.name)
 def test_training_settings_are_in_the_key_unless_they_keep_books(f: Any) -> None:
-    default = compose([])
+    base = NEEDS.get(f.name, [])
+    default = compose(base)
     if f.name == "device":
         changed = compose(["training.device=cpu"])
     elif f.name == "microbatch":
@@ -254,7 +266,7 @@ def test_training_settings_are_in_the_key_unless_they_keep_books(f: Any) -> None
         other = {"posthoc_ema": "[0.2]", "posthoc_every": "6"}[f.name]
         default, changed = compose(kept), compose([*kept, f"training.{f.name}={other}"])
     else:
-        changed = next(others([], f"training.{f.name}", getattr(Training(), f.name)))
+        changed = next(others(base, f"training.{f.name}", getattr(Training(), f.name)))
     assert changed.training != default.training
     assert (changed.key == default.key) == bool(f.metadata.get("bookkeeping"))
 
@@ -367,6 +379,37 @@ def test_an_added_setting_enters_the_key_only_where_it_is_not_its_default() -> N
 )
 def test_keys_are_those_of_version_0_2(overrides: list[str], key: str) -> None:
     assert compose(overrides).key == key
+
+
+def test_spellings_of_an_optimiser_that_mean_the_same_have_one_key() -> None:
+    same = {
+        "": ("adamw", {"name": "adamw"}),
+        "muon": ("muon", {"name": "muon"}, {"name": "muon", "momentum": 0.95, "adamw_lr": 1}),
+        "other": (
+            {"name": "muon", "momentum": 0.9},
+            {"nesterov": True, "name": "muon", "momentum": 0.9},
+        ),
+    }
+    keys = {}
+    for meaning, spellings in same.items():
+        configs = [compose([("training.optimiser", value)]) for value in spellings]
+        (keys[meaning],) = {config.key for config in configs}
+        (optimiser,) = {config.optimiser for config in configs}
+        assert optimiser.momentum == 0.9 if meaning == "other" else True  # type: ignore[attr-defined]
+        again = RunConfig(json.loads(json.dumps(configs[-1].values)))
+        assert (again.key, again.optimiser) == (keys[meaning], optimiser)
+        assert amend(configs[-1], ["evaluation.steps=[3]"]).key == keys[meaning]
+    assert keys[""] == compose([]).key
+    assert len(set(keys.values())) == 3
+    assert compose(["training.optimiser={name:muon,momentum:0.9}"]).key == keys["other"]
+
+
+def test_a_rate_of_its_own_needs_an_auxiliary_module() -> None:
+    state = torch.get_rng_state()
+    assert compose(["objective=scm", "training.auxiliary_lr=0.1"]).training.auxiliary_lr == 0.1
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(UserError, match=r"lr=0.1: objective 'ect' has no auxiliary module to"):
+        compose(["objective=ect", "training.auxiliary_lr=0.1"])
 
 
 def test_a_spec_read_back_has_the_same_key() -> None:

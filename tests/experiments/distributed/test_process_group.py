@@ -19,6 +19,7 @@ from fewstep.experiments.distributed.process_group import Ranks
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.objectives import OBJECTIVES
 
+MUON = ["training.optimiser=muon", "training.auxiliary_lr=0.002"]
 ALL = [*OBJECTIVES.names(), "two_calls"]
 WAYS = ("ddp", "fsdp")
 STEPS, HALF = 8, 4
@@ -38,11 +39,11 @@ SETTINGS = [
     "backbone.dropout=0.2",
 ]
 CELLS = [{"steps": 3}, {"steps": 2, "guidance": 1.5, "sample_set": 1}]
-# every kind of state: learned parts, a former self
+# every kind of state: learned parts, a former self, momenta of matrices
 RESUMED = [
     ("ddp", "progressive_distillation"),
     ("fsdp", "progressive_distillation"),
-    ("fsdp", "scm"),
+    ("fsdp", "muon"),
 ]
 # a network's own means, which the backward pass or dropout depend on
 OPTIONS = {
@@ -90,6 +91,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     root = tmp_path_factory.mktemp("story")
     with in_float64():
         taught_ = {name: [*SETTINGS, *taught(root / "teacher", name)] for name in ALL}
+        taught_["muon"] = [*taught_["scm"], *MUON]
         settings = {
             name: [list(o) if isinstance(o, tuple) else o for o in overrides]
             for name, overrides in taught_.items()
@@ -127,7 +129,7 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], value, **EXACT, msg=f"{name} differs".format)
 
 
-@pytest.mark.parametrize("name", [*ALL, *OPTIONS])
+@pytest.mark.parametrize("name", [*ALL, "muon", *OPTIONS])
 def test_two_processes_learn_and_sample_as_one(story: Played, name: str) -> None:
     one = story.single_process(name)
     assert len(one["losses"]) == (HALF if name in OPTIONS else STEPS)

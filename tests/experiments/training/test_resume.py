@@ -40,8 +40,11 @@ SETTINGS = (
 
 
 MORE = {
-    "scd": ("training.init=teacher",),
+    "scd": ("training.init=teacher", "training.auxiliary_lr=0.02"),
     "consistency_distillation": ("objective.target_decay=0.8",),
+    "progressive_distillation": ("training.optimiser=adam",),
+    "flow_matching": ("training.optimiser=radam", "training.schedule=linear"),
+    "alpha_flow": ("training.optimiser=muon",),
 }
 
 
@@ -124,6 +127,8 @@ def test_killed_a_run_ends_with_the_same_bits(
         assert any(name.startswith("auxiliary.") for name in last_tensors(killed))
     apart = any(name.startswith("target.") for name in last_tensors(killed))
     assert apart == ("target_decay" in str(MORE.get(spec["config"]["objective"]["name"])))
+    muon = any(name.startswith("optimiser.momentum.") for name in last_tensors(killed))
+    assert muon == ("muon" in str(MORE.get(spec["config"]["objective"]["name"])))
     former = any(name.startswith("snapshot.") for name in last_tensors(killed))
     objective = OBJECTIVES[spec["config"]["objective"]["name"]]
     assert former == any(objective.takes_snapshot(Progress(step, STEPS)) for step in range(STEPS))

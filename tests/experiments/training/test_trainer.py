@@ -25,31 +25,14 @@ from torch import Generator
 
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import Override, RunConfig, compose
-from fewstep.experiments.config.settings import Training
 from fewstep.experiments.run import RunFailed, prepare, run
 from fewstep.experiments.training.network import build_network, choose_device
-from fewstep.experiments.training.trainer import Interrupted, NotFinite, Trainer, learning_rate
+from fewstep.experiments.training.trainer import Interrupted, NotFinite, Trainer
 from fewstep.objectives import OBJECTIVES, Batch, FlowMatching, Loss, Nets, Progress
 
 ALL = OBJECTIVES.names()
 
-# ------------------------------------------------------------------------- schedules and updates
-
-
-def test_constant_rate_after_a_linear_warm_up() -> None:
-    training = Training(steps=10, lr=4.0, warmup=3)
-    assert [learning_rate(training, i) for i in range(6)] == [1, 2, 3, 4, 4, 4]
-    assert learning_rate(Training(lr=4.0), 0) == 4.0
-
-
-def test_cosine_rate_falls_to_nothing() -> None:
-    training = Training(steps=11, lr=2.0, warmup=1, schedule="cosine")
-    assert learning_rate(training, 0) == 1.0  # half of it: warming up
-    assert learning_rate(training, 1) == 2.0
-    assert learning_rate(training, 6) == pytest.approx(1.0)  # half way
-    third = learning_rate(training, 1 + 10 // 3)
-    assert third == pytest.approx(1 + math.cos(0.3 * math.pi))
-    assert learning_rate(training, 11) == pytest.approx(0)
+# ------------------------------------------------------------------------------------ updates
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
@@ -61,6 +44,19 @@ def test_the_first_update_is_as_long_as_its_rate(tmp_path: Path, warmup: int) ->
     assert float((flat(made.net) - before).abs().max()) == pytest.approx(
         0.01 / (warmup + 1), rel=1e-3
     )
+
+
+def test_the_auxiliary_module_learns_at_its_own_rate(tmp_path: Path) -> None:
+    """Its first update is as long as its rate, the network's as the network's, on one schedule."""
+    given = ("objective=scm", "training.lr=0.01", "training.warmup=1")
+    for overrides, rate in ((("training.auxiliary_lr=0.002",), 0.002), ((), 0.01)):
+        made = trainer(tiny(tmp_path, *given, *overrides))
+        assert made.auxiliary is not None
+        before = flat(made.net), flat(made.auxiliary)
+        made._update()
+        after = flat(made.net), flat(made.auxiliary)
+        lengths = [float((b - a).abs().max()) for a, b in zip(before, after, strict=True)]
+        assert lengths == pytest.approx([0.01 / 2, rate / 2], rel=1e-3)
 
 
 def test_ema_is_the_average_it_says_it_is(tmp_path: Path) -> None:
@@ -103,11 +99,13 @@ def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:
         return math.sqrt(sum(float(p.grad.square().sum()) for p in made.named.values()))  # type: ignore[union-attr]
 
     clipped = trainer(tiny(tmp_path, "objective=scm", "training.clip=0.001"))
-    assert float(clipped._update()["grad_norm"]) > 0.1  # what is told is the norm before
+    before = float(clipped._update()["grad_norm"])
+    assert before > 0.1  # what is told is the norm before
     assert gradient_norm(clipped) == pytest.approx(0.001, rel=1e-3)
     free = trainer(tiny(tmp_path, "objective=scm", "training.clip=null"))
     told = float(free._update()["grad_norm"])
     assert gradient_norm(free) == pytest.approx(told, rel=1e-5)
+    assert told == before
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
@@ -251,13 +249,18 @@ class Breaks(FlowMatching):
         return replace(loss, per_sample=value)
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_loss_that_is_not_finite_is_a_recorded_failure(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "clip"), [("loss", 1), ("gradient", 1), ("loss", None), ("gradient", None)]
+)
+def test_a_loss_that_is_not_finite_is_a_recorded_failure(
+    tmp_path: Path, what: str, clip: float | None
+) -> None:
     with registered("objective", "breaks", Breaks()):
         config = tiny(
             tmp_path,
             "objective=breaks",
             ("objective.what", what),
+            ("training.clip", clip),
             "training.steps=12",
             "training.checkpoint_every=3",
             "training.log_every=1",

@@ -41,7 +41,9 @@ FID = {"name": "FID", "label": "FID-cifar10-inception@50000", "id": "f1d", "samp
 
 
 def runs(name: str = "FM") -> list[Run]:
-    other = {"training": {**TRAINING, "lr": 1e-4}, "objective": {"name": "ct", "target": "ema"}}
+    muon = {"name": "muon", "momentum": 0.9}
+    rates = {"lr": 1e-4, "auxiliary_lr": 1e-2, "decay_from": 100, "optimiser": muon}
+    other = {"training": {**TRAINING, **rates}, "objective": {"name": "ct", "target": "ema"}}
     return [
         *(Run(name, s, {1: 90.0 + s, 4: 10.0 + s}, objective="fm", config={"training": TRAINING},
               provenance=MADE) for s in range(3)),
@@ -190,9 +192,11 @@ def test_the_methods_paragraph_is_exact(frame: pd.DataFrame) -> None:
     told = " ".join(methods.paragraphs(summarise(frame), frame))
     for fact in (
         "Training data: digits. Network: unet; 123,456 parameters.",
-        "AdamW with betas 0.9 and 0.99, eps 1e-08, weight decay 0.1, "
-        "learning rate 0.002 (learning rate 0.0001 for CT), linear warm-up over 50 steps, "
-        "cosine schedule, gradient norm clipped at 1.",
+        "AdamW with betas 0.9 and 0.99, eps 1e-08, weight decay 0.1 (Muon (momentum=0.9) with "
+        "betas 0.9 and 0.99, eps 1e-08, weight decay 0.1 for CT), learning rate 0.002 (learning "
+        "rate 0.0001 and 0.01 of the auxiliary module for CT), linear warm-up over 50 steps, "
+        "cosine schedule (linear warm-up over 50 steps, cosine schedule from step 100 for CT), "
+        "gradient norm clipped at 1.",
         "500 steps of 128 images (64,000 images).", "EMA decay 0.99; precision float32.",
         "Training seeds: 0, 1 and 2", "CT: objective ct (target=ema).",
         "CD: objective cd, taught by FM.", "metric a1b2c3d4e5f6", "597 samples against 1,200",

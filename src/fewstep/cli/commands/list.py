@@ -21,6 +21,7 @@ REGISTRIES = {
     "data": "experiments.data:DATA",
     "extractors": "experiments.extractors:EXTRACTORS",
     "metrics": "experiments.metrics:METRICS",
+    "optimisers": "experiments.optimisers:OPTIMISERS",
     "launchers": "sweeps.launcher:LAUNCHERS",
 }
 KINDS = (*REGISTRIES, "sweeps")
