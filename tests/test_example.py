@@ -14,9 +14,11 @@ import pytest
 import torch
 from helpers import commands
 from helpers.commands import DEPRECATED, TINY, WARNING_ENVIRONMENT, environment
+from helpers.tiny import last_tensors
 
 from fewstep.backbones.base import build_backbone
 from fewstep.errors import UserError
+from fewstep.experiments.store.run_directory import RunDirectory
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 KINDS = {
@@ -25,6 +27,7 @@ KINDS = {
     "backbones": "plain_mlp",
     "extractors": "quadratic",
     "launchers": "nice",
+    "optimisers": "sgd",
 }
 MOONS = """
 base:
@@ -33,6 +36,7 @@ base:
   backbone: plain_mlp
   training.steps: 5
   training.batch_size: 16
+  training.optimiser: {name: sgd, momentum: 0.8}
   evaluation.steps: [1]
   evaluation.extractor: quadratic
   evaluation.metrics: [{name: mean_shift, relative: true}]
@@ -106,7 +110,7 @@ def test_a_backbone_without_condition_vectors_says_so(
         build_backbone(backbone, (2,), 0, jump=False, condition_dim=4)
 
 
-def test_a_sweep_uses_a_launcher_a_metric_data_a_backbone_and_an_extractor(
+def test_a_sweep_uses_a_launcher_a_metric_data_a_backbone_an_optimiser_and_an_extractor(
     installed: Path, tmp_path: Path
 ) -> None:
     example = EXAMPLES / "fewstep-plugin/moons.yaml"
@@ -121,6 +125,7 @@ def test_a_sweep_uses_a_launcher_a_metric_data_a_backbone_and_an_extractor(
         "nice.levl=3": "unknown setting 'levl' of nice; did you mean 'level'?",
         "resources.gpus=2": "asks for several processes",
         "data.noise=-1": "data.noise must be",
+        "training.optimiser={name:sgd,momentum:1}": "training.optimiser.momentum must be",
     }.items():
         refused = fewstep(installed, tmp_path, *sweep, words)
         assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr
@@ -139,6 +144,10 @@ def test_a_sweep_uses_a_launcher_a_metric_data_a_backbone_and_an_extractor(
     (log,) = [run for run in folder.glob("*/log.txt") if (run.parent / "result.json").exists()]
     spec = json.loads((log.parent / "spec.json").read_text())
     assert spec["config"]["backbone"]["name"] == "plain_mlp"
+    checkpoint = last_tensors(RunDirectory(log.parent))
+    assert {name.split(".")[1] for name in checkpoint if name.startswith("optimiser.")} == {
+        "momentum"
+    }
     record = json.loads((folder / "launch.json").read_text())
     assert (record["launcher"], record["settings"]) == ("nice", {"level": 5})
     again = fewstep(installed, tmp_path, "retry", "moons", "--class", "nan")
