@@ -28,7 +28,7 @@ from fewstep.experiments.run import prepare, run
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.worker import BUSY, FAILED, INTERRUPTED
 
-SOON = 60  # seconds, for what takes a few on a machine at rest
+SOON = 300  # seconds, for what takes a few on a machine at rest
 WORKER = ("-P", "-m", "fewstep.experiments.worker")
 ENDLESS = ("training.steps=100000", "training.checkpoint_every=20")
 

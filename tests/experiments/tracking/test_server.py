@@ -252,7 +252,9 @@ def test_two_at_once_of_one_sweep(server: str, client: Any, tmp_path: Path) -> N
     sweep = finished_sweep(root, "both", runs=6)
     both = [fake.start(root, sweep, Path.cwd(), server) for _ in range(2)]
     told = sorted(process.communicate(timeout=120) for process in both)
-    assert told == [(b"0 0 6\n", b""), (b"6 0 0\n", b"")]
+    assert [out for out, _ in told] == [b"0 0 6\n", b"6 0 0\n"]
+    errors = [line for _, err in told for line in err.splitlines()]
+    assert all(b"waiting for another process" in line for line in errors)  # after 5 s
     fake.assert_mirrored(client, sweep, tmp_path / "artifacts")
 
 
