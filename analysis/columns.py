@@ -41,7 +41,8 @@ PROTOCOL: dict[str, str] = {
     "lr": "float64", "auxiliary_lr": "float64",
     "schedule": "string", "warmup": "Int64", "decay_from": "Int64",
     "betas": "string", "eps": "float64", "weight_decay": "float64", "clip": "float64",
-    "ema": "float64", "label_dropout": "float64", "precision": "string", "init": "string",
+    "ema": "float64", "ema_warmup": "boolean", "label_dropout": "float64", "flip": "boolean",
+    "augment": "float64", "precision": "string", "init": "string",
 }  # fmt: skip
 ORIGIN: dict[str, str] = {
     "data_sha256": "string",  # of the examples and classes it is trained on

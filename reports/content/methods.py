@@ -71,7 +71,7 @@ def _described(run: Run) -> list[str]:
     """Data, network, budget, averaging, precision; optimiser and all that belongs to it."""
     betas, warmup, clip = enumerated(str(run["betas"]).split()), run["warmup"], run["clip"]
     first = "" if _lacks(warmup) or not warmup else f"linear warm-up over {int(warmup):,} steps, "
-    auxiliary, start = run["auxiliary_lr"], run["decay_from"]
+    auxiliary, start, augment = run["auxiliary_lr"], run["decay_from"], run["augment"]
     dropout, steps, batch = run["label_dropout"], run["planned_steps"], run["batch_size"]
     unknown = _lacks(steps) or _lacks(batch)
     return [
@@ -79,7 +79,7 @@ def _described(run: Run) -> list[str]:
           else f"{run[group]} ({run[f'{group}_settings']})" for group in ("data", "backbone")),
         "Budget unknown" if unknown
         else f"{steps:,} steps of {batch:,} images ({steps * batch:,} images)",
-        _known(run["ema"]),
+        _known(run["ema"]) + (" without warm-up" if run["ema_warmup"] is False else ""),
         _known(run["precision"]),
         f"{_optimiser(run['optimiser'])} with betas {betas}, eps {run['eps']:g}, "
         f"weight decay {run['weight_decay']:g}",
@@ -89,6 +89,9 @@ def _described(run: Run) -> list[str]:
         + ("" if _lacks(start) else f" from step {int(start):,}"),
         "no clipping" if _lacks(clip) else f"gradient norm clipped at {clip:g}",
         "" if _lacks(dropout) or dropout == 0 else f"label dropout {dropout:g}",
+        "horizontal flips" if run["flip"] is True else "",
+        "" if _lacks(augment) or augment == 0
+        else f"EDM's augmentation with probability {augment:g}",
     ]  # fmt: skip
 
 
@@ -156,6 +159,8 @@ def _shared(own: Mapping[str, str]) -> str:
     (common, _), *others = Counter(own.values()).most_common()
     rest = [f"{value or 'none'} for {enumerated([m for m, v in own.items() if v == value])}"
             for value, _ in others]  # fmt: skip
+    if not common:
+        return "; ".join(rest)
     return f"{common} ({'; '.join(rest)})" if rest else common
 
 

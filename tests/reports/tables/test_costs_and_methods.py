@@ -42,7 +42,16 @@ FID = {"name": "FID", "label": "FID-cifar10-inception@50000", "id": "f1d", "samp
 
 def runs(name: str = "FM") -> list[Run]:
     muon = {"name": "muon", "momentum": 0.9}
-    rates = {"lr": 1e-4, "auxiliary_lr": 1e-2, "decay_from": 100, "optimiser": muon}
+    rates = {
+        "lr": 1e-4,
+        "auxiliary_lr": 1e-2,
+        "decay_from": 100,
+        "optimiser": muon,
+        "ema": [0.99, 0.999],
+        "ema_warmup": False,
+        "flip": True,
+        "augment": 0.12,
+    }
     other = {"training": {**TRAINING, **rates}, "objective": {"name": "ct", "target": "ema"}}
     return [
         *(Run(name, s, {1: 90.0 + s, 4: 10.0 + s}, objective="fm", config={"training": TRAINING},
@@ -196,8 +205,10 @@ def test_the_methods_paragraph_is_exact(frame: pd.DataFrame) -> None:
         "betas 0.9 and 0.99, eps 1e-08, weight decay 0.1 for CT), learning rate 0.002 (learning "
         "rate 0.0001 and 0.01 of the auxiliary module for CT), linear warm-up over 50 steps, "
         "cosine schedule (linear warm-up over 50 steps, cosine schedule from step 100 for CT), "
-        "gradient norm clipped at 1.",
-        "500 steps of 128 images (64,000 images).", "EMA decay 0.99; precision float32.",
+        "gradient norm clipped at 1, horizontal flips for CT, EDM's augmentation with probability "
+        "0.12 for CT.",
+        "500 steps of 128 images (64,000 images).",
+        "EMA decay 0.99 (0.99 without warm-up for CT); precision float32.",
         "Training seeds: 0, 1 and 2", "CT: objective ct (target=ema).",
         "CD: objective cd, taught by FM.", "metric a1b2c3d4e5f6", "597 samples against 1,200",
         "train split", "no guidance", "Sampler: solver=euler", "uniform steps",
