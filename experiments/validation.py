@@ -8,6 +8,8 @@ from fewstep.backbones import Backbone
 from fewstep.errors import UserError, located
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset, DataSource
+from fewstep.experiments.data.base import placeholder_of
+from fewstep.experiments.data.expected import EXAMPLE
 from fewstep.experiments.data.identity import data_record
 from fewstep.experiments.evaluation.evaluate import cells
 from fewstep.experiments.evaluation.measurement import extractor
@@ -28,12 +30,17 @@ from fewstep.registry import build_named
 
 
 def check(
-    configs: Iterable[RunConfig], to_come: Mapping[str, RunConfig] = {}
+    configs: Iterable[RunConfig],
+    to_come: Mapping[str, RunConfig] = {},
+    missing: dict[DataSource, str] | None = None,
 ) -> dict[DataSource, Dataset]:
     """Load each data set and build each network once, and hold every run's settings against them.
 
     ``to_come``: runs, by key, that will be done before, so that they may be teachers. Returns the
     data sets. Raises ``UserError`` for the first thing that is missing or does not fit.
+
+    ``missing``: if given, a data set that cannot be loaded is replaced by its shapes alone, where
+    they are known, and noted there with the reason.
     """
     loaded: dict[DataSource, Dataset] = {}
     built: set[tuple[Backbone, DataSource, bool, str]] = (
@@ -41,9 +48,9 @@ def check(
     )  # runs that differ otherwise share it
     for config in configs:
         if config.data not in loaded:
-            loaded[config.data] = config.data.load()
+            loaded[config.data] = _load(config.data, missing)
         if not learned(config):
-            check_teacher(config, to_come)
+            check_teacher(config, to_come, loaded[config.data])
         optimiser = str(config.training.optimiser)
         network = (config.backbone, config.data, config.objective.uses_jump, optimiser)
         if network not in built:
@@ -53,11 +60,26 @@ def check(
             built.add(network)
         dataset = loaded[config.data]
         _check(config, dataset)
-        taught_by = None if learned(config) else teacher_directory(config)
+        absent = config.data in (missing or {})
+        taught_by = None if learned(config) or absent else teacher_directory(config)
         if taught_by is not None and taught_by.data() is not None:
             with located(f"teacher of {config.key}"):
                 check_data(taught_by, data_record(dataset), getattr(config.data, "root", None))
     return loaded
+
+
+def _load(source: DataSource, missing: dict[DataSource, str] | None) -> Dataset:
+    try:
+        return source.load()
+    except UserError as error:
+        placeholder = None if missing is None else placeholder_of(source)
+        if missing is None or placeholder is None:
+            if missing is not None and hasattr(source, "expected"):
+                hint = f"to plan without them, set data.expected, as in {EXAMPLE!r}"
+                raise UserError(f"{error}; {hint}") from None
+            raise
+        missing[source] = str(error)
+        return placeholder
 
 
 def learned(config: RunConfig) -> bool:

@@ -113,7 +113,8 @@ class Launcher(Protocol):
     """A frozen dataclass; its fields are its settings, checked in ``__post_init__``.
 
     Register an instance in ``LAUNCHERS``, or its class under the entry point group
-    ``fewstep.launchers``.
+    ``fewstep.launchers``. A method ``summary(request)`` may give lines for the costs at the end of
+    ``--plan``.
     """
 
     def check(self, request: LaunchRequest) -> None:

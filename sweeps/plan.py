@@ -5,7 +5,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from fewstep._version import __version__
@@ -13,6 +13,8 @@ from fewstep.errors import UserError
 from fewstep.errors import located as in_front
 from fewstep.experiments.config.data_location import located
 from fewstep.experiments.config.run_config import RunConfig
+from fewstep.experiments.cost.disk import DiskUse, cache_bytes, disk_use
+from fewstep.experiments.data import Dataset, DataSource
 from fewstep.experiments.data.identity import data_record
 from fewstep.experiments.evaluation.evaluate import cells_lacking
 from fewstep.experiments.run import directory_of, prepare, read_spec
@@ -22,9 +24,11 @@ from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.experiments.store.source_hash import source_hash
 from fewstep.experiments.validation import check
 from fewstep.files import relative_to
+from fewstep.sweeps.cpu_threads import cores, threads
 from fewstep.sweeps.definition.member import Member
 from fewstep.sweeps.definition.sweep import Sweep
-from fewstep.sweeps.estimate import Estimate, estimate
+from fewstep.sweeps.estimate import Estimate, Fallback, estimate
+from fewstep.sweeps.flop_time import FlopTime, Unknown, flop_time
 from fewstep.sweeps.launcher import LaunchRequest
 from fewstep.sweeps.status import failed_or_cancelled, is_busy
 
@@ -57,10 +61,17 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """The chosen runs of a sweep, in its order."""
+    """The chosen runs of a sweep, in its order.
+
+    Attributes:
+        datasets: of the runs to do, by key, if the plan is only looked at.
+        missing: why data sets could not be loaded, of which there are the shapes alone.
+    """
 
     sweep: Sweep
     runs: tuple[Planned, ...]
+    datasets: Mapping[str, Dataset] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     @property
     def directory(self) -> SweepDirectory:
@@ -72,9 +83,41 @@ class Plan:
 
     @cached_property
     def estimate(self) -> Estimate:
-        """How long the runs to do will take; computed on first use."""
+        """How long the runs to do will take, as finished runs tell; computed on first use."""
+        return self._estimate(None)
+
+    @cached_property
+    def full_estimate(self) -> Estimate:
+        """As ``estimate``, from FLOPs where no finished run tells it; of a plan with data sets."""
+        return self._estimate(self._flop_time)
+
+    def _estimate(self, fallback: Fallback | None) -> Estimate:
         runs = [(run.member, run.directory) for run in self.runs if run.to_do]
-        return estimate(runs, self.directory.path.parent)
+        return estimate(runs, self.directory.path.parent, fallback)
+
+    def _flop_time(self, member: Member, directory: RunDirectory) -> FlopTime | Unknown:
+        share = member.resources.cpus
+        if not self.sweep.request.given:  # the local launcher divides the machine
+            share = max(share, cores() / len(self.datasets))
+        dataset = self.datasets[directory.key]
+        return flop_time(
+            member.config, directory, member.resources, dataset, threads(share), self._configs
+        )
+
+    @cached_property
+    def _configs(self) -> dict[str, RunConfig]:
+        return {run.directory.key: run.member.config for run in self.runs}
+
+    @property
+    def disk_uses(self) -> list[DiskUse | None]:
+        """Of each run to do; of a plan with data sets."""
+        return [disk_use(self._configs[key], dataset) for key, dataset in self.datasets.items()]
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the data sets of the runs to do that are kept in a cache."""
+        kept = {id(data): (self._configs[key].data, data) for key, data in self.datasets.items()}
+        return sum(cache_bytes(source, dataset) for source, dataset in kept.values())
 
     @cached_property
     def to_do(self) -> tuple[Planned, ...]:
@@ -85,14 +128,16 @@ class Plan:
         """
         return longest_first([run for run in self.runs if run.to_do], self.estimate.seconds)
 
-    def request(self, runs: Sequence[Planned]) -> LaunchRequest:
-        """What a launcher needs to know of ``runs``."""
+    def request(
+        self, runs: Sequence[Planned], seconds: Mapping[str, float] | None = None
+    ) -> LaunchRequest:
+        """What a launcher needs to know of ``runs``; ``seconds``: in place of the estimate's."""
         return LaunchRequest(
             self.directory,
             {run.directory.key: run.member.config.values for run in runs},
             {run.directory.key: run.member.resources for run in runs},
             self.sweep,
-            self.estimate.seconds,
+            self.estimate.seconds if seconds is None else seconds,
         )
 
     def write(self) -> None:
@@ -129,8 +174,11 @@ class Plan:
         )
 
 
-def plan(sweep: Sweep) -> Plan:
+def plan(sweep: Sweep, view: bool = False) -> Plan:
     """Read the state of every member of the sweep; writes nothing.
+
+    ``view``: it is only looked at. It then keeps its data sets, and does with the shapes alone of
+    those that are missing, where they are known.
 
     Raises ``UserError``: a bad setting in any of them, missing or unsuitable data, or a directory
     of another configuration.
@@ -148,17 +196,25 @@ def plan(sweep: Sweep) -> Plan:
     if not runs:
         raise UserError(f"sweep {sweep.name} has no runs")
     readable = [run for run in runs if run.state != "unreadable"]
+    datasets: dict[str, Dataset] = {}
+    missing: dict[DataSource, str] = {}
     if readable:
         with relative_to(readable[0].directory.made_in()):
-            check_runs(sweep, readable)
-    return Plan(sweep, tuple(runs))
+            datasets = check_runs(sweep, readable, missing if view else None)
+    return Plan(sweep, tuple(runs), datasets if view else {}, tuple(missing.values()))
 
 
-def check_runs(sweep: Sweep, runs: Sequence[Planned]) -> None:
-    """Raise ``UserError`` unless what is to do can be done, on the data of what was done."""
+def check_runs(
+    sweep: Sweep, runs: Sequence[Planned], missing: dict[DataSource, str] | None = None
+) -> dict[str, Dataset]:
+    """Raise ``UserError`` unless what is to do can be done, on the data of what was done.
+
+    Returns the data sets of the runs to do, by key. ``missing``: as in ``validation.check``.
+    """
     to_do = {r.directory.key: located(r.member.config, r.directory) for r in runs if r.to_do}
-    loaded = check(to_do.values(), to_do)
-    records = {source: data_record(dataset) for source, dataset in loaded.items()}
+    loaded = check(to_do.values(), to_do, missing)
+    there = {source: data for source, data in loaded.items() if source not in (missing or {})}
+    records = {source: data_record(dataset) for source, dataset in there.items()}
     # wherever they lie: runs whose settings name the same data must be of the same
     named = {_which_data(config): config.data for config in to_do.values()}
     for run in _members(runs) if records else ():
@@ -167,9 +223,10 @@ def check_runs(sweep: Sweep, runs: Sequence[Planned]) -> None:
             source = named.get(_which_data(RunConfig(spec["config"]))) if spec else None
         except (UserError, OSError, LookupError):  # a file of another form: it is named elsewhere
             continue
-        if known is not None and source is not None:
+        if known is not None and source in records:
             with in_front(f"sweep {sweep.name}"):
                 check_data(run, records[source], getattr(source, "root", None))
+    return {key: loaded[config.data] for key, config in to_do.items()}
 
 
 def _which_data(config: RunConfig) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import RunConfig
+from fewstep.experiments.cost.devices import CPU, DEVICES
+from fewstep.experiments.cost.flops import calls_per_pair
 from fewstep.experiments.evaluation.evaluate import cells_to_come
 from fewstep.experiments.store.json_files import CorruptFile, Json
 from fewstep.experiments.store.run_directory import RunDirectory
@@ -34,6 +36,7 @@ class Speed:
     Attributes:
         per_step: seconds of sampling an image by a step. per_cell: of measuring a cell.
         samples: of a cell. source: ``SAME``, from runs of the same objective, or ``SCALED``.
+        runs: keys of the finished runs it is from.
     """
 
     images_per_second: float
@@ -42,16 +45,19 @@ class Speed:
     samples: float
     on_gpu: bool
     source: str
+    runs: frozenset[str]
 
-    def seconds(self, config: RunConfig, directory: RunDirectory) -> float:
-        """The time that the rest of a run takes."""
-        training = config.training
-        steps = training.steps - _steps_done(directory, training.steps)
+    def rest(self, config: RunConfig, directory: RunDirectory) -> tuple[float, float]:
+        """Seconds that training (drawing pairs included) and evaluation of a run still take."""
+        training, objective = config.training, config.objective
+        done = steps_done(directory, training.steps)
         samples = config.evaluation.samples or self.samples
         cells = cells_to_come(config, directory)
         sampled = sum(passes(cell.steps, cell.guidance) for cell in cells) * samples
-        trained = steps * training.batch_size / self.images_per_second
-        return trained + sampled * self.per_step + len(cells) * self.per_cell
+        trained = (training.steps - done) * training.batch_size / self.images_per_second
+        if objective.needs_pairs and not done:
+            trained += objective.pairs * calls_per_pair(config) * self.per_step
+        return trained, sampled * self.per_step + len(cells) * self.per_cell
 
 
 def passes(steps: int, guidance: float) -> int:
@@ -61,7 +67,7 @@ def passes(steps: int, guidance: float) -> int:
 
 def workload(values: Mapping[str, Any]) -> str:
     """What a speed depends on, besides the objective: backbone and data with their settings."""
-    data = {name: value for name, value in values["data"].items() if name != "root"}
+    data = {k: value for k, value in values["data"].items() if k not in ("root", "expected")}
     return json.dumps([values["backbone"], data], sort_keys=True)
 
 
@@ -96,13 +102,22 @@ class FinishedRun:
     def on_gpu(self) -> bool:
         return str(self.result["provenance"]["device"]).startswith("cuda")
 
+    def ran_on(self, device: str | None, gpu: bool) -> bool:
+        """Whether it ran on such a ``device``; None: on any, or on any GPU."""
+        if device is None:
+            return self.on_gpu or not gpu
+        if device == CPU:
+            return not self.on_gpu
+        name = self.result["provenance"].get("device_name") or ""
+        return self.on_gpu and DEVICES[device].matches(str(name))
+
 
 class FinishedRuns:
     """The finished runs under ``root`` of some ``workloads``, latest first."""
 
     def __init__(self, root: Path, workloads: Iterable[str]) -> None:
         self._runs: dict[str, list[FinishedRun]] = {w: [] for w in workloads}
-        self._speeds: dict[tuple[str, str, bool], Speed | None] = {}
+        self._speeds: dict[tuple[str, str, bool, str | None], Speed | None] = {}
         results = [(p.stat().st_mtime_ns, str(p), p.parent) for p in root.glob("*/*/result.json")]
         for _, _, path in sorted(results, reverse=True):
             try:
@@ -112,16 +127,16 @@ class FinishedRuns:
             if config and (work := workload(config)) in self._runs:
                 self._runs[work].append(FinishedRun(RunDirectory(path), config["objective"]))
 
-    @property
-    def count(self) -> int:
-        return sum(len(runs) for runs in self._runs.values())
+    def speed(self, config: RunConfig, gpu: bool, device: str | None = None) -> Speed | None:
+        """The speed of such a run; ``gpu``: whether it asks for one (a CPU's speed is no guide).
 
-    def speed(self, config: RunConfig, gpu: bool) -> Speed | None:
-        """The speed of such a run; ``gpu``: whether it asks for one (a CPU's speed is no guide)."""
+        ``device``: the only one whose speeds count, one of ``devices.NAMES``.
+        """
         work = workload(config.values)
-        key = (work, json.dumps(config.values["objective"], sort_keys=True), gpu)
+        key = (work, json.dumps(config.values["objective"], sort_keys=True), gpu, device)
         if key not in self._speeds:
-            self._speeds[key] = _speed(config, self._runs[work], gpu)
+            runs = (run for run in self._runs[work] if run.result and run.ran_on(device, gpu))
+            self._speeds[key] = _speed(config, list(runs))
         return self._speeds[key]
 
 
@@ -132,11 +147,11 @@ def speed_of(config: RunConfig) -> float | None:
     return speed.images_per_second if speed is not None and speed.source == SAME else None
 
 
-def _speed(config: RunConfig, runs: Sequence[FinishedRun], gpu: bool) -> Speed | None:
+def _speed(config: RunConfig, runs: Sequence[FinishedRun]) -> Speed | None:
     cost, name = config.objective.step_cost(), config.values["objective"]["name"]
-    same = _latest((run for run in runs if run.objective["name"] == name), gpu)
+    same = [run for run in runs if run.objective["name"] == name][:LATEST]
     others = (run for run in runs if cost is not None and run.cost is not None)
-    if not (latest := same or _latest(others, gpu)):
+    if not (latest := same or list(islice(others, LATEST))):
         return None
     # settings of one objective may change the cost of its step too
     ratios = [run.cost / cost if run.cost and cost else 1.0 for run in latest]
@@ -155,14 +170,12 @@ def _speed(config: RunConfig, runs: Sequence[FinishedRun], gpu: bool) -> Speed |
         median(sampled) if sampled else 0.0,
         latest[0].on_gpu,
         SAME if same else SCALED,
+        frozenset(run.directory.key for run in latest),
     )
 
 
-def _latest(runs: Iterable[FinishedRun], gpu: bool) -> list[FinishedRun]:
-    return list(islice((run for run in runs if run.result and (run.on_gpu or not gpu)), LATEST))
-
-
-def _steps_done(directory: RunDirectory, steps: int) -> int:
+def steps_done(directory: RunDirectory, steps: int) -> int:
+    """Training steps that a run of so many ``steps`` has behind it."""
     if (directory.path / "result.json").is_file():
         return steps
     progress = directory.progress() or {}

@@ -1,11 +1,12 @@
 """Floating-point operations of training, from those of one pass forward.
 
 Those of training steps as the objectives state them (``Objective.step_cost``, which ``fewstep
-bench`` holds against counted ones), and of drawing stored pairs. Matrix products and convolutions
-count, attention as its matrix products.
+bench`` holds against counted ones), of drawing stored pairs and of sampling in the evaluation.
+Matrix products and convolutions count, attention as its matrix products.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -16,9 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fewstep.backbones import Backbone, build_backbone
+from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset, DataSource
+from fewstep.experiments.data.base import placeholder_of
+from fewstep.experiments.evaluation.sampling import SamplingConfig, calls
+from fewstep.experiments.training.network import uninitialised_weights
+from fewstep.experiments.training.trainer import VALIDATION_BATCHES
 from fewstep.objectives.core.wrappers import CountedNet
+
+SMALL = 2_000_000
+"""Weights of a network that is built, and run once, sooner than what counts by shapes is
+imported."""
 
 
 def train_flops(
@@ -29,12 +39,36 @@ def train_flops(
     What it took to train the teacher is the teacher's. None where the objective states no cost, or
     a network cannot be built of shapes alone. ``net``: the run's, which has a look at one example.
     """
+    step, pairs = step_flops(config, dataset, net), pairs_flops(config, teacher, dataset)
+    return None if step is None or pairs is None else config.training.steps * step + pairs
+
+
+def step_flops(
+    config: RunConfig, dataset: Dataset | None = None, net: nn.Module | None = None
+) -> float | None:
+    """Of a training step; None where it is not known (``train_flops``)."""
     cost, forward = config.objective.step_cost(), forward_flops(config, dataset, net)
-    pairs = pairs_flops(config, teacher, dataset)
-    if cost is None or forward is None or pairs is None:
+    if cost is None or forward is None:
         return None
-    rows = config.training.steps * config.training.batch_size
-    return rows * cost * 3 * forward + pairs  # forward, and twice back
+    return config.training.batch_size * cost * 3 * forward  # forward, and twice back
+
+
+def validation_flops(config: RunConfig, dataset: Dataset) -> float | None:
+    """Of computing the validation loss once: a training step's passes forward, on some batches."""
+    cost, forward = config.objective.step_cost(), forward_flops(config, dataset)
+    if cost is None or forward is None:
+        return None
+    rows = min(config.training.batch_size, len(dataset.test))
+    return VALIDATION_BATCHES * rows * (3 * cost - 2) * forward
+
+
+def sampling_flops(
+    config: RunConfig, dataset: Dataset, cells: Iterable[SamplingConfig]
+) -> float | None:
+    """Of drawing the samples of ``cells``; metrics, and a decoder of latents, are not counted."""
+    forward, samples = forward_flops(config, dataset), config.evaluation.samples
+    asked = sum(_calls(config, dataset, cell) for cell in cells)
+    return None if forward is None else asked * (samples or len(dataset.test)) * forward
 
 
 def pairs_flops(
@@ -56,7 +90,7 @@ def forward_flops(
 
     None where the network cannot be built of shapes alone.
     """
-    dataset = dataset or _loaded(config.data)  # type: ignore[arg-type]  # frozen, hence hashable
+    dataset = dataset or _shapes(config.data)  # type: ignore[arg-type]  # frozen, hence hashable
     about = (dataset.shape, dataset.num_classes, config.objective.uses_jump, dataset.condition_dim)
     try:
         if net is not None:
@@ -86,6 +120,11 @@ class _Counter(TorchDispatchMode):
 
 @lru_cache(maxsize=256)
 def _from_shapes(backbone: Backbone, *about: Any) -> int:
+    with uninitialised_weights(), contextlib.suppress(NotImplementedError):
+        empty = build_backbone(backbone, *about)
+        if sum(p.numel() for p in empty.parameters()) < SMALL:
+            with torch.random.fork_rng([]), torch.device("cpu"):
+                return _counted(build_backbone(backbone, *about), *about)
     # half of torch's compiler comes with it
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -108,8 +147,23 @@ def _counted(
 
 
 @lru_cache(maxsize=16)
-def _loaded(data: DataSource) -> Dataset:
-    return data.load()
+def _shapes(data: DataSource) -> Dataset:
+    try:
+        return data.load()
+    except UserError:
+        if (placeholder := placeholder_of(data)) is None:
+            raise
+        return placeholder
+
+
+def _calls(config: RunConfig, dataset: Dataset, cell: SamplingConfig) -> int:
+    about = (repr(config.objective), cell, dataset.shape, dataset.train.y is None)
+    if about not in _known_calls:
+        _known_calls[about] = calls(config, dataset, cell)
+    return _known_calls[about]
+
+
+_known_calls: dict[Any, int] = {}
 
 
 def calls_per_pair(config: RunConfig) -> int:

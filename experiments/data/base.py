@@ -182,7 +182,9 @@ class DataSource(Protocol):
     of a run's key: they must not change the bytes that ``load`` gives. A setting that a later
     version adds is made by ``registry.added``, so that the keys of earlier runs remain.
 
-    ``suggested_backbone`` is the name of the backbone a run takes by default.
+    ``suggested_backbone`` is the name of the backbone a run takes by default. A method
+    ``placeholder`` may give a data set of the same shapes without reading files, or None: a sweep
+    can then be planned before its data are there.
     """
 
     suggested_backbone: ClassVar[str]
@@ -190,6 +192,16 @@ class DataSource(Protocol):
     def load(self) -> Dataset:
         """Both splits, on the CPU, the same at every call; ``UserError`` for damaged files."""
         ...
+
+
+def placeholder_of(source: DataSource) -> Dataset | None:
+    """A data set of the shapes of ``source``, whose files are not read; None if they are unknown.
+
+    Its numbers are all zero.
+    """
+    method = getattr(source, "placeholder", None)
+    placeholder: Dataset | None = None if method is None else method()
+    return placeholder
 
 
 DATA: Registry[DataSource] = Registry("data set", "fewstep.data")

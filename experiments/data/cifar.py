@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fewstep.errors import UserError
 from fewstep.experiments.data.base import DATA, Dataset, Split
+from fewstep.experiments.data.expected import Expected
 from fewstep.experiments.data.gzip_files import find_file, first_bytes, read_unzipped
 from fewstep.experiments.data.safe_unpickle import NotPlain, load_plain
 from fewstep.files import resolved
@@ -47,6 +48,9 @@ class CIFAR10:
 
     def load(self) -> Dataset:
         return load_cifar10(resolved(self.root))
+
+    def placeholder(self) -> Dataset:
+        return Expected((3, 32, 32), 50_000, 10_000, 10).placeholder("cifar10", torch.uint8)
 
 
 def load_cifar10(root: Path, images: int = 10_000) -> Dataset:

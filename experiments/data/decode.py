@@ -9,11 +9,13 @@ from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.data.base import Dataset
+from fewstep.experiments.data.expected import Expected
 from fewstep.experiments.data.memmap_cache import SplitSource, cached_splits
 from fewstep.experiments.store.json_files import Json
 from fewstep.registry import bookkeeping
@@ -168,6 +170,8 @@ class DecodedImages:
         size, grey, resize: see ``ImageDecoder``. labels: whether to take classes.
         test_share: how much is held out, class by class, where there is no test split.
         cache: where decoded images are kept; default FEWSTEP_CACHE, else ~/.cache/fewstep.
+        expected: the shapes, as "3x64x64 classes=1000 train=1281167 test=50000": other images are
+            refused, and --plan works before they are there.
     """
 
     suggested_backbone: ClassVar[str] = "unet_32"
@@ -179,10 +183,16 @@ class DecodedImages:
     labels: bool = True
     test_share: float = 0.1
     cache: str = bookkeeping("")
+    expected: str = bookkeeping("")
 
     def __post_init__(self) -> None:
-        _ = self.decoder
+        _ = self.decoder, self.expected and Expected.parse(self.expected)
         check_range("data.test_share", self.test_share, 0, 0.9, open_low=True)
+
+    def placeholder(self) -> Dataset | None:
+        if not self.expected:
+            return None
+        return Expected.parse(self.expected).placeholder("images", torch.uint8)
 
     @property
     def decoder(self) -> ImageDecoder:
@@ -219,4 +229,5 @@ class DecodedImages:
 
         identity = {"format": 1, **identity, "decoder": [self.size, self.grey, self.resize]}
         train, test = cached_splits(self.cache, name, identity, sources)
-        return Dataset(name, train, test, classes, class_names, notes)
+        dataset = Dataset(name, train, test, classes, class_names, notes)
+        return Expected.parse(self.expected).check(dataset) if self.expected else dataset

@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from fewstep.errors import UserError, check_choice
 from fewstep.experiments.data.base import DATA, Dataset, Split
+from fewstep.experiments.data.expected import Expected
 from fewstep.experiments.data.memmap_cache import SplitSource, cached_splits
 from fewstep.experiments.store.json_files import Json, read_json
 from fewstep.files import below
@@ -48,6 +50,8 @@ class Latents:
     Attributes:
         folder: below ``root``, or absolute; it is part of a run's identity, as it is written.
         posterior: sample (drawn anew in each step, as DiT, SiT and EDM2 do) or mean.
+        expected: the shapes, as "4x32x32 classes=1000 train=1281167 test=50000": other latents are
+            refused, and --plan works before they are there.
     """
 
     suggested_backbone: ClassVar[str] = "dit_s_2"
@@ -56,9 +60,17 @@ class Latents:
     folder: str = "latents"
     posterior: str = "sample"
     cache: str = bookkeeping("")
+    expected: str = bookkeeping("")
 
     def __post_init__(self) -> None:
         check_choice("data.posterior", self.posterior, POSTERIORS)
+        _ = self.expected and Expected.parse(self.expected)
+
+    def placeholder(self) -> Dataset | None:
+        if not self.expected:
+            return None
+        expected, name = Expected.parse(self.expected), Path(self.folder).name
+        return expected.placeholder(name, torch.float32, drawn=self.posterior == "sample")
 
     def load(self) -> Dataset:
         folder = below(self.root, self.folder)
@@ -75,7 +87,8 @@ class Latents:
         train, test = cached_splits(self.cache, name, identity, parts)
         if self.posterior == "mean":
             train, test = (Split(s.x, s.y, None, s.sha256) for s in (train, test))  # same reference
-        return Dataset(name, train, test, manifest["num_classes"])
+        dataset = Dataset(name, train, test, manifest["num_classes"])
+        return Expected.parse(self.expected).check(dataset) if self.expected else dataset
 
 
 def read_manifest(folder: Path) -> Json:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fewstep.errors import UserError
 from fewstep.experiments.data.base import DATA, Dataset, Split
+from fewstep.experiments.data.expected import Expected
 from fewstep.experiments.data.gzip_files import find_file, read_unzipped
 from fewstep.files import resolved
 
@@ -52,6 +53,11 @@ class MNIST:
 
     def load(self) -> Dataset:
         return load_idx("mnist", self.root, ("mnist", "."), OFFICIAL["mnist"])
+
+    def placeholder(self) -> Dataset:
+        return Expected((1, 28, 28), 60_000, 10_000, 10).placeholder(
+            type(self).__name__, torch.uint8
+        )
 
 
 @DATA.register("fashion_mnist")

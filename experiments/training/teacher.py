@@ -32,10 +32,13 @@ def teacher_directory(config: RunConfig) -> RunDirectory | None:
     return RunDirectory(path)
 
 
-def check_teacher(config: RunConfig, to_come: Mapping[str, RunConfig] = {}) -> None:
+def check_teacher(
+    config: RunConfig, to_come: Mapping[str, RunConfig] = {}, dataset: Dataset | None = None
+) -> None:
     """Raise ``UserError`` unless the run's teacher, if it needs one, is there and fits.
 
-    ``to_come`` are runs, by key, that will be done before.
+    ``to_come`` are runs, by key, that will be done before. ``dataset``: the run's, where it is
+    loaded.
     """
     objective, name = config.objective, config.values["objective"]["name"]
     directory = teacher_directory(config)
@@ -53,7 +56,8 @@ def check_teacher(config: RunConfig, to_come: Mapping[str, RunConfig] = {}) -> N
             f"objective {name!r} learns from no teacher, got teacher={directory.path} "
             f"(to start from its weights, training.init=teacher)"
         )
-    _check(config, directory.key, to_come.get(directory.key) or _finished(directory), to_come)
+    teacher = to_come.get(directory.key) or _finished(directory)
+    _check(config, directory.key, teacher, to_come, dataset)
 
 
 def _finished(directory: RunDirectory) -> RunConfig:
@@ -66,7 +70,11 @@ def _finished(directory: RunDirectory) -> RunConfig:
 
 
 def _check(
-    config: RunConfig, key: str, teacher: RunConfig, to_come: Mapping[str, RunConfig]
+    config: RunConfig,
+    key: str,
+    teacher: RunConfig,
+    to_come: Mapping[str, RunConfig],
+    dataset: Dataset | None,
 ) -> None:
     """Whether a run of ``teacher``, called ``key``, can teach one of ``config``."""
     own, its = config.which_data(), teacher.which_data()
@@ -80,11 +88,11 @@ def _check(
             f"which learns no velocity that could be taught (choices: {', '.join(can)})"
         )
     guidance = getattr(config.objective, "teacher_guidance", 1)
-    if guidance != 1 and (dataset := config.data.load()).has_conditions:
+    if guidance != 1 and (dataset := dataset or config.data.load()).has_conditions:
         check_guidance(teacher, dataset, f"objective.teacher_guidance {guidance:g} of {key}", True)
     asks_it = config.objective.needs_teacher and not config.objective.needs_pairs
     dropout = config.training.label_dropout
-    if asks_it and dropout and (dataset := config.data.load()).has_conditions:
+    if asks_it and dropout and (dataset := dataset or config.data.load()).has_conditions:
         what = f'training.label_dropout {dropout:g} asks teacher {key} for "no label", which'
         check_guidance(teacher, dataset, what, True)
     if config.training.init == "teacher":

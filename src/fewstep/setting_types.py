@@ -32,7 +32,7 @@ def checked(
         name = prefix.rstrip(".")
         raise UserError(f"{name} must be a mapping of settings to values, got {values!r}")
     known = [f.name for f in fields(kind) if f.init]
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for name in values:
         if name not in known:
             raise unknown(what, str(name), (*known, *others))
@@ -53,6 +53,11 @@ def check_type(name: str, value: Any, annotation: Any) -> Any:
     index = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
     words = WORDS.get(first["type"], first["msg"].removeprefix("Input should be "))
     raise UserError(f"{name}{index} must be {words}, got {first['input'] if index else value!r}")
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.config.run_config import RunConfig
-from fewstep.experiments.cost.flops import forward_flops, pairs_flops
+from fewstep.experiments.cost.flops import pairs_flops, step_flops
 from fewstep.experiments.run import read_spec
 from fewstep.experiments.store.run_directory import SweepDirectory
 from fewstep.experiments.training.teacher import teacher_directory
@@ -103,13 +103,13 @@ class BudgetAccount:
             return float(rows)
         if equal == "seconds":
             return rows / self._speed(config)
-        cost, name = config.objective.step_cost(), config.values["objective"]["name"]
-        if cost is None:
+        name = config.values["objective"]["name"]
+        if config.objective.step_cost() is None:
             raise UserError(
                 f"budget of flops: objective {name!r} does not state the cost of its step "
                 f"(Objective.step_cost)"
             )
-        return rows * cost * 3 * _known(forward_flops(config), config)  # forward, and twice back
+        return _known(step_flops(config), config)
 
     def before_training(self, config: RunConfig) -> float:
         """Before the run's first step: its teachers' training, and pairs drawn from them."""

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from fewstep.errors import UserError, check_range, counted, located
+from fewstep.errors import UserError, check_choice, check_range, counted, located
+from fewstep.experiments.cost.devices import CPU, DEVICES
+from fewstep.experiments.cost.devices import NAMES as DEVICE_NAMES
 from fewstep.setting_types import checked
 from fewstep.sweeps.definition.conditions import AxisValues, Condition, read_condition
 
@@ -24,6 +26,8 @@ class Resources:
         gpus, cpus: whole numbers, or a share below 1 of one that several runs divide (Ray).
         memory_gb: of main memory, in 10^9 bytes; None for the launcher's default.
         hours: the time limit; None for the launcher's default.
+        device: the model of the GPUs (h100, ...), or cpu; None for what this machine has. It asks
+            for nothing: ``--plan`` estimates by it.
     """
 
     nodes: int = 1
@@ -31,10 +35,15 @@ class Resources:
     cpus: float = 1
     memory_gb: float | None = None
     hours: float | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
+        if self.device is not None:
+            check_choice("resources.device", self.device, DEVICE_NAMES)
+            if self.device == CPU and self.gpus:
+                raise UserError(f"resources.device is cpu, but resources.gpus={self.gpus:g}")
         for name, value in vars(self).items():
-            if value is None:
+            if value is None or name == "device":
                 continue
             low, above = (1, False) if name == "nodes" else (0, name != "gpus")
             check_range(f"resources.{name}", value, low, open_low=above)
@@ -61,7 +70,8 @@ class Resources:
     def __str__(self) -> str:
         """As in ``2 nodes, 4 GPUs, 8 CPUs, 16 GB, 24 h``."""
         parts = [counted(self.nodes, "node")] if self.nodes > 1 else []
-        parts += [counted(self.gpus, "GPU")] if self.gpus else []
+        model = DEVICES[self.device].title if self.device in DEVICES else ""
+        parts += [counted(self.gpus, f"{model} GPU".strip())] if self.gpus else []
         parts += [counted(self.cpus, "CPU")]
         parts += [f"{self.memory_gb:g} GB"] if self.memory_gb is not None else []
         parts += [f"{self.hours:g} h"] if self.hours is not None else []

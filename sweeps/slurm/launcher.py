@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from fewstep.sweeps.definition.launchers import LAUNCHERS
 from fewstep.sweeps.definition.member import teacher_key
 from fewstep.sweeps.launcher import LaunchRequest, OnEvent, Outcome
 from fewstep.sweeps.slurm import squeue
-from fewstep.sweeps.slurm.arrays import RunToSubmit, chunks
+from fewstep.sweeps.slurm.arrays import Chunk, RunToSubmit, chunks
 from fewstep.sweeps.slurm.settings import SlurmSettings
 
 JOBS_TO_GO_ON = 3
@@ -32,15 +33,7 @@ class SlurmLauncher(SlurmSettings):
         from fewstep.sweeps.slurm.submission import Slurm
 
         self.check_hours(request.resources_of(key) for key in request.configs)
-        runs = []
-        for key, config in request.configs.items():
-            teacher = teacher_key(config)
-            waits_for = teacher if teacher in request.configs else None
-            runs.append(RunToSubmit(key, waits_for, request.resources_of(key)))
-        limit = squeue.ARRAY_LIMIT
-        with contextlib.suppress(UserError):  # no cluster answers: ``check`` says so
-            limit = squeue.array_limit()
-        arrays = chunks(runs, self, limit)
+        arrays = self._arrays(request)
         slurm = Slurm(request.directory, self)
         lines, shown = [], set()
         for chunk, script in slurm.scripts(arrays):
@@ -58,6 +51,43 @@ class SlurmLauncher(SlurmSettings):
         if arrays and self.finalize:
             lines += ["a finalizer, after all other jobs", slurm.finalizer_script()]
         return lines
+
+    def summary(self, request: LaunchRequest) -> Sequence[str]:
+        """The shape of the arrays: jobs of so many runs, what each asks for, and how often the
+        longest is requeued."""
+        kinds: Counter[str] = Counter()
+        turns = 1
+        arrays = self._arrays(request)
+        for chunk in arrays:
+            limit, at_once = 60 * self.minutes(chunk.resources), chunk.at_once(self)
+            nodes, gpus = chunk.resources.nodes, chunk.resources.nodes * chunk.resources.gpus
+            asks = [counted(nodes, "node")] if nodes > 1 else []
+            asks += [counted(math.ceil(at_once * gpus), "GPU")] if gpus else []
+            for keys in chunk.tasks:
+                each = ", ".join([*asks, f"at most {limit / 3600:.3g} h"])
+                kinds[f"of {counted(len(keys), 'run')} (each: {each})"] += 1
+                seconds = [request.seconds.get(key, 0.0) for key in keys]
+                wall = max(max(seconds), sum(seconds) / at_once)
+                turns = max(turns, math.ceil(wall / (limit - self.save_seconds)))
+        if not arrays:
+            return []
+        shape = ", ".join(f"{counted(n, 'job')} {kind}" for kind, n in kinds.items())
+        lines = [f"SLURM: {counted(len(arrays), 'array')}: {shape}"]
+        if turns > 1:
+            times = counted(turns - 1, "time")
+            lines.append(f"  the longest job reaches its limit, and is requeued, {times}")
+        return lines
+
+    def _arrays(self, request: LaunchRequest) -> list[Chunk]:
+        runs = []
+        for key, config in request.configs.items():
+            teacher = teacher_key(config)
+            waits_for = teacher if teacher in request.configs else None
+            runs.append(RunToSubmit(key, waits_for, request.resources_of(key)))
+        limit = squeue.ARRAY_LIMIT
+        with contextlib.suppress(UserError):  # no cluster answers: ``check`` says so
+            limit = squeue.array_limit()
+        return chunks(runs, self, limit)
 
     def launch(self, request: LaunchRequest, on_event: OnEvent) -> Outcome:
         """Submit the runs, and return: nobody needs to stay logged in."""

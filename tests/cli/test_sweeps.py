@@ -111,11 +111,12 @@ def test_the_plan_of_more_tells_time_resources_and_where_they_are_from(done):
     assert re.search(r"seed=2 +0:\d\d$", lines[4])
     assert lines[5] == "resources of each run: 2 CPUs"
     assert re.fullmatch(
-        r"estimate: [\d.]+ minutes for 1 of 1 run to do, one after another; 1 from runs of the "
-        r"same objective, backbone and data \(4 finished runs on such backbones and data\)",
-        lines[6],
+        r"estimate: [\d.]+ minutes for 1 of 1 run to do, one after another", lines[6]
     )
-    assert lines[7:] == ["run directories: runs/small", "nothing was started"]
+    assert re.fullmatch(r"  [\d.]+ minutes training, [\d.]+ minutes evaluation", lines[7])
+    assert lines[8] == "  1 from 2 finished runs of the same objective, backbone and data"
+    assert re.fullmatch(r"disk: [\d.]+ [kM]B, at most [\d.]+ [kM]B a run", lines[9])
+    assert lines[11:] == ["run directories: runs/small", "nothing was started"]
     member = RunDirectory(folder / "runs/small" / lines[4].split()[0])
     member.path.mkdir()
     try:

@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.experiments.config.run_config import compose
 from fewstep.experiments.cost import flops
+from fewstep.experiments.data.expected import Expected
+from fewstep.experiments.evaluation.evaluate import cells
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.training.network import build_network
 
@@ -52,3 +54,41 @@ def test_nothing_is_told_where_nobody_stated_a_cost(
     config = tiny(tmp_path)
     monkeypatch.setattr(type(config.objective), "step_cost", lambda self: None)
     assert flops.train_flops(config, config.data.load(), None) is None
+
+
+def test_an_mlps_operations_in_closed_form() -> None:
+    """A multiply-add is two: 128 sinusoids -> W -> W, D -> W, per block W -> 3W, two W -> W."""
+    config = compose(["data=gaussians", "backbone=mlp", "backbone.width=24", "backbone.depth=3"])
+    W, D, depth = 24, 2, 3
+    assert flops.forward_flops(config) == 2 * (128 * W + W**2 + 2 * D * W + depth * 5 * W**2)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "shape", "N", "P", "W", "depth"),
+    [("dit_digits", (1, 8, 8), 16, 4, 64, 3), ("dit_b_2", (4, 32, 32), 256, 16, 768, 12)],
+)
+def test_a_dits_operations_in_closed_form(
+    backbone: str, shape: tuple[int, ...], N: int, P: int, W: int, depth: int
+) -> None:
+    """N tokens of P numbers. The second is too large to be built: it is counted by its shapes."""
+    expected = Expected(shape, 10, 10, 10).placeholder("fake", torch.float32)
+    condition, patches, last = 128 * W + W**2, 2 * N * P * W, 2 * W**2
+    block = 6 * W**2 + N * (3 + 1 + 4 + 4) * W**2 + 2 * N**2 * W
+    config = compose([f"backbone={backbone}"])
+    found = flops.forward_flops(config, expected)
+    assert found == 2 * (condition + patches + depth * block + last)
+
+
+def test_sampling_counts_steps_solver_and_guidance(tmp_path: Path) -> None:
+    """Heun asks twice a step; guidance doubles that; two sets of 50."""
+    config = tiny(
+        tmp_path, "objective.solver=heun", "training.label_dropout=0.1",
+        "evaluation.guidance=[1,2]", "evaluation.steps=[1,4]", "evaluation.samples=50",
+        "evaluation.sample_sets=2",
+    )  # fmt: skip
+    dataset, forward = config.data.load(), flops.forward_flops(config)
+    assert forward is not None
+    asked = sum(2 * steps * guided for steps in (1, 4) for guided in (1, 2))
+    found = flops.sampling_flops(config, dataset, cells(config.evaluation, config.training))
+    assert found == 2 * 50 * asked * forward
+    assert flops.validation_flops(config, dataset) == 4 * 16 * forward  # four batches, forward

@@ -132,3 +132,13 @@ def test_bad_resources_on_the_command_line(write):
         sweep.with_overrides(["resources.gpu=1"])
     with pytest.raises(UserError, match=r"resources\.gpus must be a number, got 'many'"):
         sweep.with_overrides(["resources.gpus=many"])
+
+
+def test_a_device_is_one_that_is_known(write):
+    sweep = write("axes: {objective: [scm]}\nresources: {device: l40s, gpus: 2}")
+    assert str(sweep.members()[0].resources) == "2 L40S GPUs, 1 CPU"
+    told = r"unknown resources.device 'h10'; did you mean 'h100'\? \(choices: a100, cpu, h100, "
+    with pytest.raises(UserError, match=told):
+        sweep.with_overrides(["resources.device=h10"])
+    with pytest.raises(UserError, match=r"resources\.device is cpu, but resources\.gpus=2"):
+        sweep.with_overrides(["resources.device=cpu"]).members()

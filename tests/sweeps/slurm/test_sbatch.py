@@ -7,7 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -252,6 +252,30 @@ def test_a_plan_says_what_becomes_of_a_share_of_a_gpu_and_what_collects(
     with pytest.warns(DeprecationWarning, match=r"slurm\.collect is called slurm\.finalize"):
         told = launcher("slurm", {"gres": "gpu:1", "collect": False}).preview(request)
     assert not any("GPUs per run" in line or "slurm.finalize" in line for line in told)
+
+
+def test_the_shape_of_the_arrays_and_how_often_jobs_reach_their_limit(
+    tmp_path: Path, commands: Commands, write: Callable[..., Sweep]
+) -> None:
+    """Three runs of 4,750 s take 14,250 s: three turns of the 7,080 s that two hours leave."""
+    text = "resources: {gpus: 2, hours: 2}\naxes: {training.steps: [1, 2, 3, 4, 5]}\n"
+    made = plan(write(text).with_overrides([*TINY, ("runs", str(tmp_path / "runs"))]))
+    seconds = dict.fromkeys((run.directory.key for run in made.runs), 4750.0)
+    request = made.request(made.to_do, seconds)
+    assert launcher("slurm", {"runs_per_job": 3}).summary(request) == [
+        "SLURM: 1 array: 5 jobs of 1 run (each: 2 GPUs, at most 2 h)"  # several processes: alone
+    ]
+    single = replace(request, resources=dict.fromkeys(seconds, Resources(gpus=1, hours=2)))
+    assert launcher("slurm", {"runs_per_job": 3}).summary(single) == [
+        "SLURM: 1 array: 1 job of 3 runs (each: 1 GPU, at most 2 h), "
+        "1 job of 2 runs (each: 1 GPU, at most 2 h)",
+        "  the longest job reaches its limit, and is requeued, 2 times",
+    ]
+    both = launcher("slurm", {"runs_per_job": 3, "at_a_time": 3}).summary(single)
+    assert both == [
+        "SLURM: 1 array: 1 job of 3 runs (each: 3 GPUs, at most 2 h), "
+        "1 job of 2 runs (each: 3 GPUs, at most 2 h)"
+    ]
 
 
 def test_a_refusal_is_one_line(

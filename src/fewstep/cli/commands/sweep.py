@@ -53,7 +53,8 @@ def sweep(
 
     if launcher not in LAUNCHERS:
         raise LAUNCHERS.lookup_error(launcher, "--launcher", LAUNCHERS.names())
-    planned = make_plan(definition.load(name).with_overrides(opt.with_root(overrides, runs)))
+    chosen_sweep = definition.load(name).with_overrides(opt.with_root(overrides, runs))
+    planned = make_plan(chosen_sweep, view=plan)
     for section, values in planned.sweep.launchers.items():  # also of launchers that are not used
         configured(section, values)
     settings = dict(planned.sweep.launchers.get(launcher, {}))
@@ -66,14 +67,17 @@ def sweep(
     for damaged in (run for run in planned.runs if run.note):
         err.print(f"not run: {damaged.note}")
     if plan:
-        request = planned.request(planned.to_do)
+        request = planned.request(planned.to_do, planned.full_estimate.seconds)
         lines = used.preview(request)
+        summary = getattr(used, "summary", None)  # third parties' launchers may have none
         out.print(headline(planned))
-        show(planned, lines)
+        show(planned, lines, summary(request) if summary else ())
         try:
             used.check(request)
         except UserError as error:
             out.print(f"a launch here would be refused: {error}")
+        if planned.missing:
+            out.print("a launch here would be refused: its data cannot be loaded")
         return 0
     out.print(headline(planned))
     if stopped and continue_stopped(planned.directory.runs()):

@@ -1,17 +1,20 @@
-"""``fewstep sweep NAME --plan``: the runs, their resources, an estimate of their duration."""
+"""``fewstep sweep NAME --plan``: the runs, their resources, and what they will cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from fewstep.cli.views.console import duration, new_table, out
 from fewstep.errors import counted
+from fewstep.experiments.cost.devices import DEVICES
 from fewstep.sweeps.launcher import duration_text
 
 if TYPE_CHECKING:
+    from fewstep.sweeps.estimate import Estimate
     from fewstep.sweeps.plan import Plan
 
 
@@ -26,9 +29,12 @@ def headline(plan: Plan) -> str:
     return f"sweep {plan.sweep.name}: {len(plan.runs)} runs ({states})"
 
 
-def show(plan: Plan, preview: Iterable[str] = ()) -> None:
-    """Print a plan; ``preview``: lines of the launcher."""
-    estimate, resources = plan.estimate, {run.member.resources for run in plan.runs}
+def show(plan: Plan, preview: Iterable[str] = (), summary: Iterable[str] = ()) -> None:
+    """Print a plan, its costs last, where a long one still shows them.
+
+    ``preview``, ``summary``: lines of the launcher before and among the costs.
+    """
+    estimate, resources = plan.full_estimate, {run.member.resources for run in plan.runs}
     budget = plan.sweep.budget is not None
     rows = []
     for run in plan.runs:
@@ -44,25 +50,70 @@ def show(plan: Plan, preview: Iterable[str] = ()) -> None:
             row["time left"] = unknown if seconds is None else duration(seconds)
         rows.append(row)
     out.print(new_table(rows, right=("training steps", "time left")))
+    for line in preview:
+        out.print(line)
     if (budget_record := plan.sweep.budget_record) is not None:
         out.print(f"equal {budget_record['equal']}: {budget_record['description']}")
     if plan.sweep.request.given and len(resources) == 1:
         out.print(f"resources of each run: {resources.pop()}")
+    for reason in dict.fromkeys(plan.missing):
+        out.print(f"data not loaded, costs are of their shapes: {reason}")
+    if any(r.device in DEVICES and not r.gpus for r in (run.member.resources for run in plan.runs)):
+        out.print("resources.gpus is 0: times are of 1 GPU a run")
     if plan.to_do:
-        _print_estimate(plan)
-    for line in preview:
-        out.print(line)
+        for line in [*time_lines(estimate, len(plan.to_do)), *disk_lines(plan), *summary]:
+            out.print(line)
     out.print(f"run directories: {plan.directory.path}")
     out.print("nothing was started", style="dim")
 
 
-def _print_estimate(plan: Plan) -> None:
-    estimate, runs = plan.estimate, len(plan.to_do)
+def time_lines(estimate: Estimate, runs: int) -> list[str]:
+    """How long ``runs`` to do take, split into training and evaluation, and how that is known."""
+    why = [f"  {n} unknown: {reason}" for reason, n in estimate.reasons.items()]
     if not estimate.seconds:
-        out.print(f"estimate: ? ({runs} to do; no comparable finished run to estimate from)")
-        return
-    text = duration_text(estimate.hours)
-    if estimate.gpu_hours:
-        text += f", {estimate.gpu_hours:.3g} GPU-hours"
+        return [f"estimate: ? ({counted(runs, 'run')} to do)", *why]
+    least = "at least " * bool(estimate.at_least)
     of = f"{len(estimate.seconds)} of {counted(runs, 'run')} to do"
-    out.print(f"estimate: {text} for {of}, one after another; {estimate.basis}")
+    wall = f"{duration_text(estimate.hours)} for {of}, one after another"
+    lines = [f"estimate: {least}{wall}"]
+    trained, evaluated = estimate.hours - estimate.evaluation_hours, estimate.evaluation_hours
+    if estimate.gpu_hours:
+        evaluated = estimate.evaluation_gpu_hours
+        trained = estimate.gpu_hours - evaluated
+        lines.append(
+            f"  {estimate.gpu_hours:,.3g} GPU-hours: {trained:,.3g} training, "
+            f"{evaluated:,.3g} evaluation"
+        )
+    else:
+        parts = f"{duration_text(trained)} training, {duration_text(evaluated)} evaluation"
+        lines.append(f"  {parts}")
+    lines += [f"  {line}" for line in estimate.basis]
+    if estimate.at_least:
+        count = counted(len(estimate.at_least), "run")
+        lines.append(f"  at least: steps of {count} are too small to fill a GPU, and take longer")
+    return lines + why
+
+
+def disk_lines(plan: Plan) -> list[str]:
+    """What the runs to do will leave on the disk, and the data set in the cache."""
+    uses = plan.disk_uses
+    known = [use for use in uses if use is not None]
+    if not known:
+        return ["disk: ? (a network needs real data to be built)"]
+    parts = {f.name: sum(getattr(use, f.name) for use in known) for f in fields(known[0])}
+    most = max(use.total for use in known)
+    listed = [f"{name} {size(n)}" for name, n in parts.items() if n]
+    if plan.cache_bytes:
+        listed.append(f"and the data's cache {size(plan.cache_bytes)}")
+    text = f"disk: {size(sum(parts.values()))}, at most {size(most)} a run"
+    if len(known) < len(uses):
+        text += f", {counted(len(uses) - len(known), 'run')} unknown"
+    return [text, f"  {', '.join(listed)}"]
+
+
+def size(nbytes: float) -> str:
+    """As in ``1.5 GB``: 10^9 bytes."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.3g} {unit}"
+    return f"{nbytes / 1e3:.3g} kB"
