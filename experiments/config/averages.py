@@ -96,7 +96,7 @@ def weights_name(setting: str, value: Any) -> str:
         if value in (EMA, RAW):
             return value
         if (match := re.fullmatch(rf"({EMA}|{WIDTH})-([0-9.e-]+)", value)) is None:
-            raise unknown(setting, value, CHOICES)
+            raise unknown(setting, value, (EMA, RAW, f"{EMA}-DECAY", f"{WIDTH}-WIDTH"))
         value = {match[1]: match[2]}
     if not isinstance(value, dict) or len(value) != 1 or not {*value} <= {EMA, WIDTH}:
         raise UserError(f"{setting} takes {', '.join(CHOICES)}, got {value!r}")

@@ -118,7 +118,7 @@ MORE: dict[str, str | list[str]] = {
     "sample 3f2a --out no/grid.png": "--out 'no/grid.png': no folder",
     "sample 3f2a --steps 0": "--steps must be at least 1, got 0",
     "sample 3f2a --count 0": "--count must be at least 1, got 0",
-    "sample 3f2a --weights best": "unknown --weights 'best' (choices: ema, raw)",
+    "sample 3f2a --weights best": "unknown --weights 'best' (choices: ema, ema-DECAY, raw, ",
 }
 
 

@@ -61,6 +61,7 @@ def sample(
 
     Example: [bold]fewstep sample 3f2a --steps 4 --out grid.png[/]
     """
+    from fewstep.experiments.config.averages import weights_name
     from fewstep.experiments.config.data_location import load_data
     from fewstep.experiments.evaluation.sampling import SamplingConfig, draw
     from fewstep.experiments.training.network import choose_device, load_network
@@ -69,6 +70,7 @@ def sample(
     check_range("--steps", steps, 1)
     check_range("--count", count, 1)
     check_range("--guidance", guidance, 0)
+    weights_name("--weights", weights)
     if output.suffix.lower() not in IMAGE_FILES:
         choices = ", ".join(IMAGE_FILES)
         raise UserError(f"--out {str(output)!r} is not an image file (choices: {choices})")
@@ -102,6 +104,7 @@ def bias(
 
     Example: [bold]fewstep bias 3f2a --steps 4 evaluation.samples=5000[/]
     """
+    from fewstep.experiments.config.averages import weights_name
     from fewstep.experiments.config.data_location import load_data
     from fewstep.experiments.evaluation.fd_vs_samples import bias_curves
     from fewstep.experiments.evaluation.sampling import SamplingConfig
@@ -113,6 +116,7 @@ def bias(
 
     check_range("--steps", steps, 1)
     check_range("--points", points, 3)
+    weights_name("--weights", weights)
     directory, config = _find(run, overrides, runs, ("evaluation.metrics", ["fd"]))
     weights = _weights(weights, config)
     dataset, cell = load_data(config, directory), SamplingConfig(steps, None, weights)
