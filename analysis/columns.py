@@ -63,6 +63,7 @@ COLUMNS: dict[str, str] = {
     **RUN_COLUMNS,
     **EVALUATION,
     "budget": "string",  # what all runs of the sweep spend, where they were made to spend the same
+    "recipe": "string",  # of a paper that the sweep is or was made from, and how far it differs
     "planned_steps": "Int64",  # optimisation steps asked for
     "planned_cells": "string",  # sampling step counts asked for, space separated
     "train_steps": "Int64", "images_seen": "Int64", "train_seconds": "float64",

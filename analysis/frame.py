@@ -87,7 +87,8 @@ def _frame(directory: SweepDirectory, stopped: bool) -> pd.DataFrame:
     names = [name for name in COLUMNS if name not in CELL_COLUMNS]
     by_run = pd.DataFrame(facts, columns=names, dtype=object)
     by_run["method"] = method_labels(titles, plan.get("axes", ()))
-    by_run["budget"] = (plan.get("budget") or {}).get("description")
+    for name in ("budget", "recipe"):
+        by_run[name] = (plan.get(name) or {}).get("description")
     by_cell = pd.DataFrame(cells, columns=CELL_COLUMNS, dtype=object)
     try:
         by_run = by_run.astype({name: COLUMNS[name] for name in names}).take(run_of)

@@ -231,6 +231,7 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
         seeds_differ=runs.groupby("method")["seed"].agg(frozenset).nunique() > 1,
         shared=int((runs.groupby("key")["sweep"].nunique() > 1).sum()),
         budgets=distinct(runs, "budget"),
+        recipes=distinct(runs, "recipe"),
         train_steps=tuple(sorted(distinct(rows, "train_steps"))),
         images_seen=tuple(sorted(distinct(rows, "images_seen"))),
         samplers=dict(zip(cells["method"], cells["sampler"], strict=True)),

@@ -85,6 +85,7 @@ class Conditions:
     seeds_differ: bool = False  # from method to method
     shared: int = 0  # runs that are in more than one of several sweeps
     budgets: tuple[str, ...] = ()  # of sweeps whose runs were made to spend the same
+    recipes: tuple[str, ...] = ()  # of papers, and how far sweeps differ from them
     train_steps: tuple[int, ...] = ()  # more than one: budgets differ, unless that was so
     images_seen: tuple[int, ...] = ()
     samplers: Mapping[str, str] = field(default_factory=dict)  # method -> sampler

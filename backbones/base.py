@@ -12,7 +12,11 @@ from fewstep.registry import Registry
 
 
 class Backbone(Protocol):
-    """A frozen dataclass of settings."""
+    """A frozen dataclass of settings.
+
+    It may have ``repeated``, the name of the setting that counts its blocks, where all are alike:
+    then two of them tell whether a large network fits its objective (experiments/smoke.py).
+    """
 
     def build(
         self, shape: tuple[int, ...], num_classes: int, jump: bool, condition_dim: int = 0

@@ -6,6 +6,7 @@ Legend: B batch, N tokens, W width. Every block starts as the identity, because 
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as nnf
@@ -37,6 +38,8 @@ class DiT(AttentionSettings):
     patch: int = 2
     mlp_ratio: float = 4.0
     norm: str = "layer"
+
+    repeated: ClassVar[str] = "depth"  # says of how many blocks of one kind it is
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,7 +40,7 @@ def check(
     data sets. Raises ``UserError`` for the first thing that is missing or does not fit.
 
     ``missing``: if given, a data set that cannot be loaded is replaced by its shapes alone, where
-    they are known, and noted there with the reason.
+    they are known, and noted there with the reason; how it is measured is not checked then.
     """
     loaded: dict[DataSource, Dataset] = {}
     built: set[tuple[Backbone, DataSource, bool, str]] = (
@@ -59,9 +59,11 @@ def check(
                 config.optimiser.rules(build_network(config, loaded[config.data]))
             built.add(network)
         dataset = loaded[config.data]
-        _check(config, dataset)
-        absent = config.data in (missing or {})
-        taught_by = None if learned(config) or absent else teacher_directory(config)
+        check_settings(config, dataset)
+        if config.data in (missing or {}):
+            continue  # what measures it may be missing, too
+        _check_measures(config, dataset)
+        taught_by = None if learned(config) else teacher_directory(config)
         if taught_by is not None and taught_by.data() is not None:
             with located(f"teacher of {config.key}"):
                 check_data(taught_by, data_record(dataset), getattr(config.data, "root", None))
@@ -88,7 +90,8 @@ def learned(config: RunConfig) -> bool:
     return (folder / "result.json").is_file()
 
 
-def _check(config: RunConfig, dataset: Dataset) -> None:
+def check_settings(config: RunConfig, dataset: Dataset) -> None:
+    """Raise ``UserError`` unless the run's settings fit one another and data like these."""
     evaluation, asking = config.evaluation, config.objective.uses_guidance
     guided = f"the guidance in objective {config.values['objective']['name']!r}"
     check_guidance(config, dataset, guided, asking and not learned(config))
@@ -102,6 +105,10 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
         cell.schedule(cell.objective(config.objective).path)
         guided = f"evaluation.guidance {cell.guidance:g}"
         check_guidance(config, dataset, guided, cell.guidance != 1)
+
+
+def _check_measures(config: RunConfig, dataset: Dataset) -> None:
+    evaluation = config.evaluation
     for name in evaluation.extractors:
         extractor(name, dataset).check(dataset)
     if (file := evaluation.reference_file) and not resolved(file).is_file():

@@ -30,6 +30,7 @@ from fewstep.sweeps.definition.sweep import Sweep
 from fewstep.sweeps.estimate import Estimate, Fallback, estimate
 from fewstep.sweeps.flop_time import FlopTime, Unknown, flop_time
 from fewstep.sweeps.launcher import LaunchRequest
+from fewstep.sweeps.recipes import recipe_record
 from fewstep.sweeps.status import failed_or_cancelled, is_busy
 
 STATES = (
@@ -169,6 +170,7 @@ class Plan:
                 "description": self.sweep.description,
                 "axes": list(self.sweep.axes),
                 **({} if self.sweep.budget is None else {"budget": self.sweep.budget_record}),
+                **({} if self.sweep.recipe is None else {"recipe": recipe_record(self.sweep)}),
                 "runs": [*(member.entry() for member in members), *kept],
             },
         )

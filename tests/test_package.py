@@ -95,6 +95,7 @@ def test_content(wheel):
     assert "fewstep/py.typed" in names
     assert "fewstep/experiments/config/run.yaml" in names
     assert "fewstep/sweeps/presets/digits.yaml" in names
+    assert "fewstep/sweeps/presets/papers/shortcut_celeba_hq.yaml" in names
     for file in (
         "figures/fewstep.mplstyle",
         "content/published.csv",

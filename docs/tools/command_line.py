@@ -15,8 +15,8 @@ Made from the program itself, so it lists every command and option of version {v
 
 Settings are written `key=value`, in Hydra's grammar: `fewstep train objective=scm seed=1`. Quote
 what the shell would read itself: `"evaluation.metrics=[fd,kid]"`. `fewstep list objectives` (or
-`backbones`, `data`, `sweeps`, `extractors`, `metrics`, `launchers`) shows the settings. Bad input
-ends with one line and exit code 2; Ctrl-C with 130.
+`backbones`, `data`, `sweeps`, `recipes`, `extractors`, `metrics`, `launchers`) shows the settings.
+Bad input ends with one line and exit code 2; Ctrl-C with 130.
 """
 
 

@@ -22,7 +22,8 @@ def location(config: RunConfig) -> Json:
     source, values = config.data, config.values["data"]
     names = [f.name for f in fields(source) if f.metadata.get("bookkeeping")]  # type: ignore[arg-type]
     root = {"root": source.root} if hasattr(source, "root") else {}
-    return {**{name: values[name] for name in names}, **root}
+    # a setting that came after the run was made has its default
+    return {**{name: values.get(name, getattr(source, name)) for name in names}, **root}
 
 
 def with_location(config: RunConfig, where: Json) -> RunConfig:

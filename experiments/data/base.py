@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -168,6 +168,15 @@ class Dataset:
         return tuple(self.train.x.shape[1:])
 
 
+class DataShape(NamedTuple):
+    """What a network needs to know of a data set: ``shape`` of an example, and of its condition."""
+
+    shape: tuple[int, ...]
+    num_classes: int = 0
+    condition_dim: int = 0
+    is_image: bool = True
+
+
 def _kind(y: torch.Tensor | None) -> str:
     if y is None:
         return "no labels"
@@ -202,6 +211,35 @@ def placeholder_of(source: DataSource) -> Dataset | None:
     method = getattr(source, "placeholder", None)
     placeholder: Dataset | None = None if method is None else method()
     return placeholder
+
+
+@cache
+def _shape_of(source: DataSource) -> DataShape:
+    data = placeholder_of(source) or source.load()
+    return DataShape(data.shape, data.num_classes, data.condition_dim, data.is_image)
+
+
+def shape_of(source: DataSource) -> DataShape:
+    """What the data look like: by the settings, else by the files.
+
+    Raises ``UserError``: the settings do not tell, and the files are missing or damaged.
+    """
+    return _shape_of(source)  # type: ignore[arg-type]  # frozen, hence hashable
+
+
+def like(shape: DataShape, rows: int, name: str = "random numbers") -> Dataset:
+    """A data set of that shape made of random numbers, with ``rows`` examples in each split."""
+    g = torch.Generator().manual_seed(0)
+    size = (rows, *shape.shape)
+    x, y = torch.randn(size, generator=g), None
+    if shape.is_image:
+        x = torch.randint(256, size, generator=g, dtype=torch.uint8)
+    if shape.num_classes:
+        y = torch.randint(shape.num_classes, (rows,), generator=g)
+    elif shape.condition_dim:
+        y = torch.randn(rows, shape.condition_dim, generator=g)
+    split = Split(x, y)
+    return Dataset(name, split, split, shape.num_classes)
 
 
 DATA: Registry[DataSource] = Registry("data set", "fewstep.data")

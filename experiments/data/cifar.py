@@ -23,6 +23,7 @@ from fewstep.experiments.data.expected import Expected
 from fewstep.experiments.data.gzip_files import find_file, first_bytes, read_unzipped
 from fewstep.experiments.data.safe_unpickle import NotPlain, load_plain
 from fewstep.files import resolved
+from fewstep.registry import added
 
 PIXELS = 3 * 32 * 32
 CLASSES = 10
@@ -40,17 +41,28 @@ Batch = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 @DATA.register("cifar10")
 @dataclass(frozen=True)
 class CIFAR10:
-    """50,000 + 10,000 photographs in 10 classes, 32x32 RGB, from ``root`` or a folder in it."""
+    """50,000 + 10,000 photographs in 10 classes, 32x32 RGB, from ``root`` or a folder in it.
+
+    Attributes:
+        labels: whether to take the classes; most papers' models have none.
+    """
 
     suggested_backbone: ClassVar[str] = "unet_32"
 
     root: str = "data"
+    labels: bool = added(True)
 
     def load(self) -> Dataset:
-        return load_cifar10(resolved(self.root))
+        whole = load_cifar10(resolved(self.root))
+        if self.labels:
+            return whole
+        train, test = (Split(split.x) for split in (whole.train, whole.test))
+        return Dataset(whole.name, train, test, 0)
 
     def placeholder(self) -> Dataset:
-        return Expected((3, 32, 32), 50_000, 10_000, 10).placeholder("cifar10", torch.uint8)
+        return Expected((3, 32, 32), 50_000, 10_000, CLASSES if self.labels else 0).placeholder(
+            "cifar10", torch.uint8
+        )
 
 
 def load_cifar10(root: Path, images: int = 10_000) -> Dataset:

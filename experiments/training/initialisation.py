@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.backbones import Backbone
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.store.json_files import Json
 from fewstep.objectives import OBJECTIVES, Objective
 from fewstep.objectives.core.converted_network import ConvertedNetwork
 from fewstep.registry import build
+
+WEIGHTLESS = ("dropout", "attention")  # settings of a backbone, the kernel of attention the latter
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,12 @@ def taken_over(config: RunConfig, key: str, teacher: RunConfig, its: NetworkForm
     """
     own, taught = config.objective, teacher.objective
     cannot = f"the network of {key} ({taught.title}) cannot become one of {own.title}"
-    if config.backbone != teacher.backbone:
+    if not same_weights(config.backbone, teacher.backbone):
         names = [c.values["backbone"]["name"] for c in (config, teacher)]
         differ = f"is {names[1]}, this run's is {names[0]}"
         if names[0] == names[1]:
             a, b = config.values["backbone"], teacher.values["backbone"]
-            other = next(name for name in a if a[name] != b.get(name))
+            other = next(name for name in a if a[name] != b.get(name) and name not in WEIGHTLESS)
             differ = f"has {other}={b.get(other)}, this run's has {other}={a[other]}"
         raise UserError(f"training.init 'teacher': the backbone of {key} {differ}")
     if not own.uses_jump:
@@ -81,6 +84,14 @@ def taken_over(config: RunConfig, key: str, teacher: RunConfig, its: NetworkForm
                 f"{cannot}: jumps cannot be taken over from {taught.path} to {own.path}"
             )
     return replace(its, takes_d=True, run=key, title=taught.title)
+
+
+def same_weights(a: Backbone, b: Backbone) -> bool:
+    """Whether the two are the same network, but for what has no weights and acts in training."""
+    shared: dict[str, Any] = {name: getattr(b, name) for name in WEIGHTLESS if hasattr(b, name)}
+    if type(a) is not type(b):
+        return False
+    return bool(replace(a, **shared) == b)  # type: ignore[type-var]
 
 
 def converted(network: nn.Module, config: RunConfig, form: NetworkForm) -> nn.Module:

@@ -67,12 +67,16 @@ def build_network(
     about = (dataset.shape, dataset.num_classes, form.takes_d, dataset.condition_dim)
     network = build_backbone(config.backbone, *about)
     if config.training.augment:
-        embedding = next((m for m in network.modules() if isinstance(m, ConditionEmbedding)), None)
-        if embedding is None:
-            name = config.values["backbone"]["name"]
-            raise UserError(f"training.augment: backbone {name!r} has no ConditionEmbedding")
-        embedding.add_augmentation(augmentation.LABELS)
+        add_augmentation(network, config.values["backbone"]["name"])
     return converted(network, config, form)
+
+
+def add_augmentation(network: nn.Module, name: str) -> None:
+    """Let backbone ``name`` know what was done to an image; ``UserError`` where it cannot."""
+    embedding = next((m for m in network.modules() if isinstance(m, ConditionEmbedding)), None)
+    if embedding is None:
+        raise UserError(f"training.augment: backbone {name!r} has no ConditionEmbedding")
+    embedding.add_augmentation(augmentation.LABELS)
 
 
 def build_saved(config: RunConfig, dataset: Dataset, saved: Checkpoint) -> nn.Module:

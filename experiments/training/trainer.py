@@ -37,7 +37,7 @@ from fewstep.experiments.training.network import (
 from fewstep.experiments.training.optimiser import Updater
 from fewstep.experiments.training.prefetch import Loader, Source
 from fewstep.experiments.training.reflow_pairs import Pairs, stored_pairs
-from fewstep.experiments.training.teacher import first_form, load_teacher
+from fewstep.experiments.training.teacher import LoadedTeacher, first_form, load_teacher
 from fewstep.files import append, patiently, replacing
 from fewstep.objectives import Batch, Net, Nets, Objective, Progress
 from fewstep.objectives.core.label_dropout import drop_conditions
@@ -63,14 +63,21 @@ class Interrupted(Exception):
 class Trainer:
     """One run's training; ``train`` goes from the newest checkpoint to the last step."""
 
-    def __init__(self, config: RunConfig, dataset: Dataset, directory: RunDirectory) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        directory: RunDirectory,
+        teacher: LoadedTeacher | None = None,
+    ) -> None:
+        """``teacher``: in place of the finished run that the configuration names."""
         self.config, self.dataset, self.directory = config, dataset, directory
         self.training = config.training
         self.objective: Objective = config.objective
         self.device = choose_device(self.training.device)
         self.ranks = ranks()
         self.parallel = data_parallel.strategy(self.training.parallel, self.ranks, self.device)
-        loaded = load_teacher(config, dataset, self.device)
+        loaded = teacher or load_teacher(config, dataset, self.device)
         self.teacher = loaded.velocity if loaded and self.objective.needs_teacher else None
         self.form = first_form(config, loaded)
         self.net = build_network(config, dataset, self.form)

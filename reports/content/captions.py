@@ -81,6 +81,7 @@ def budget(summary: Summary) -> list[str]:
     if c.train_steps:
         differ = not c.budgets and (len(c.train_steps) > 1 or len(c.images_seen) > 1)
         lines.append(f"{'Budgets differ: ' if differ else ''}{spent}.")
+    lines += [f"{recipe}." for recipe in c.recipes]
     return [*lines, *_first_weights(summary)]
 
 

@@ -12,7 +12,7 @@ from fewstep.setting_types import checked
 T = TypeVar("T")
 
 PARTS = ("name", "description", "base", "axes", "seeds", "exclude", "sample", "budget",
-         "resources")  # fmt: skip
+         "resources", "recipe")  # fmt: skip
 """The fields of a sweep file beside those of launchers."""
 
 SETTINGS = ("objective", "backbone", "data", "training", "evaluation", "tracking", "teacher",

@@ -1,14 +1,15 @@
 """Reads a sweep file (docs/sweeps.md has an example of every field) into a checked ``Sweep``."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 
-from fewstep.errors import UserError, located, unknown
+from fewstep.errors import UserError, check_choice, located, unknown
 from fewstep.experiments.config.run_config import sweep_name
 from fewstep.setting_types import check_type
 from fewstep.sweeps.definition.axes import Axis, Choice, known_values, read_axes
@@ -16,11 +17,12 @@ from fewstep.sweeps.definition.budget import read_budget
 from fewstep.sweeps.definition.conditions import AxisValues, Condition, read_condition
 from fewstep.sweeps.definition.launchers import LAUNCHERS, PARTS, with_new_names
 from fewstep.sweeps.definition.member import Member
+from fewstep.sweeps.definition.recipe import Recipe, read_recipe
 from fewstep.sweeps.definition.resources import read_resources
 from fewstep.sweeps.definition.sampling import read_sample
 from fewstep.sweeps.definition.sweep import Sweep, seeds_of
 
-__all__ = ["Axis", "Choice", "Member", "Sweep", "load", "names"]
+__all__ = ["Axis", "Choice", "Member", "Recipe", "Sweep", "load", "names", "recipes"]
 
 OWN = {
     "seed": "write seeds: N, or seeds: [..], beside them",
@@ -29,11 +31,26 @@ OWN = {
     "runs": "the run root belongs to the command line, --runs DIR",
 }
 PRESETS = files("fewstep.sweeps.presets")
+PAPERS = "papers"  # the folder of the recipes
 
 
 def names() -> list[str]:
-    """The sweeps that come with fewstep."""
-    return sorted(f.name[:-5] for f in PRESETS.iterdir() if f.name.endswith(".yaml"))
+    """The sweeps that come with fewstep; recipes as ``papers/NAME``."""
+    return [*own(), *recipes()]
+
+
+def own() -> list[str]:
+    """The sweeps that come with fewstep and are no recipes."""
+    return _stems(PRESETS)
+
+
+def recipes() -> list[str]:
+    """The recipes of papers that come with fewstep."""
+    return [f"{PAPERS}/{stem}" for stem in _stems(PRESETS / PAPERS)]
+
+
+def _stems(folder: Traversable) -> list[str]:
+    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
 def load(name: str) -> Sweep:
@@ -50,11 +67,12 @@ def load(name: str) -> Sweep:
         path, text = Path(name), (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
     else:
         raise UserError(f"{unknown('sweep', name, names())}, or the path of a .yaml file")
+    known = name in names()
     with located(f"sweep {path}"):
-        return _read(text, path.stem)
+        return _read(text, path.stem, name if known else str(path.absolute()))
 
 
-def _read(text: str, stem: str) -> Sweep:
+def _read(text: str, stem: str, full_name: str) -> Sweep:
     try:
         content = OmegaConf.to_container(OmegaConf.create(text))
     except (yaml.YAMLError, ValueError) as error:
@@ -75,6 +93,11 @@ def _read(text: str, stem: str) -> Sweep:
     for key, instead in OWN.items():
         if key in {*base, *varied, *known}:
             raise UserError(f"{key!r} is not set in base or axes; {instead}")
+    methods = varied["objective"].labels if "objective" in varied else []
+    set_here = {*map(str, base), *_set_by(varied)}
+    recipe = read_recipe(content.get("recipe"), full_name, set_here, methods)
+    if isinstance(recipe, str) and not Path(recipe).is_file():
+        check_choice("recipe", recipe, recipes())
     return Sweep(
         name=sweep_name(content.get("name", stem)),
         description=str(content.get("description", "")).strip(),
@@ -85,6 +108,7 @@ def _read(text: str, stem: str) -> Sweep:
         sample=read_sample(content.get("sample")),
         budget=read_budget(content.get("budget"), {a: x.labels for a, x in varied.items()}),
         request=read_resources(content.get("resources"), known),
+        recipe=recipe,
         launchers={
             name: with_new_names(
                 LAUNCHERS[name], name, check_type(name, content[name] or {}, dict[str, Any])
@@ -93,6 +117,12 @@ def _read(text: str, stem: str) -> Sweep:
             if name in content
         },
     )
+
+
+def _set_by(axes: Mapping[str, Axis]) -> set[str]:
+    """The settings that the axes set."""
+    names = {key for axis in axes.values() for choice in axis.choices for key, _ in choice.settings}
+    return names | {name for name, axis in axes.items() if axis.draw is not None}
 
 
 def _unknown_field(field: str, value: Any, fields: Sequence[str]) -> UserError:

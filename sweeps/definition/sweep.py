@@ -16,6 +16,7 @@ from fewstep.sweeps.definition.budget import Budget, BudgetAccount
 from fewstep.sweeps.definition.conditions import Condition
 from fewstep.sweeps.definition.launchers import LAUNCHERS, with_new_names
 from fewstep.sweeps.definition.member import Member
+from fewstep.sweeps.definition.recipe import Recipe
 from fewstep.sweeps.definition.resources import NO_REQUEST, Request
 from fewstep.sweeps.definition.sampling import Sample, read_sample
 
@@ -27,6 +28,7 @@ class Sweep:
     Attributes:
         budget: what each run spends (budget.py). request: what its runs ask a machine for.
         launchers: settings by the name of a launcher, which checks them.
+        recipe: of a paper, or the name of the recipe that the sweep was made from.
         overrides, chosen: settings and labels by axis from the command line.
         file_seeds: those of the file, where the command line has others: runs that the command
             line does not choose still belong to the sweep.
@@ -42,6 +44,7 @@ class Sweep:
     budget: Budget | None = None
     request: Request = NO_REQUEST
     launchers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recipe: Recipe | str | None = None
     overrides: tuple[tuple[str, Any], ...] = ()
     chosen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     file_seeds: tuple[int, ...] = ()
@@ -99,6 +102,11 @@ class Sweep:
                     )
                 members[key] = member
         return list(members.values())
+
+    @property
+    def size(self) -> int:
+        """The number of ``members``, which are not composed for that."""
+        return len(self.seeds) * sum(map(self._is_chosen, self._combinations))
 
     def members_of(self, combination: Combination) -> list[Member]:
         """The runs of one combination, by seed; a UserError if it is excluded, or not valid."""

@@ -16,9 +16,9 @@ from fewstep.objectives import OBJECTIVES
 from fewstep.sweeps.definition import parse as definition
 from fewstep.sweeps.launcher import LAUNCHERS
 
-GROUPS = ("bench", "extractor")
+GROUPS = ("bench", "extractor", "recipe")
 BENCH = ("step", "data", "metrics", "sweep", "analysis")
-SHOWN = [*COMMANDS, *GROUPS, *(f"bench {name}" for name in BENCH), "extractor train"]
+SHOWN = [*COMMANDS, *GROUPS, *(f"bench {name}" for name in BENCH), "extractor train", "recipe diff"]
 NAMES = {
     "objectives": OBJECTIVES.names(),
     "backbones": BACKBONES.names(),
@@ -27,7 +27,8 @@ NAMES = {
     "metrics": METRICS.names(),
     "launchers": LAUNCHERS.names(),
     "optimisers": OPTIMISERS.names(),
-    "sweeps": definition.names(),
+    "sweeps": definition.own(),
+    "recipes": definition.recipes(),
 }
 
 
@@ -39,7 +40,7 @@ def told(monkeypatch, capsys, *words: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [name for name in SHOWN if name != "extractor"])
+@pytest.mark.parametrize("command", [name for name in SHOWN if name not in ("extractor", "recipe")])
 def test_every_command_shows_an_example(monkeypatch, capsys, command):
     text = told(monkeypatch, capsys, *command.split(), "--help")
     assert f"Example: fewstep {command.removesuffix(' step')}" in " ".join(text.split())

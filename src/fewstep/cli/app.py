@@ -21,6 +21,7 @@ from fewstep.cli.commands import (
     encode,
     evaluate,
     logs,
+    recipe,
     reference,
     report,
     status,
@@ -53,6 +54,7 @@ for name, command in COMMANDS.items():
     app.command(name)(command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(reference.extractor, name="extractor")
+app.add_typer(recipe.app, name="recipe")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fewstep.errors import UserError
-from fewstep.experiments.data import Dataset
+from fewstep.experiments.data import Dataset, DataShape, cifar, shape_of
 from fewstep.experiments.data.cifar import BINARY, CIFAR10, PYTHON, load_cifar10, parse_python
 from fewstep.experiments.data.safe_unpickle import NotPlain, load_plain
 
@@ -103,6 +103,19 @@ def test_every_layout_holds_the_same(tmp_path: Path, layout: str) -> None:
         assert np.array_equal(image[2], pixels[2048:].reshape(32, 32))
         assert int(data.train.y[2 * IMAGES + i]) == label
     assert np.array_equal(data.test.x.flatten(1).numpy(), rows(5)[0])
+
+
+def test_without_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack(tmp_path, python())
+    whole = small(tmp_path)
+    monkeypatch.setattr(cifar, "load_cifar10", lambda root: whole)
+    data = CIFAR10(str(tmp_path), labels=False).load()
+    assert (data.num_classes, data.train.y, data.test.y) == (0, None, None)
+    assert data.train.x is whole.train.x
+    for labels in (True, False):
+        loaded = CIFAR10(str(tmp_path), labels=labels).load()
+        shape = shape_of(CIFAR10("nowhere", labels=labels))
+        assert shape == DataShape(loaded.shape, loaded.num_classes, 0, loaded.is_image)
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])

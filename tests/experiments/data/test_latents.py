@@ -20,7 +20,17 @@ from safetensors.numpy import load_file, save_file
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import Override
 from fewstep.experiments.config.settings import Evaluation
-from fewstep.experiments.data import DATA, Dataset, Rows, Split, to_model, to_uint8
+from fewstep.experiments.data import (
+    DATA,
+    Dataset,
+    DataShape,
+    Rows,
+    Split,
+    like,
+    shape_of,
+    to_model,
+    to_uint8,
+)
 from fewstep.experiments.data.encode import Settings, encode
 from fewstep.experiments.data.latents import Latents
 from fewstep.experiments.evaluation.measurement import MetricInstance, metric_instances
@@ -110,6 +120,15 @@ def test_latents_are_the_posteriors_own_scaled(folder: Path, copied: Path) -> No
     torch.testing.assert_close(data.train.std, posterior.std * scale, atol=1e-5, rtol=0)
     assert torch.equal(data.train.y, source.train.y)
     assert torch.equal(data.test.y, source.test.y)
+
+
+def test_what_is_expected_tells_the_shape_of_a_folder_that_is_not_there(copied: Path) -> None:
+    data = load(copied)
+    absent = shape_of(Latents(root="nowhere", expected="4x4x4 classes=3 train=9 test=9"))
+    assert absent == DataShape(data.shape, data.num_classes, 0, data.is_image)
+    assert like(absent, 5).shape == data.shape
+    with pytest.raises(UserError, match="no latents in"):  # the settings do not tell
+        shape_of(Latents(root="nowhere"))
 
 
 def test_latents_have_the_name_that_was_given(copied: Path, tmp_path: Path) -> None:

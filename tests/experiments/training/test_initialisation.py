@@ -190,6 +190,7 @@ def test_what_cannot_be_taken_over_is_told_before_anything_is_written(tmp_path: 
     ):
         with pytest.raises(UserError, match=told):
             check_teacher(tiny(tmp_path, *overrides, *other))
+    check_teacher(tiny(tmp_path, "objective=scm", "backbone.dropout=0.2", *other))  # no weights
 
 
 def test_jumps_that_were_fixed_are_not_given_back(tmp_path: Path) -> None:

@@ -163,10 +163,10 @@ def test_a_file_that_is_not_text_or_not_there(tmp_path):
 
 
 def test_the_presets_are_whole():
-    for name in definition.names():
+    for name in definition.own():
         sweep = definition.load(name)
         assert sweep.description
-        assert len(sweep.members()) > 1
+        assert len(sweep.members()) == sweep.size > 1
 
 
 def test_a_label_on_the_objective_is_the_methods_name(write):

@@ -24,7 +24,7 @@ REGISTRIES = {
     "optimisers": "experiments.optimisers:OPTIMISERS",
     "launchers": "sweeps.launcher:LAUNCHERS",
 }
-KINDS = (*REGISTRIES, "sweeps")
+KINDS = (*REGISTRIES, "sweeps", "recipes")
 
 
 def list_(kind: Annotated[str, typer.Argument(help="|".join(KINDS))]) -> None:
@@ -38,14 +38,31 @@ def list_(kind: Annotated[str, typer.Argument(help="|".join(KINDS))]) -> None:
         from fewstep.sweeps.definition import parse as definition
 
         rows = [
-            {"name": s.name, "runs": str(len(s.members())), "description": Text(s.description)}
-            for s in map(definition.load, definition.names())
+            {"name": s.name, "runs": str(s.size), "description": Text(s.description)}
+            for s in map(definition.load, definition.own())
         ]
+    elif kind == "recipes":
+        rows = _recipes()
     else:
         module, name = REGISTRIES[kind].split(":")
         registry: Registry[Any] = getattr(import_module(f"fewstep.{module}"), name)
         rows = [{"name": name} | _described(registry[name]) for name in registry.names()]
     out.print(new_table(rows, overflow="fold"))
+
+
+def _recipes() -> list[dict[str, Any]]:
+    from fewstep.sweeps.recipes import recipes
+
+    return [
+        {
+            "name": recipe.name,
+            "runs": str(sweep.size),
+            "paper": Text(recipe.paper),
+            "unknown": Text("\n".join(f"{k}: {v}" for k, v in recipe.unknown.items()) or "-"),
+            "differs": Text("\n".join(recipe.differs) or "-"),
+        }
+        for sweep, recipe in recipes()
+    ]
 
 
 def _described(entry: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from fewstep.cli.views.console import err, out
 from fewstep.errors import UserError, check_choice, check_range, counted
 
 if TYPE_CHECKING:
+    from fewstep.sweeps.definition.sweep import Sweep
     from fewstep.sweeps.launcher import Launcher, LaunchRequest
     from fewstep.sweeps.plan import Planned
 
@@ -23,6 +24,12 @@ def sweep(
     overrides: opt.Overrides = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show what would run; start nothing.")
+    ] = False,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke", help="Train two steps of each member on made-up data; keep nothing."
+        ),
     ] = False,
     launcher: Annotated[
         str, typer.Option(help="local, ray, slurm, or another: fewstep list launchers.")
@@ -54,6 +61,8 @@ def sweep(
     if launcher not in LAUNCHERS:
         raise LAUNCHERS.lookup_error(launcher, "--launcher", LAUNCHERS.names())
     chosen_sweep = definition.load(name).with_overrides(opt.with_root(overrides, runs))
+    if smoke:
+        return _smoke(chosen_sweep)
     planned = make_plan(chosen_sweep, view=plan)
     for section, values in planned.sweep.launchers.items():  # also of launchers that are not used
         configured(section, values)
@@ -94,6 +103,21 @@ def sweep(
     with recorded(planned.directory, launcher, settings, request.resources):
         code = launch(used, request, labels, tracking)
     return code or (opt.BAD_INPUT if planned.counts()["unreadable"] else 0)
+
+
+def _smoke(chosen: Sweep) -> int:
+    from fewstep.sweeps.smoke import smokes
+
+    failed = False
+    for member, result in smokes(chosen):
+        verdict = "OK" if result.error is None else f"failed: {result.error}"
+        if result.error is None and not result.real:
+            verdict += f" (shapes alone; it takes {result.bytes / 1e9:.1f} GB beside activations)"
+        failed |= result.error is not None
+        label = " ".join(f"{k}={v}" for k, v in member.choices.items()) or chosen.name
+        size = f"{result.parameters:,} parameters"
+        out.print(f"{label}: {size}, {result.seconds:.1f} s, {verdict}")
+    return 1 if failed else 0
 
 
 def retry(
