@@ -43,7 +43,7 @@ from fewstep.experiments.metrics import METRICS
 from fewstep.experiments.optimisers import OPTIMISERS, Optimiser
 from fewstep.experiments.store.run_directory import find_run
 from fewstep.objectives import OBJECTIVES, Objective, sampling_fields
-from fewstep.registry import build, build_named, class_default
+from fewstep.registry import build, build_named, class_default, normalised
 from fewstep.setting_types import checked
 
 KEY_LENGTH = 12
@@ -127,7 +127,9 @@ class RunConfig:
 
     @cached_property
     def training(self) -> Training:
-        return Training(**self.values["training"])
+        training = Training(**self.values["training"])
+        spelling = normalised(OPTIMISERS, "training.optimiser", training.optimiser)
+        return replace(training, optimiser=spelling)
 
     @cached_property
     def optimiser(self) -> Optimiser:

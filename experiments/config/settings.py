@@ -6,8 +6,7 @@ from typing import Any
 from fewstep.errors import UserError, check_choice, check_fields, check_range
 from fewstep.experiments.config.averages import check_width, decays, evaluated, weights_name
 from fewstep.experiments.config.schedules import SCHEDULES
-from fewstep.experiments.optimisers import OPTIMISERS
-from fewstep.registry import ADDED, added, bookkeeping, named, normalised
+from fewstep.registry import ADDED, added, bookkeeping, named
 
 PRECISIONS = ("float32", "bfloat16")
 SPLITS = ("train", "test")
@@ -104,7 +103,7 @@ class Training:
         self._check_decay()
         check_choice("training.init", self.init, INITS)
         check_choice("training.parallel", self.parallel, PARALLEL)
-        self.optimiser = normalised(OPTIMISERS, "training.optimiser", self.optimiser)
+        named("training.optimiser", self.optimiser)  # which there are, RunConfig knows
 
     def _check_decay(self) -> None:
         start, schedule = self.decay_from, f"training.schedule={self.schedule}"

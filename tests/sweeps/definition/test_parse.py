@@ -13,6 +13,7 @@ description: two objectives at two rates
 base:
   data: gaussians
   training.steps: 30
+  training.clip: 1.0
 axes:
   objective:
     - flow_matching
