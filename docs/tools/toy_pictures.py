@@ -58,7 +58,7 @@ def jump_errors(run: RunDirectory) -> list[tuple[float, float]]:
 def samples(config: RunConfig, run: RunDirectory, steps: int) -> Tensor:
     """(COUNT, 2) samples of the EMA weights, from the same noise for every run."""
     dataset = config.data.load()
-    net = load_network(config, dataset, run.checkpoints, "ema")
+    net = load_network(config, dataset, run, "ema")
     noise = torch.randn(COUNT, *dataset.shape, generator=torch.Generator().manual_seed(0))
     objective, g = config.objective, torch.Generator().manual_seed(1)
     return objective.sample(net, noise, None, objective.path.times(steps), g)
