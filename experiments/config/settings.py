@@ -133,11 +133,6 @@ class Training:
                 f"training.microbatch must divide training.batch_size={self.batch_size}, "
                 f"got {self.microbatch}; the nearest that does is {nearest}"
             )
-        if self.microbatch is not None and self.parallel == "fsdp":
-            raise UserError(
-                "training.microbatch cannot be used with training.parallel=fsdp; "
-                "training.activation_checkpointing, which saves memory too, can"
-            )
         if self.microbatch is not None and self.activation_checkpointing:
             raise UserError(
                 "training.microbatch cannot be used with training.activation_checkpointing: "
