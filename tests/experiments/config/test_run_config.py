@@ -224,6 +224,8 @@ def others(base: list[Any], key: str, value: Any) -> Iterator[RunConfig]:
     """Configurations that differ from ``base`` in the setting ``key`` alone, which is ``value``."""
     if key.endswith(".root"):
         candidates: list[Any] = ["/elsewhere"]
+    elif key == "data.expected":
+        candidates = ["3x8x8 train=4 test=2"]
     elif isinstance(value, bool):
         candidates = [not value]
     elif isinstance(value, str):  # what a refusal names as choices; a free word where none comes
