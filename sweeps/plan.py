@@ -12,6 +12,7 @@ from fewstep._version import __version__
 from fewstep.errors import UserError
 from fewstep.errors import located as in_front
 from fewstep.experiments.config.data_location import located
+from fewstep.experiments.config.earlier_defaults import DEFAULTS
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.cost.disk import DiskUse, cache_bytes, disk_use
 from fewstep.experiments.data import Dataset, DataSource
@@ -166,6 +167,7 @@ class Plan:
             self.directory.path / "sweep.json",
             {
                 "fewstep": __version__,
+                **({} if self.sweep.is_earlier else {"defaults": DEFAULTS}),
                 "name": self.sweep.name,
                 "description": self.sweep.description,
                 "axes": list(self.sweep.axes),

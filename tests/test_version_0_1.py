@@ -45,6 +45,7 @@ def test_status_evaluate_report_and_sync_work_on_it(root: Path) -> None:
 def test_the_same_sweep_file_finds_its_runs_and_resumes_what_was_interrupted(root: Path) -> None:
     plan = succeed("sweep", "old.yaml", "--plan", cwd=root)
     assert "10 runs (1 new, 1 interrupted, 2 failed, 0 cells, 6 stale, 0 cached)" in plan
+    assert "defaults of fewstep 0.2, with which the sweep was begun (training.clip=1.0" in plan
     done = fewstep("sweep", "old.yaml", "objective=[interrupted]", "seeds=[0]", cwd=root)
     assert done.returncode == 1, done.stderr  # the failed runs of before are still failed
     run = RunDirectory(root / "runs/old" / INTERRUPTED)

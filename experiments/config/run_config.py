@@ -226,6 +226,11 @@ def compose(overrides: Iterable[Override]) -> RunConfig:
     return RunConfig(values)
 
 
+def default_name(group: str) -> str:
+    """What a group is where nothing is said."""
+    return _defaults()[group]
+
+
 @cache
 def _defaults() -> dict[str, str]:
     text = (files("fewstep.experiments.config") / "run.yaml").read_text(encoding="utf-8")
@@ -254,7 +259,13 @@ def _teacher(teacher: str, root: Path) -> str:
 def amend(config: RunConfig, overrides: Iterable[Override]) -> RunConfig:
     """``config`` with other settings; ``UserError`` where they would change its key."""
     chosen = tuple(sorted((group, config.values[group]["name"]) for group in GROUPS))
-    amended = OmegaConf.merge(copy.deepcopy(_composed(chosen).config), config.values)
+    composed = copy.deepcopy(_composed(chosen).config)
+    for group in GROUPS:  # what a run was made without, it has as it was then
+        for f in fields(getattr(config, group)):
+            if f.metadata.get("omit_default"):
+                value = getattr(getattr(config, group), f.name)
+                composed[group][f.name] = list(value) if isinstance(value, tuple) else value
+    amended = OmegaConf.merge(composed, config.values)
     assert isinstance(amended, DictConfig)
     for override in overrides:
         key, value = pair(override)

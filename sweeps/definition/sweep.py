@@ -1,15 +1,27 @@
 """A sweep and its members: its runs, and the choice that the command line makes among them."""
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 from fewstep.errors import UserError, check_choice, check_range, located
+from fewstep.experiments.config.earlier_defaults import earlier_defaults
 from fewstep.experiments.config.hydra_schema import GROUPS
-from fewstep.experiments.config.run_config import Override, RunConfig, compose, pair, sweep_name
+from fewstep.experiments.config.run_config import (
+    Override,
+    RunConfig,
+    compose,
+    default_name,
+    pair,
+    sweep_name,
+)
 from fewstep.experiments.run import directory_of
+from fewstep.experiments.store.json_files import CorruptFile
+from fewstep.experiments.store.run_directory import SweepDirectory
 from fewstep.sweeps.definition import sampling
 from fewstep.sweeps.definition.axes import Axis, Combination, axis_values
 from fewstep.sweeps.definition.budget import Budget, BudgetAccount
@@ -185,12 +197,24 @@ class Sweep:
         overrides = self.overrides
         if overrides and not self._is_chosen(combination):  # they may only fit chosen runs
             overrides = _applicable(settings, overrides)
+        if self.is_earlier:
+            said = [*settings, *overrides]
+            settings = [*earlier_defaults(said, default_name("objective")), *settings]
         config = compose([*settings, *overrides])
         if self.budget is None or _sets_steps(combination) or combination == self._model:
             return config
         if combination not in self._steps:  # the same for all seeds
             self._steps[combination] = self._account.steps(config, self.total)
         return compose([*settings, *overrides, ("training.steps", self._steps[combination])])
+
+    @cached_property
+    def is_earlier(self) -> bool:
+        """Whether it was begun with version 0.2, whose defaults it keeps."""
+        root = dict([*self.base, *self.overrides]).get("runs", "runs")
+        with contextlib.suppress(CorruptFile, OSError):  # told where it is continued
+            begun = SweepDirectory(Path(str(root)) / self.name).plan()
+            return begun is not None and "defaults" not in begun
+        return False
 
     @cached_property
     def _account(self) -> BudgetAccount:

@@ -105,6 +105,7 @@ def test_sweep_json_names_the_members(sweep, tmp_path):
     written = json.loads((tmp_path / "runs/states/sweep.json").read_text())
     assert written == {
         "fewstep": fewstep.__version__,
+        "defaults": 2,
         "name": "states",
         "description": "one run for each state",
         "axes": ["case"],

@@ -43,7 +43,7 @@ def test_evaluation_is_what_its_cells_take(tmp_path):
     )  # fmt: skip
     data = config.data.load()
     assert WorkEstimate.of(prepare(config)).evaluation == 7 * sum(
-        calls(config, data, cell) for cell in cells(config.evaluation)
+        calls(config, data, cell) for cell in cells(config.evaluation, config.training)
     )
 
 

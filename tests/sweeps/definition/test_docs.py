@@ -44,7 +44,7 @@ def test_every_feature_once(sweeps):
     assert steps["flow_matching"] == 2 * steps["teacher"] == 20_000
     assert steps["scd"] == int(10_000 / (5 / 3))
     for sweep in sweeps.values():
-        assert plan(sweep).counts()["new"] == len(sweep.members())
+        assert plan(sweep, view=True).counts()["new"] == len(sweep.members())
 
 
 def test_the_command_lines_beside_them(sweeps):

@@ -50,6 +50,10 @@ def show(plan: Plan, preview: Iterable[str] = (), summary: Iterable[str] = ()) -
             row["time left"] = unknown if seconds is None else duration(seconds)
         rows.append(row)
     out.print(new_table(rows, right=("training steps", "time left")))
+    if plan.sweep.is_earlier:
+        out.print(
+            "defaults of fewstep 0.2, with which the sweep was begun (training.clip=1.0, ...)"
+        )
     for line in preview:
         out.print(line)
     if (budget_record := plan.sweep.budget_record) is not None:
