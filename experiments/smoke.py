@@ -45,7 +45,7 @@ from fewstep.experiments.training.reflow_pairs import Pairs
 from fewstep.experiments.training.teacher import LoadedTeacher, starts_from
 from fewstep.experiments.training.trainer import Trainer
 from fewstep.experiments.validation import check_settings
-from fewstep.objectives import Batch, Nets, Objective, Progress, Teacher
+from fewstep.objectives import Batch, Nets, Progress, Teacher
 from fewstep.objectives.core.label_dropout import drop_conditions
 from fewstep.objectives.core.tangent import jvp
 
@@ -109,7 +109,7 @@ def requirements(
     training = config.training
     copies = COPIES + len(decays(training.ema)) + len(training.posthoc_ema)
     copies += config.objective.target_decay is not None
-    copies += _takes_snapshots(config.objective)
+    copies += config.objective.has_snapshots
     total = own * copies
     if teachers:
         total += parameters_of(teachers[0], shape)
@@ -143,10 +143,6 @@ def network_form(config: RunConfig, teachers: tuple[RunConfig, ...]) -> NetworkF
     return taken_over(config, teachers[0].key, teachers[0], its)
 
 
-def _takes_snapshots(objective: Objective) -> bool:
-    return type(objective).takes_snapshot is not Objective.takes_snapshot
-
-
 def _train(config: RunConfig, teachers: tuple[RunConfig, ...], data: Dataset) -> None:
     training = {**config.values["training"], "batch_size": ROWS, "compile": False}
     if "microbatch" in training:
@@ -160,7 +156,7 @@ def _train(config: RunConfig, teachers: tuple[RunConfig, ...], data: Dataset) ->
             x = to_model(data.train.x)
             trainer.pairs = Pairs(x, torch.randn_like(x), data.train.y)
             trainer.loader = trainer._loader(trainer.pairs)
-        if _takes_snapshots(config.objective):
+        if config.objective.has_snapshots:
             trainer.snapshot = trainer._copy_network()
         for step in _steps(config):
             trainer.step = step

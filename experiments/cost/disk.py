@@ -17,7 +17,6 @@ from fewstep.experiments.evaluation.evaluate import SAMPLES_KEPT, cells
 from fewstep.experiments.optimisers import Optimiser
 from fewstep.experiments.training.checkpoint import KEPT
 from fewstep.experiments.training.network import uninitialised_weights
-from fewstep.objectives import Objective
 
 PIXELS_PER_LATENT = 8  # a side, of the usual autoencoders (Rombach et al. 2022)
 
@@ -64,8 +63,7 @@ def checkpoint_bytes(config: RunConfig, dataset: Dataset) -> int | None:
         return None
     weights, slots, buffers = sizes
     averages = len(exponential(training.ema, training.ema_warmup)) + len(training.posthoc_ema)
-    snapshot = type(objective).takes_snapshot is not Objective.takes_snapshot
-    networks = 1 + averages + (objective.target_decay is not None) + snapshot
+    networks = 1 + averages + (objective.target_decay is not None) + objective.has_snapshots
     auxiliary = objective.auxiliary_module()
     beside = [] if auxiliary is None else list(auxiliary.parameters())
     kept = networks * (weights + buffers) + sum(p.nbytes for p in beside)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewstep.experiments.distributed.batch_sharding import RowShard, WholeBatchDropout, drops
 from fewstep.objectives import Net
+from fewstep.objectives.core.batch_math import same_dropout
 
 
 class MicrobatchedNet:
@@ -36,14 +37,14 @@ class MicrobatchedNet:
             whole: Tensor = self.net(x, t, d, y)
             return whole
         drawing, parts = _drops(self.net), []
-        state = _random_state(x.device) if drawing else None
         for start in range(0, len(x), self.rows):
             stop = min(start + self.rows, len(x))
-            if state is not None and start:  # each part takes its rows of the same masks
-                _set_random_state(x.device, state)
             shard = RowShard(len(x), start, stop, stop - start)
             given = tuple(None if a is None else a[start:stop] for a in (x, t, d, y))
-            parts.append(self._part(given, shard if drawing else None))
+            # each part takes its rows of the same masks
+            again = same_dropout(x) if drawing and stop < len(x) else contextlib.nullcontext()
+            with again:
+                parts.append(self._part(given, shard if drawing else None))
         return torch.cat(parts)
 
     def _part(self, given: tuple[Tensor | None, ...], shard: RowShard | None) -> Any:
@@ -60,14 +61,3 @@ class MicrobatchedNet:
 
 def _drops(net: Any) -> bool:
     return drops(getattr(net, "module", getattr(net, "_orig_mod", net)))
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), on_gpu
-
-
-def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)

@@ -227,6 +227,11 @@ class Objective(ABC):
         """Whether the online network, before this step, becomes ``Nets.snapshot``."""
         return False
 
+    @property
+    def has_snapshots(self) -> bool:
+        """Whether ``takes_snapshot`` is there."""
+        return type(self).takes_snapshot is not Objective.takes_snapshot
+
     def target_decay_at(self, progress: Progress) -> float | None:
         """``target_decay`` of this step."""
         return self.target_decay

@@ -10,11 +10,14 @@ import torch
 from helpers.tiny import taught, tiny, trainer
 from torch import Tensor
 
+from fewstep.backbones.dit import DiT
+from fewstep.backbones.embeddings import ConditionEmbedding
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import compose
 from fewstep.experiments.rng import generator
 from fewstep.experiments.training import augmentation
 from fewstep.experiments.training.augmentation import LABELS, augmented, flipped
+from fewstep.experiments.training.network import add_augmentation
 from fewstep.experiments.validation import check
 
 
@@ -109,25 +112,30 @@ def test_images_are_moved_scaled_and_turned_as_the_labels_say() -> None:
 # ------------------------------------------------------------------------- in a run
 
 
-@pytest.mark.parametrize("data", [("data.labels=true",), ()], ids=["classes", "no classes"])
-def test_the_network_is_told_and_samples_are_drawn_without(
-    data: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = ["training.augment=0.5", "training.label_dropout=0.2", "training.lr=0.01"]
-    made = trainer(tiny(tmp_path, *settings))
-    plain = trainer(tiny(tmp_path, *settings[1:]))
-    assert made.config.key != plain.config.key
-    for _ in range(3):  # the output starts at 0
-        made._update()
-    x, t, y = torch.randn(4, *made.dataset.shape), torch.full((4,), 0.5), torch.arange(4)
+@pytest.mark.parametrize("classes", [10, 0])
+def test_the_network_is_told_and_samples_are_drawn_without(classes: int) -> None:
+    network = ConditionEmbedding(DiT(), 32, (classes, False, 0))
+    add_augmentation(network, "dit")
+    t, y = torch.full((4,), 0.5), torch.arange(4) if classes else None
     labels = torch.zeros(4, LABELS)
     with torch.no_grad():
-        undone = made.net(x, t, None, y)
-        assert torch.equal(made.net(x, t, None, augmentation.labelled(y, labels)), undone)
+        undone = network(t, None, y)
+        assert torch.equal(network(t, None, augmentation.labelled(y, labels)), undone)
         labels[0, 2] = 1.0
-        told = made.net(x, t, None, augmentation.labelled(y, labels))
+        told = network(t, None, augmentation.labelled(y, labels))
     assert not torch.equal(told[0], undone[0])
     assert torch.equal(told[1:], undone[1:])
+
+
+def test_a_run_trains_the_weights_of_the_labels(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "training.augment=0.5", "training.label_dropout=0.2")
+    assert config.key != tiny(tmp_path, "training.label_dropout=0.2").key
+    made = trainer(config)
+    for _ in range(3):  # output and modulation start at 0
+        made._update()
+    [weight] = [p for name, p in made.named.items() if "augmentation" in name]
+    assert weight.grad is not None
+    assert float(weight.grad.abs().max()) > 0
 
 
 def test_a_step_is_augmented_the_same_each_time(tmp_path: Path) -> None:
