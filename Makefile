@@ -25,6 +25,7 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy docs/tools
 	$(BIN)/lint-imports --no-cache
 
 docs: .venv/ready

@@ -118,7 +118,7 @@ def settings(names: Sequence[str]) -> str:
 
 def descriptions(cls: type) -> dict[str, str]:
     """The meaning of each field, from the ``Attributes`` of the class and those it inherits."""
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    known = {f.name for f in fields(cls)}
     told: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         _, _, text = (base.__dict__.get("__doc__") or "").partition("Attributes:\n")

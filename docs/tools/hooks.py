@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def from_root(name: str) -> str:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill the places that a page marks with ``<!-- name -->``."""
     if page.file.src_uri == "where_things_are.md":
-        parts = {"modules": modules.listing}
+        parts: Mapping[str, Callable[[], str]] = {"modules": modules.listing}
     elif page.file.src_uri == "api/index.md":
         parts = {"names": modules.public_names}
     elif page.file.src_uri == "gallery/index.md":

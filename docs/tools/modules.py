@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
@@ -54,10 +55,11 @@ def public_names() -> str:
 
     rows = ["| name | |", "| --- | --- |"]
     for name in sorted(set(fewstep.__all__) - {"__version__"}, key=str.lower):
-        one = getattr(fewstep, name)
-        what = one if inspect.isclass(one) or inspect.isroutine(one) else type(one)
-        said = (inspect.getdoc(what) or "").split("\n\n")[0].replace("\n", " ")
-        if what is type(one):  # a registry: what it holds
+        one: Any = getattr(fewstep, name)
+        registry = not (inspect.isclass(one) or inspect.isroutine(one))
+        said = (inspect.getdoc(type(one) if registry else one) or "").split("\n\n")[0]
+        said = said.replace("\n", " ")
+        if registry:  # what it holds
             said = f"The registry of {one.kind}s (`{one.group}`)."
         rows.append(f"| `{name}` | {said.replace('``', '`').replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
