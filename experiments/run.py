@@ -39,7 +39,7 @@ from fewstep.experiments.store.lease import RunLease
 from fewstep.experiments.store.lease import RunLocked as RunLocked
 from fewstep.experiments.store.provenance import environment, now, save_packages
 from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.experiments.store.source_hash import source_hash
+from fewstep.experiments.store.source_hash import recorded_sources
 from fewstep.experiments.training.network import device_name
 from fewstep.experiments.training.teacher import first_weights_line, teacher_directory
 from fewstep.experiments.training.trainer import Interrupted as Interrupted
@@ -331,8 +331,7 @@ def _run(
         "initialised": trainer.form.record,
         "provenance": {
             **provenance,
-            "objective_source": source_hash(config.objective),
-            "backbone_source": source_hash(config.backbone),
+            **recorded_sources(config.objective, config.backbone, config.optimiser),
             "device": str(trainer.device),
             "device_name": device_name(trainer.device),
             "threads": torch.get_num_threads(),

@@ -22,7 +22,7 @@ from fewstep.experiments.run import directory_of, prepare, read_spec
 from fewstep.experiments.store.data_record import check_data
 from fewstep.experiments.store.json_files import CorruptFile, write_json
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
-from fewstep.experiments.store.source_hash import source_hash
+from fewstep.experiments.store.source_hash import recorded_sources
 from fewstep.experiments.validation import check
 from fewstep.files import relative_to
 from fewstep.sweeps.cpu_threads import cores, threads
@@ -280,8 +280,9 @@ def _state(member: Member, directory: RunDirectory) -> str:
     elif cells_lacking(member.config, directory):
         state = "cells"
     else:
-        made_by = result["provenance"]
-        same = made_by.get("objective_source") == source_hash(member.config.objective)
-        same &= made_by.get("backbone_source") == source_hash(member.config.backbone)
+        made_by, config = result["provenance"], member.config
+        code = recorded_sources(config.objective, config.backbone, config.optimiser)
+        # version 0.2 recorded no optimiser's
+        same = all(made_by[name] == source for name, source in code.items() if name in made_by)
         return "cached" if same else "stale"
     return "running" if is_busy(directory) else state

@@ -148,6 +148,8 @@ def test_a_sweep_uses_a_launcher_a_metric_data_a_backbone_an_optimiser_and_an_ex
     assert {name.split(".")[1] for name in checkpoint if name.startswith("optimiser.")} == {
         "momentum"
     }
+    result = json.loads((log.parent / "result.json").read_text())
+    assert len(result["provenance"]["optimiser_source"]) == 12  # its code is known for stale
     record = json.loads((folder / "launch.json").read_text())
     assert (record["launcher"], record["settings"]) == ("nice", {"level": 5})
     again = fewstep(installed, tmp_path, "retry", "moons", "--class", "nan")

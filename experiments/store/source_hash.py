@@ -28,6 +28,20 @@ def third_party_hash(thing: object) -> str | None:
     return None if _is_ours(type(thing).__module__) else source_hash(thing)
 
 
+def recorded_sources(
+    objective: object, backbone: object, optimiser: object
+) -> dict[str, str | None]:
+    """What a run records of its code, by which ``sweeps.plan`` knows it for stale.
+
+    fewstep's optimisers are tested to equal torch's to the last bit, so theirs is None.
+    """
+    return {
+        "objective_source": source_hash(objective),
+        "backbone_source": source_hash(backbone),
+        "optimiser_source": third_party_hash(optimiser),
+    }
+
+
 def _is_ours(module: str) -> bool:
     return module == "fewstep" or module.startswith("fewstep.")
 

@@ -89,6 +89,7 @@ def test_provenance(tmp_path: Path) -> None:
     assert told["versions"]["torch"] == torch.__version__
     assert len(told["objective_source"]) == len(told["backbone_source"]) == 12
     assert told["objective_source"] != told["backbone_source"]
+    assert told["optimiser_source"] is None  # torch's, to the last bit
     assert told["device"] == "cpu" or torch.cuda.is_available()
     assert told["threads"] == torch.get_num_threads()
     assert datetime.fromisoformat(told["started"]) <= datetime.fromisoformat(told["finished"])

@@ -95,6 +95,14 @@ def test_states(sweep, tmp_path):
     runs["failed"].directory.write("failure", of_later)
     assert [r.state for r in sweep().runs if r.directory.key == of_later["key"]] == ["failed"]
 
+    result = runs["cached"].directory.result()
+    for source, state in {"another": "stale", None: "cached"}.items():
+        result["provenance"]["optimiser_source"] = source
+        runs["cached"].directory.write("result", result)
+        assert [r.state for r in sweep("case=cached").runs] == [state]
+    del result["provenance"]["optimiser_source"]  # as version 0.2 wrote it
+    runs["cached"].directory.write("result", result)
+
     more = sweep("evaluation.steps=[1,2]").counts()  # the finished ones, trained as they are
     assert (more["cells"], more["cached"], more["stale"]) == (3, 0, 0)
 
