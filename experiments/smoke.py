@@ -46,7 +46,6 @@ from fewstep.experiments.training.teacher import LoadedTeacher, starts_from
 from fewstep.experiments.training.trainer import Trainer
 from fewstep.experiments.validation import check_settings
 from fewstep.objectives import Batch, Nets, Progress, Teacher
-from fewstep.objectives.core.label_dropout import drop_conditions
 from fewstep.objectives.core.tangent import jvp
 
 ROWS = 8  # of a batch: bootstrap rows and other shares are in it
@@ -228,25 +227,20 @@ def _shapes(
     eps = torch.randn_like(x) if objective.needs_pairs else None
     for step in _steps(config):
         g = generator(config.seed, "train", step)
-        y = data.train.y
-        dropped = y
-        if y is not None and training.label_dropout:
-            dropped = drop_conditions(y, training.label_dropout, data.num_classes, g)
-        changed, labels = augmentation.changed(training, x, config.seed, step)
-        told, dropped = (augmentation.labelled(labels_of, labels) for labels_of in (y, dropped))
-        batch = Batch(changed, dropped, told, eps)
+        batch = Batch(x, data.train.y, data.train.y, eps)
+        batch = augmentation.randomised(config, batch, data.num_classes, step, g)
         loss = objective.loss(nets, batch, Progress(step, training.steps), g)
         mean = loss.per_sample.float().mean()
         mean.backward()
         if not bool(torch.isfinite(mean)):
             raise FloatingPointError(f"the loss is not finite at step {step + 1}")
     shape = DataShape(data.shape, data.num_classes, data.condition_dim, data.is_image)
-    ask_all(config, shape, form.takes_d, online.calls | other.calls)
+    call_on_meta(config, shape, form.takes_d, online.calls | other.calls)
     if taught is not None:
-        ask_all(teachers[0], shape, its.takes_d, taught.calls)
+        call_on_meta(teachers[0], shape, its.takes_d, taught.calls)
 
 
-def covering(calls: Set[Call]) -> list[Call]:
+def distinct_calls(calls: Set[Call]) -> list[Call]:
     """What to ask for ``calls``: each thing once, tangents and gradients apart."""
     apart = {replace(call, tangent=False) for call in calls}
     apart |= {replace(call, gradient=False) for call in calls if call.tangent}
@@ -254,7 +248,7 @@ def covering(calls: Set[Call]) -> list[Call]:
     return sorted((c for c in kept if c.y or replace(c, y=True) not in kept), key=repr)
 
 
-def ask_all(config: RunConfig, shape: DataShape, takes_d: bool, calls: Set[Call]) -> None:
+def call_on_meta(config: RunConfig, shape: DataShape, takes_d: bool, calls: Set[Call]) -> None:
     """Ask the run's network in all these ways, on tensors without numbers."""
     backbone, augmented = config.backbone, config.training.augment > 0
     known = [f for f in fields(backbone) if f.name in WEIGHTLESS]  # type: ignore[arg-type]
@@ -262,7 +256,7 @@ def ask_all(config: RunConfig, shape: DataShape, takes_d: bool, calls: Set[Call]
     if repeated := getattr(plain, "repeated", None):  # two blocks tell what all do
         fewer = min(2, getattr(plain, repeated))
         plain = replace(plain, **{repeated: fewer})  # type: ignore[type-var]
-    for call in covering(calls):
+    for call in distinct_calls(calls):
         _ask(plain, shape, takes_d, augmented, call)  # type: ignore[arg-type]
 
 

@@ -1,6 +1,6 @@
-"""What is done to images before they are trained on: horizontal flips, and EDM's augmentation.
+"""What is done to a batch before a step: dropped labels, horizontal flips, EDM's augmentation.
 
-The latter (Karras et al. 2022, appendix F.2; after Karras et al. 2020a) does not leak: the network
+The last (Karras et al. 2022, appendix F.2; after Karras et al. 2020a) does not leak: the network
 is told what was done to an image as a condition of its own, of which 0 stands for nothing, and
 nothing is what samples are drawn with. Unlike EDM's code, which resamples with sym6 wavelets, this
 one takes bicubic interpolation at twice the resolution.
@@ -17,6 +17,8 @@ from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.config.settings import Training
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.rng import generator
+from fewstep.objectives import Batch
+from fewstep.objectives.core.label_dropout import drop_conditions
 
 LABELS = 9  # flips (2), scale, rotation (2), stretch (2), shift (2)
 SCALE_STD, SHIFT_STD = 0.2, 0.125  # in octaves; in widths of the image
@@ -42,6 +44,15 @@ def check_augmentation(config: RunConfig, dataset: Dataset) -> None:
     }
     for reason in (reason for reason, holds in reasons.items() if holds):
         raise UserError(f"training.augment={training.augment:g} {reason}")
+
+
+def randomised(config: RunConfig, batch: Batch, num_classes: int, step: int, g: Generator) -> Batch:
+    """``batch`` as step ``step`` trains on it; ``g`` draws whose labels are dropped."""
+    training, y = config.training, batch.y
+    if y is not None and training.label_dropout:
+        y = drop_conditions(y, training.label_dropout, num_classes, g)
+    x, labels = changed(training, batch.x, config.seed, step)
+    return Batch(x, labelled(y, labels), labelled(batch.y, labels), batch.eps)
 
 
 def changed(training: Training, x: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor | None]:

@@ -23,7 +23,8 @@ from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.rng import Order, derive, generator
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory
-from fewstep.experiments.training import augmentation, checkpoint, posthoc_ema
+from fewstep.experiments.training import checkpoint, posthoc_ema
+from fewstep.experiments.training.augmentation import randomised
 from fewstep.experiments.training.checkpoint import Checkpoint
 from fewstep.experiments.training.initialisation import fill
 from fewstep.experiments.training.learning_rate import learning_rate
@@ -40,7 +41,6 @@ from fewstep.experiments.training.reflow_pairs import Pairs, stored_pairs
 from fewstep.experiments.training.teacher import LoadedTeacher, first_form, load_teacher
 from fewstep.files import append, patiently, replacing
 from fewstep.objectives import Batch, Net, Nets, Objective, Progress
-from fewstep.objectives.core.label_dropout import drop_conditions
 
 VALIDATION_BATCHES = 4
 
@@ -176,9 +176,7 @@ class Trainer:
         if self.objective.takes_snapshot(progress):
             self.snapshot = self._copy_network()
         batch = self._batch(self.loader.rows(step), "train", step)
-        x, labels = augmentation.changed(training, batch.x, self.config.seed, step)
-        y = augmentation.labelled(self._drop_labels(batch.y, g), labels)
-        batch = Batch(x, y, augmentation.labelled(batch.y, labels), batch.eps)
+        batch = randomised(self.config, batch, self.dataset.num_classes, step, g)
         mean, extra = self._loss(self.forward, batch, progress, g)
         for parameter in self.named.values():
             parameter.grad = None
@@ -254,11 +252,6 @@ class Trainer:
             g = generator(self.config.seed, f"{purpose}/posterior", index, device=self.device)
             x = x + std.float() * torch.randn(x.shape, generator=g, device=self.device)
         return Batch(x, y, None if eps is None else y, eps)
-
-    def _drop_labels(self, y: Tensor | None, g: torch.Generator) -> Tensor | None:
-        if y is None or not (share := self.training.label_dropout):
-            return y
-        return drop_conditions(y, share, self.dataset.num_classes, g)
 
     @torch.no_grad()
     def validation_loss(self) -> float:

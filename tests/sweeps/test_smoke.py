@@ -7,7 +7,7 @@ import re
 import pytest
 
 from fewstep.backbones.dit import DiTNetwork
-from fewstep.experiments.smoke import Call, covering
+from fewstep.experiments.smoke import Call, distinct_calls
 from fewstep.sweeps.smoke import smokes
 
 SWEEP = """
@@ -78,6 +78,6 @@ def test_a_setting_that_does_not_fit_is_one_members_failure(write):
 def test_what_covers_all_calls():
     plain, unlabelled = Call(True, True, False, False), Call(True, False, False, False)
     tangent, gradient = Call(True, True, True, True), Call(True, True, False, True)
-    assert covering({plain, unlabelled, gradient}) == [unlabelled, gradient]
-    assert covering({tangent}) == [gradient, Call(True, True, True, False)]
-    assert covering({plain}) == [plain]
+    assert distinct_calls({plain, unlabelled, gradient}) == [unlabelled, gradient]
+    assert distinct_calls({tangent}) == [gradient, Call(True, True, True, False)]
+    assert distinct_calls({plain}) == [plain]

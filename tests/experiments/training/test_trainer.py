@@ -26,6 +26,7 @@ from torch import Generator
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import Override, RunConfig, compose
 from fewstep.experiments.run import RunFailed, prepare, run
+from fewstep.experiments.training.augmentation import randomised
 from fewstep.experiments.training.network import build_network, choose_device
 from fewstep.experiments.training.trainer import Interrupted, NotFinite, Trainer
 from fewstep.objectives import OBJECTIVES, Batch, FlowMatching, Loss, Nets, Progress
@@ -110,9 +111,9 @@ def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_the_share_of_labels_dropped(tmp_path: Path, share: float) -> None:
-    made = trainer(tiny(tmp_path, ("training.label_dropout", share)))
-    y = torch.arange(20_000) % 10
-    kept = made._drop_labels(y, Generator().manual_seed(0))
+    config, y = tiny(tmp_path, ("training.label_dropout", share)), torch.arange(20_000) % 10
+    batch = Batch(torch.zeros(len(y), 2), y)
+    kept = randomised(config, batch, 10, 0, Generator().manual_seed(0)).y
     assert kept is not None
     dropped = kept == 10
     assert float(dropped.float().mean()) == pytest.approx(share, abs=0.015)
