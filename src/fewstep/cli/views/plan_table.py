@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fewstep.cli.views.console import duration, new_table, out
 from fewstep.errors import counted
+from fewstep.experiments.config.earlier_defaults import TRAINING
 from fewstep.experiments.cost.devices import DEVICES
 from fewstep.sweeps.launcher import duration_text
 
@@ -51,9 +52,8 @@ def show(plan: Plan, preview: Iterable[str] = (), summary: Iterable[str] = ()) -
         rows.append(row)
     out.print(new_table(rows, right=("training steps", "time left")))
     if plan.sweep.is_earlier:
-        out.print(
-            "defaults of fewstep 0.2, with which the sweep was begun (training.clip=1.0, ...)"
-        )
+        theirs = ", ".join(f"{name}={value}" for name, value in TRAINING.items())
+        out.print(f"defaults of fewstep 0.2, with which the sweep was begun ({theirs}, ...)")
     for line in preview:
         out.print(line)
     if (budget_record := plan.sweep.budget_record) is not None:
