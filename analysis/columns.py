@@ -80,6 +80,7 @@ COLUMNS: dict[str, str] = {
     "teacher_images_seen": "Int64", "teacher_train_seconds": "float64",
     "teacher_device_hours": "float64", "teacher_train_flops": "float64",
     "initialised": "string",  # title of the teacher, where its weights were the first ones
+    "taught": "boolean",  # whether its loss asks the teacher; not recorded before 0.3
     **ORIGIN,
     **CELL_ORIGIN,
 }  # fmt: skip
@@ -129,6 +130,7 @@ def costs(result: Json) -> Json:
         "device_hours": None if seconds is None else seconds * processes / 3600,
         "train_flops": result.get("train_flops"),
         "initialised": (result.get("initialised") or {}).get("title"),
+        "taught": result.get("taught"),
     }
 
 

@@ -205,6 +205,11 @@ def _ranked(
     return ranked
 
 
+def _starts_at_random(runs: pd.DataFrame) -> pd.Series:
+    """Whether each run has a teacher whose weights it did not take, as far as it is recorded."""
+    return runs["taught"].fillna(False).astype(bool) & runs["initialised"].isna()
+
+
 def _data_versions(runs: pd.DataFrame) -> dict[str, tuple[str, str]]:
     known = runs[runs["data_sha256"].notna()]
     versions = zip(which_data(known), known["data_sha256"], known["key"], strict=True)
@@ -238,6 +243,7 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
         initialised=dict(
             runs.dropna(subset="initialised")[["method", "initialised"]].itertuples(index=False)
         ),
+        random_starts=tuple(runs.loc[_starts_at_random(runs), "method"].unique()),
         given_times=tuple(
             (cell["method"], int(cell["steps"]), cell["times"])
             for cell in cells.to_dict("records")

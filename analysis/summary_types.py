@@ -90,6 +90,7 @@ class Conditions:
     images_seen: tuple[int, ...] = ()
     samplers: Mapping[str, str] = field(default_factory=dict)  # method -> sampler
     initialised: Mapping[str, str] = field(default_factory=dict)  # method -> whose weights it took
+    random_starts: tuple[str, ...] = ()  # methods that have a teacher, and did not take its weights
     given_times: tuple[tuple[str, int, str], ...] = ()  # (method, steps, times) unless uniform
 
 

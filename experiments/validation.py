@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fewstep.backbones import Backbone
@@ -29,10 +30,23 @@ from fewstep.objectives.core.guidance import EVERYWHERE
 from fewstep.registry import build_named
 
 
+@dataclass
+class Missing:
+    """What a plan does without.
+
+    Attributes:
+        data: data sets of which there are the shapes alone, and why each could not be loaded.
+        measures: why runs could not be measured: an extractor's weights are not there, say.
+    """
+
+    data: dict[DataSource, str] = field(default_factory=dict)
+    measures: list[str] = field(default_factory=list)
+
+
 def check(
     configs: Iterable[RunConfig],
     to_come: Mapping[str, RunConfig] = {},
-    missing: dict[DataSource, str] | None = None,
+    missing: Missing | None = None,
 ) -> dict[DataSource, Dataset]:
     """Load each data set and build each network once, and hold every run's settings against them.
 
@@ -40,7 +54,8 @@ def check(
     data sets. Raises ``UserError`` for the first thing that is missing or does not fit.
 
     ``missing``: if given, a data set that cannot be loaded is replaced by its shapes alone, where
-    they are known, and noted there with the reason; how it is measured is not checked then.
+    they are known, and noted there with the reason; how it is measured is not checked then. What
+    measures run on data that are there is noted, too, where it is missing.
     """
     loaded: dict[DataSource, Dataset] = {}
     built: set[tuple[Backbone, DataSource, bool, str]] = (
@@ -60,9 +75,14 @@ def check(
             built.add(network)
         dataset = loaded[config.data]
         check_settings(config, dataset)
-        if config.data in (missing or {}):
+        if missing is not None and config.data in missing.data:
             continue  # what measures it may be missing, too
-        _check_measures(config, dataset)
+        try:
+            _check_measures(config, dataset)
+        except UserError as error:
+            if missing is None:
+                raise
+            missing.measures.append(str(error))
         taught_by = None if learned(config) else teacher_directory(config)
         if taught_by is not None and taught_by.data() is not None:
             with located(f"teacher of {config.key}"):
@@ -70,7 +90,7 @@ def check(
     return loaded
 
 
-def _load(source: DataSource, missing: dict[DataSource, str] | None) -> Dataset:
+def _load(source: DataSource, missing: Missing | None) -> Dataset:
     try:
         return source.load()
     except UserError as error:
@@ -80,7 +100,7 @@ def _load(source: DataSource, missing: dict[DataSource, str] | None) -> Dataset:
                 hint = f"to plan without them, set data.expected, as in {EXAMPLE!r}"
                 raise UserError(f"{error}; {hint}") from None
             raise
-        missing[source] = str(error)
+        missing.data[source] = str(error)
         return placeholder
 
 

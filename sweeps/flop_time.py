@@ -14,7 +14,13 @@ from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.cost import devices
 from fewstep.experiments.cost.devices import CPU, DEVICES
-from fewstep.experiments.cost.flops import pairs_flops, sampling_flops, step_flops, validation_flops
+from fewstep.experiments.cost.flops import (
+    pairs_flops,
+    recomputed_flops,
+    sampling_flops,
+    step_flops,
+    validation_flops,
+)
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.evaluation.evaluate import cells_to_come
 from fewstep.experiments.run import read_spec
@@ -85,7 +91,8 @@ def flop_time(
     step, validation = step_flops(config, dataset), validation_flops(config, dataset)
     sampling = sampling_flops(config, dataset, cells_to_come(config, directory))
     pairs = 0.0 if done else _pairs(config, dataset, members)
-    if step is None or validation is None or sampling is None or pairs is None:
+    again = recomputed_flops(config, dataset)
+    if step is None or again is None or validation is None or sampling is None or pairs is None:
         name = config.values["objective"]["name"]
         return Unknown(f"objective {name} states no cost of a step, or a network needs real data")
     every = config.training.validate_every
@@ -93,6 +100,7 @@ def flop_time(
     half, full = (_rate(device, p, threads) for p in (config.training.precision, "float32"))
     gpus = gpus_of(device, resources)
     count = gpus or 1.0
+    step += again
     training = (steps - done) * step + validations * validation
     return FlopTime(
         (training / half + pairs / full) / count,

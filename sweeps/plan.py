@@ -15,7 +15,7 @@ from fewstep.experiments.config.data_location import located
 from fewstep.experiments.config.earlier_defaults import DEFAULTS
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.cost.disk import DiskUse, cache_bytes, disk_use
-from fewstep.experiments.data import Dataset, DataSource
+from fewstep.experiments.data import Dataset
 from fewstep.experiments.data.identity import data_record
 from fewstep.experiments.evaluation.evaluate import cells_lacking
 from fewstep.experiments.run import directory_of, prepare, read_spec
@@ -23,7 +23,7 @@ from fewstep.experiments.store.data_record import check_data
 from fewstep.experiments.store.json_files import CorruptFile, write_json
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory
 from fewstep.experiments.store.source_hash import recorded_sources
-from fewstep.experiments.validation import check
+from fewstep.experiments.validation import Missing, check
 from fewstep.files import relative_to
 from fewstep.sweeps.cpu_threads import cores, threads
 from fewstep.sweeps.definition.member import Member
@@ -68,12 +68,14 @@ class Plan:
     Attributes:
         datasets: of the runs to do, by key, if the plan is only looked at.
         missing: why data sets could not be loaded, of which there are the shapes alone.
+        unmeasured: why runs could not be measured.
     """
 
     sweep: Sweep
     runs: tuple[Planned, ...]
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    unmeasured: tuple[str, ...] = ()
 
     @property
     def directory(self) -> SweepDirectory:
@@ -201,15 +203,17 @@ def plan(sweep: Sweep, view: bool = False) -> Plan:
         raise UserError(f"sweep {sweep.name} has no runs")
     readable = [run for run in runs if run.state != "unreadable"]
     datasets: dict[str, Dataset] = {}
-    missing: dict[DataSource, str] = {}
+    missing = Missing()
     if readable:
         with relative_to(readable[0].directory.made_in()):
             datasets = check_runs(sweep, readable, missing if view else None)
-    return Plan(sweep, tuple(runs), datasets if view else {}, tuple(missing.values()))
+    reasons = tuple(dict.fromkeys(missing.measures))
+    datasets = datasets if view else {}
+    return Plan(sweep, tuple(runs), datasets, tuple(missing.data.values()), reasons)
 
 
 def check_runs(
-    sweep: Sweep, runs: Sequence[Planned], missing: dict[DataSource, str] | None = None
+    sweep: Sweep, runs: Sequence[Planned], missing: Missing | None = None
 ) -> dict[str, Dataset]:
     """Raise ``UserError`` unless what is to do can be done, on the data of what was done.
 
@@ -217,7 +221,8 @@ def check_runs(
     """
     to_do = {r.directory.key: located(r.member.config, r.directory) for r in runs if r.to_do}
     loaded = check(to_do.values(), to_do, missing)
-    there = {source: data for source, data in loaded.items() if source not in (missing or {})}
+    placeholders = missing.data if missing else {}
+    there = {source: data for source, data in loaded.items() if source not in placeholders}
     records = {source: data_record(dataset) for source, dataset in there.items()}
     # wherever they lie: runs whose settings name the same data must be of the same
     named = {_which_data(config): config.data for config in to_do.values()}

@@ -16,6 +16,8 @@ from fewstep.sweeps.definition.sweep import Sweep
 GROUPS = ("objective", "backbone", "data", "training", "evaluation")
 NO_PROTOCOL = ("data.root", "evaluation.batch_size")
 """Settings that say where data are, or how much is done at a time."""
+PLACES = ("weights", "path", "autoencoder")
+"""Settings of an extractor that say where its weights are."""
 ABSENT = "-"
 
 
@@ -175,11 +177,23 @@ def settings(config: RunConfig, known: Mapping[str, RunConfig] = {}) -> dict[str
         if group in ("objective", "backbone", "data"):
             found[group] = config.values[group]["name"]
         for name, value in _values(getattr(config, group)):
+            if name == "extractor":
+                value = _without_places(value)
             if f"{group}.{name}" not in NO_PROTOCOL:
                 found[f"{group}.{name}"] = value
     if (key := teacher_key(config.values)) is not None:
         found["teacher"] = _taught(config, known.get(key))
     return found
+
+
+def _without_places(extractor: Any) -> Any:
+    """``evaluation.extractor`` without the paths of weights: recipes cannot know them."""
+    if isinstance(extractor, list):
+        return [_without_places(one) for one in extractor]
+    if not isinstance(extractor, Mapping):
+        return extractor
+    kept = {k: _without_places(v) for k, v in extractor.items() if k not in PLACES}
+    return kept["name"] if list(kept) == ["name"] else kept
 
 
 def _values(built: Any) -> Iterator[tuple[str, Any]]:

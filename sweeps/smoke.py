@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import RunConfig
-from fewstep.experiments.data import DataSource
 from fewstep.experiments.smoke import Smoke, smoke
 from fewstep.experiments.training.teacher import config_of, teacher_directory
-from fewstep.experiments.validation import check
+from fewstep.experiments.validation import Missing, check
 from fewstep.sweeps.definition.member import Member
 from fewstep.sweeps.definition.sweep import Sweep
 
@@ -25,9 +24,8 @@ def smokes(sweep: Sweep, memory: int | None = None) -> Iterator[tuple[Member, Sm
     for member in members:
         if member.seed != sweep.seeds[0]:
             continue
-        missing: dict[DataSource, str] = {}
         try:
-            check([member.config], to_come, missing)
+            check([member.config], to_come, Missing())
             teachers = tuple(_teachers(member.config, to_come))
         except UserError as error:
             yield member, Smoke(error=str(error))

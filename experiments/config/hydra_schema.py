@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -38,7 +38,7 @@ def assign(config: DictConfig, key: str, value: Any, known: Sequence[str]) -> No
         raise UserError(f"{key} cannot be set to {value!r} here; choose it with {group}=NAME")
     if key not in known:
         inside = [k for k in known if k.startswith(key.rsplit(".", 1)[0] + ".")]
-        hint = nearest(key, [*known, *GROUPS])
+        hint = _elsewhere(config, key) or nearest(key, [*known, *GROUPS])
         raise UserError(f"unknown setting {key!r}{hint}{listed(inside or known, hint)}")
     is_list = OmegaConf.is_list(OmegaConf.select(config, key)) and key not in ONE_OR_SEVERAL
     if is_list and not isinstance(value, list | tuple):
@@ -53,6 +53,17 @@ def assign(config: DictConfig, key: str, value: Any, known: Sequence[str]) -> No
         line = str(error).splitlines()[0]
         got = "" if str(value) in line else f", got {value!r}"
         raise UserError(f"{key}: {line}{got}") from None
+
+
+def _elsewhere(config: DictConfig, key: str) -> str:
+    """Which other entries of its group have the setting ``key``, for the middle of a message."""
+    group, _, setting = key.partition(".")
+    if group not in GROUPS:
+        return ""
+    registry = GROUPS[group]
+    having = [n for n in registry.names() if setting in {f.name for f in fields(registry[n])}]
+    others = ", ".join(having)
+    return f": {config[group].name} has none, it is a setting of {others}" if having else ""
 
 
 def flat_keys(config: DictConfig) -> list[str]:

@@ -112,9 +112,9 @@ class RunConfig:
     def data(self) -> DataSource:
         """Where ``root`` is not set, the data are in FEWSTEP_DATA, now, if that is."""
         source: DataSource = build(DATA, self.values["data"])
-        default = getattr(DATA[self.values["data"]["name"]], "root", None)
-        root = os.environ.get("FEWSTEP_DATA") or default
-        if root is not None and getattr(source, "root", None) == default:
+        named = getattr(source, "root", None)  # some have none: they need no files
+        if named is not None and named == DATA[self.values["data"]["name"]].root:  # type: ignore
+            root = os.environ.get("FEWSTEP_DATA") or named
             source = replace(source, root=root)  # type: ignore[type-var]
         return source
 

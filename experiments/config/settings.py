@@ -1,10 +1,12 @@
 """The settings of a run that belong to no objective, backbone or data set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fewstep.errors import UserError, check_choice, check_fields, check_range
-from fewstep.experiments.config.averages import check_width, decays, evaluated, weights_name
+from fewstep.experiments.config.averages import WIDTH, check_width, decays, evaluated, weights_name
+from fewstep.experiments.config.posthoc_fit import check_width_of
 from fewstep.experiments.config.schedules import SCHEDULES
 from fewstep.registry import ADDED, added, bookkeeping, named
 
@@ -139,6 +141,18 @@ class Training:
                 "it computes everything again itself"
             )
 
+    def weights_of(self, setting: str, asked: Sequence[Any]) -> list[str]:
+        """The names of the weights that are ``asked`` for; ``UserError`` for some not to be had.
+
+        ``setting``: where they are asked for.
+        """
+        names = evaluated(setting, asked, self.ema, self.posthoc_ema)
+        for name in names:
+            if name.startswith(WIDTH):
+                stored = tuple(self.posthoc_ema), self.steps, self.posthoc_every
+                check_width_of(*stored, float(name.partition("-")[2]))
+        return names
+
     def _check_posthoc_ema(self) -> None:
         for width in self.posthoc_ema:
             check_width("training.posthoc_ema", width)
@@ -220,8 +234,7 @@ class Evaluation:
 
     def weights_of(self, training: Training) -> list[str]:
         """The names of the weights asked for; ``UserError`` for some that are not kept."""
-        kept = training.ema, training.posthoc_ema
-        return evaluated("evaluation.weights", self.weights, *kept)
+        return training.weights_of("evaluation.weights", self.weights)
 
     def metric_requests(self) -> list[dict[str, Any]]:
         """Each metric in each extractor, as requested; kept in a cell's file beside its value.

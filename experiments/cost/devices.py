@@ -1,8 +1,8 @@
 """What devices can compute at most, and the share of it that a run is assumed to reach.
 
 Peaks are dense ones: data sheets state tensor cores with 2:4 sparsity, which doubles them and which
-no network here has. A float32 run uses no tensor cores, for nothing sets torch's
-``float32_matmul_precision``, whose default allows no TF32 in matrix products.
+no network here has. A float32 run uses no tensor cores: torch allows no TF32 in matrix products by
+default, and ``run`` allows none in convolutions.
 """
 
 import re

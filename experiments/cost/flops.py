@@ -53,6 +53,17 @@ def step_flops(
     return config.training.batch_size * cost * 3 * forward  # forward, and twice back
 
 
+def recomputed_flops(config: RunConfig, dataset: Dataset) -> float | None:
+    """Of the second pass forward that a step with ``microbatch`` or checkpointed activations takes.
+
+    It saves memory and is no part of the method, so that ``step_flops`` does not count it.
+    """
+    if config.training.microbatch is None and not config.training.activation_checkpointing:
+        return 0.0
+    forward = forward_flops(config, dataset)
+    return None if forward is None else float(config.training.batch_size * forward)
+
+
 def validation_flops(config: RunConfig, dataset: Dataset) -> float | None:
     """Of computing the validation loss once: a training step's passes forward, on some batches."""
     cost, forward = config.objective.step_cost(), forward_flops(config, dataset)

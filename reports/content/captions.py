@@ -93,6 +93,9 @@ def _first_weights(summary: Summary) -> list[str]:
         methods = [m for m, w in own.items() if w == source]
         verb = "starts" if len(methods) == 1 else "start"
         lines.append(f"{enumerated(methods)} {verb} from the weights of a run of {source}.")
+    if random := [m for m in summary.methods if m in summary.conditions.random_starts]:
+        verb, whose = ("starts", "its") if len(random) == 1 else ("start", "their")
+        lines.append(f"{enumerated(random)} {verb} from random weights, not {whose} teacher's.")
     return lines
 
 

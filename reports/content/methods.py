@@ -109,7 +109,9 @@ def _objectives(summary: Summary, runs: pd.DataFrame) -> Iterator[str]:
             teachers = sorted(set(own["teacher"].dropna()))
             among = list(runs.loc[runs["key"].isin(teachers), "method"].unique())
             keys = f"run{'s' * (len(teachers) > 1)} {enumerated(teachers)}"
-            text += f", taught by {enumerated(among) or keys}"
+            asks = own["taught"].fillna(True).any()  # what is not recorded was a distillation
+            how = "taught by" if asks else "from the weights of"
+            text += f", {how} {enumerated(among) or keys}"
         yield text + "."
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fewstep.analysis.summary_types import Summary
 from fewstep.reports.content.published import ONE_PHASE, TWO_PHASE, Published
 
-TITLES = {ONE_PHASE: "One phase", TWO_PHASE: "Two phases (learns from a finished run)"}
+TITLES = {ONE_PHASE: "One phase", TWO_PHASE: "Two phases (needs a finished run)"}
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,19 @@ def test_list_names_everything(monkeypatch, capsys, kind):
     assert [line.split()[0] for line in lines[1:] if not line.startswith(" ")] == NAMES[kind]
 
 
+def test_list_shows_one(monkeypatch, capsys):
+    assert told(monkeypatch, capsys, "list", "data", "mnist").split()[3] == "mnist"
+    recipe = told(monkeypatch, capsys, "list", "recipes", "papers/scm_cifar10")
+    assert "sCT: FID-50k 2.85 (1), 2.06 (2)" in " ".join(recipe.split())
+    assert "\nunknown:\n  sCT/training.steps: " in recipe
+    for kind, name, near in (("data", "mnits", "mnist"), ("recipes", "papers/scm", "papers/")):
+        monkeypatch.setattr("sys.argv", ["fewstep", "list", kind, name])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert near in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "example"), [("bench", "objective=[scm,shortcut]"), ("evaluate", "weights=[raw]")]
 )

@@ -385,3 +385,18 @@ def test_source_hash_sees_what_the_class_is_made_of() -> None:
         type(BACKBONES["dit_digits"]).__module__, set()
     )
     assert source.source_hash(OBJECTIVES["scm"]) != source.source_hash(OBJECTIVES["flow_matching"])
+
+
+def test_convolutions_are_in_float32_and_the_host_keeps_its_setting(tmp_path: Path) -> None:
+    seen = []
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        run(
+            prepare(tiny(tmp_path, "training.steps=1")),
+            stop=lambda: bool(seen.append(torch.backends.cudnn.allow_tf32)),
+        )
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert set(seen) == {False}

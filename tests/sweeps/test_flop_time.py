@@ -77,6 +77,11 @@ def test_by_hand(planned: Callable[..., Plan]) -> None:
         "3 from FLOPs at 35% of H100's 989 TFLOP/s (bfloat16), sampling at 60% of 66.9 (float32)"
     ]
     assert len(estimate.at_least) == 3  # a step takes less than a kernel's launch
+    again = planned("resources.device=h100", "resources.gpus=2", "training.microbatch=10")
+    more = rows * MLP_FLOPS / half / 2  # each network call is computed again
+    assert by_label(again, dict(again.full_estimate.seconds)) == pytest.approx(
+        {name: s + more for name, s in seconds.items()}
+    )
 
 
 def test_this_machines_processor(
@@ -182,6 +187,8 @@ def test_a_plan_before_the_data_are_there_shows_its_costs_last(
     ]
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=False)), lines
     assert "GPU-hours: " in lines[3]
+    decoded = "evaluation.extractor={name: decoded, autoencoder: far_away}"
+    assert "  decoding the samples of 2 runs is not counted" in said("--plan", decoded)[1]
     for more in ([], ["--plan", "data.expected=''"]):
         code, _, err = said(*more)
         assert code == 2
@@ -189,6 +196,20 @@ def test_a_plan_before_the_data_are_there_shows_its_costs_last(
         assert len(err.splitlines()) == 1
         assert ("data.expected" in err) == bool(more)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_without_the_weights_of_an_extractor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["digits", "--runs", str(tmp_path), "evaluation.extractor=inception"]
+    for more, code in ((["--plan"], 0), ([], 2)):
+        monkeypatch.setattr("sys.argv", ["fewstep", "sweep", *words, *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert (ended.value.code or 0) == code
+        shown = capsys.readouterr()
+        assert "extractor inception needs its weights" in (shown.err if code else shown.out)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_expectations(planned: Callable[..., Plan]) -> None:

@@ -46,6 +46,9 @@ def test_the_nearest_run_is_compared_setting_by_setting(sweep):
     beside = recipes.compare(compose([*run, "training.eps=1e-9"]), name)
     assert beside.member.choices["objective"] == "SC EMA"
     assert beside.differences == (Difference("training.eps", 1e-9, 1e-8, "default"),)
+    places = "evaluation.extractor={name: inception, weights: /a/b.pth}"
+    (other,) = recipes.compare(compose([*run, places]), name).differences
+    assert (other.setting, other.run, other.paper) == ("evaluation.extractor", "inception", "auto")
     labelled = recipes.compare(compose(run), name, "SC")
     assert labelled.differences == (Difference("objective.target", "ema", "online", "section 3"),)
     where = [

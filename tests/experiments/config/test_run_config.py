@@ -131,6 +131,8 @@ def test_the_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FEWSTEP_DATA", "/there")
     assert compose(["data=mnist"]).data == MNIST(root="/there")
     assert compose(["data=mnist", "data.root=/given"]).data == MNIST(root="/given")
+    for name in ("digits", "gaussians"):  # they need no files
+        assert compose([f"data={name}"]).data == DATA[name]
 
 
 # ------------------------------------------------------------------------------ what is refused
@@ -138,6 +140,19 @@ def test_the_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
 REFUSED: list[tuple[list[str], list[str]]] = [
     (["training.stesp=3"], ["unknown setting 'training.stesp'", "did you mean 'training.steps'"]),
     (["evaluation.stesp=[3]"], ["evaluation.batch_size"]),  # the choices
+    (
+        ["objective=scm", "objective.target_decay=0.9"],
+        ["scm has none, it is a setting of consistency, consistency_distillation"],
+    ),
+    (
+        [
+            "training.posthoc_ema=[0.05,0.1]",
+            "training.posthoc_every=1000",
+            "training.steps=2000",
+            "evaluation.weights=[{sigma_rel:0.25}]",
+        ],
+        ["sigma_rel 0.25 cannot be made of training.posthoc_ema", "2 steps of widths 0.05, 0.1"],
+    ),
     (["trainin.steps=3"], ["did you mean 'training.steps'"]),
     (["objectve=scm"], ["unknown setting 'objectve'", "did you mean 'objective'"]),
     (["training=3"], ["unknown setting 'training'"]),

@@ -83,16 +83,25 @@ def test_captions_tell_whose_weights_a_method_starts_from(tmp_path: Path) -> Non
     summary = summarise(load(directory))
     assert "CD starts from the weights of a run of FM." in quality.markdown(summary)
     assert "weights of a run" not in quality.markdown(summary.only(["FM", "CT"]))
-    assert "CD starts from the weights of a run of FM." in " ".join(
-        methods.paragraphs(summary, load(directory))
-    )
+    told = " ".join(methods.paragraphs(summary, load(directory)))
+    assert "CD starts from the weights of a run of FM." in told
+    assert ", taught by FM." in told
+    for taught, first in ((False, "FM"), (True, None)):
+        for file in directory.glob("cd-*/result.json"):
+            start = {"initialised": first and {"run": "fm-s0", "title": first}, "taught": taught}
+            file.write_text(json.dumps({**json.loads(file.read_text()), **start}))
+        summary = summarise(load(directory))
+        told = " ".join(methods.paragraphs(summary, load(directory)))
+        assert (", from the weights of FM." in told) == (not taught)
+        random = "CD starts from random weights, not its teacher's."
+        assert (random in quality.markdown(summary)) == taught
 
 
 def test_rows_stand_in_groups(frame: pd.DataFrame) -> None:
     summary = summarise(frame)
     lines = quality.markdown(summary).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:8]] == [
-        "| *One phase*", "| FM", "| CT", "| *Two phases (learns from a finished run)*", "| CD",
+        "| *One phase*", "| FM", "| CT", "| *Two phases (needs a finished run)*", "| CD",
         "| *real vs real floor*"]  # fmt: skip
     assert "failed (2/3), stopped (1/3)" in lines[4]
     assert r"\multicolumn{3}{l}{\textit{One phase}}" in quality.latex(summary)

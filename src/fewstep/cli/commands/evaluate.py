@@ -147,9 +147,7 @@ def bias(
 
 def _weights(name: str, config: RunConfig) -> str:
     """The name of what ``--weights`` asks for; of several averages, ema is the first."""
-    from fewstep.experiments.config.averages import evaluated
-
-    return evaluated("--weights", [name], config.training.ema, config.training.posthoc_ema)[0]
+    return config.training.weights_of("--weights", [name])[0]
 
 
 def _find(

@@ -87,6 +87,8 @@ def sweep(
             out.print(f"a launch here would be refused: {error}")
         if planned.missing:
             out.print("a launch here would be refused: its data cannot be loaded")
+        for reason in planned.unmeasured:
+            out.print(f"a launch here would be refused: {reason}")
         return 0
     out.print(headline(planned))
     if stopped and continue_stopped(planned.directory.runs()):

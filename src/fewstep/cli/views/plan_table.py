@@ -12,6 +12,7 @@ from fewstep.cli.views.console import duration, new_table, out
 from fewstep.errors import counted
 from fewstep.experiments.config.earlier_defaults import TRAINING
 from fewstep.experiments.cost.devices import DEVICES
+from fewstep.registry import named
 from fewstep.sweeps.launcher import duration_text
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def show(plan: Plan, preview: Iterable[str] = (), summary: Iterable[str] = ()) -
     if any(r.device in DEVICES and not r.gpus for r in (run.member.resources for run in plan.runs)):
         out.print("resources.gpus is 0: times are of 1 GPU a run")
     if plan.to_do:
-        for line in [*time_lines(estimate, len(plan.to_do)), *disk_lines(plan), *summary]:
+        times = [*time_lines(estimate, len(plan.to_do)), *_not_counted(plan)]
+        for line in [*times, *disk_lines(plan), *summary]:
             out.print(line)
     out.print(f"run directories: {plan.directory.path}")
     out.print("nothing was started", style="dim")
@@ -96,6 +98,18 @@ def time_lines(estimate: Estimate, runs: int) -> list[str]:
         count = counted(len(estimate.at_least), "run")
         lines.append(f"  at least: steps of {count} are too small to fill a GPU, and take longer")
     return lines + why
+
+
+def _not_counted(plan: Plan) -> list[str]:
+    """That latents are decoded, which the estimate leaves out: a decoder is a network, too."""
+    asked = [run.member.config.evaluation for run in plan.to_do]
+    decoded = sum(
+        any(named("evaluation.extractor", value)["name"] == "decoded" for value in e.extractors)
+        for e in asked
+    )
+    return (
+        [f"  decoding the samples of {counted(decoded, 'run')} is not counted"] if decoded else []
+    )
 
 
 def disk_lines(plan: Plan) -> list[str]:
