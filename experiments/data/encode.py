@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from fewstep.errors import UserError, check_choice, check_range
+from fewstep.experiments.autoencoders import Autoencoder
 from fewstep.experiments.data import Dataset, Split
-from fewstep.experiments.data.autoencoder import Autoencoder
 from fewstep.experiments.data.latents import DTYPES, FORMAT, SPLITS
 from fewstep.experiments.data.memmap_cache import in_blocks
 from fewstep.experiments.progress import OnProgress
@@ -71,6 +72,7 @@ def encode(
         **({"condition_dim": dataset.condition_dim} if dataset.condition_dim else {}),
         "batch_size": settings.batch_size,
         "shard": settings.shard,
+        **({} if autoencoder.has_posterior else {"deterministic": True}),
         "autoencoder": {
             "name": autoencoder.name,
             "sha256": autoencoder.sha256,
@@ -164,16 +166,21 @@ class _Encoding:
         return hashlib.sha256(path.read_bytes()).hexdigest() == self.done[file]["sha256"]
 
     def _keep(
-        self, file: str, parts: list[tuple[torch.Tensor, torch.Tensor]], y: NDArray[np.int64] | None
+        self,
+        file: str,
+        parts: list[tuple[torch.Tensor, torch.Tensor | None]],
+        y: NDArray[np.int64] | None,
     ) -> None:
-        mean, std = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
+        arrays: dict[str, NDArray[Any]] = {}
         with np.errstate(over="ignore"):
-            arrays = {n: a.astype(self.settings.dtype) for n, a in (("mean", mean), ("std", std))}
+            for name, tensors in zip(("mean", "std"), zip(*parts, strict=True), strict=True):
+                if found := [tensor for tensor in tensors if tensor is not None]:
+                    arrays[name] = torch.cat(found).numpy().astype(self.settings.dtype)
         dtype, name = self.settings.dtype, self.autoencoder.name
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise UserError(f"latents of {file} are not finite in {dtype} (is {name} whole?)")
         raw = save(arrays if y is None else {**arrays, "y": np.ascontiguousarray(y)})
         write_file(self.output / file, raw)
         sha256 = hashlib.sha256(raw).hexdigest()
-        self.done[file] = {"file": file, "count": len(mean), "sha256": sha256}
+        self.done[file] = {"file": file, "count": len(arrays["mean"]), "sha256": sha256}
         write_json(self.output / PARTIAL, {"plan": self.plan, "shards": self.done})

@@ -5,7 +5,8 @@
     FOLDER/
         manifest.json               what they are made of and how, and each shard's hash
         train-00000.safetensors     "mean", "std" (n, C, H, W), and "y" (n,) int64 with labels,
-                                    (n, k) float32 with condition vectors
+                                    (n, k) float32 with condition vectors. No "std" where the
+                                    manifest says "deterministic": an image has one latent
         ...
         test-00000.safetensors
 
@@ -132,7 +133,8 @@ def read_shard(file: Path, shard: Json, manifest: Json) -> dict[str, NDArray[Any
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{file} is no safetensors file ({error})") from None
     rows = (shard["count"], *manifest["shape"])
-    expected = {"mean": (rows, manifest["dtype"]), "std": (rows, manifest["dtype"])}
+    moments = ("mean",) if manifest.get("deterministic") else ("mean", "std")
+    expected = dict.fromkeys(moments, (rows, manifest["dtype"]))
     if manifest["num_classes"]:
         expected["y"] = ((shard["count"],), "int64")
     if k := manifest.get("condition_dim"):
@@ -140,7 +142,7 @@ def read_shard(file: Path, shard: Json, manifest: Json) -> dict[str, NDArray[Any
     have = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
     if have != expected:
         raise UserError(f"{file} holds {describe(have)}, expected {describe(expected)}")
-    if not all(np.isfinite(arrays[name]).all() for name in ("mean", "std")):
+    if not all(np.isfinite(arrays[name]).all() for name in moments):
         raise UserError(f"{file} holds numbers that are not finite")
     return {"x": arrays.pop("mean"), **arrays}
 

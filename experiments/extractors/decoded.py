@@ -1,7 +1,6 @@
 """Latents judged by the images they stand for: an autoencoder's decoder, then another extractor."""
 
 import hashlib
-import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError, check_range
+from fewstep.experiments.autoencoders import Autoencoder, AutoencoderEntry, entry_of
 from fewstep.experiments.data import Dataset, Split
-from fewstep.experiments.data.autoencoder import Autoencoder
 from fewstep.experiments.extractors.base import (
     EXTRACTORS,
     Extractor,
@@ -24,7 +23,6 @@ from fewstep.experiments.extractors.base import (
     unfit,
 )
 from fewstep.experiments.store.source_hash import third_party_hash
-from fewstep.files import resolved
 from fewstep.registry import build_named
 
 
@@ -36,13 +34,14 @@ class Decoded:
     As in Rombach et al. 2022 and Peebles & Xie 2023. A reference file's images stay as they are.
 
     Attributes:
-        autoencoder: that of the latents, a folder or a name of the hub in the local cache.
+        autoencoder: that of the latents: a folder of diffusers, a name of the hub in the local
+            cache, or another entry as {name: NAME, setting: value}.
         extractor: of images, by name or as {name: inception, weights: ...}; it must be none that
             learns from a data set, for there is none of images here.
         batch_size: latents decoded at a time.
     """
 
-    autoencoder: str = ""
+    autoencoder: Any = ""
     extractor: Any = "inception"
     batch_size: int = 32
 
@@ -60,11 +59,15 @@ class Decoded:
             )
         return inner
 
+    @cached_property
+    def _autoencoder(self) -> AutoencoderEntry:
+        return entry_of("evaluation.extractor.autoencoder", self.autoencoder)
+
     def content(self) -> str | None:
         """Of the autoencoder's folder, and of what the inner extractor is made of."""
         inner = getattr(self._inner, "content", lambda: None)()
-        files = resolved(self.autoencoder).glob("*") if self.autoencoder else ()
-        return content_sha256(filter(Path.is_file, files), inner, third_party_hash(self._inner))
+        files = self._autoencoder.files() if self.autoencoder else ()
+        return content_sha256(files, inner, third_party_hash(self._inner))
 
     def check(self, dataset: Dataset) -> None:
         if dataset.is_image or len(dataset.shape) != 3:
@@ -75,13 +78,12 @@ class Decoded:
                 "extractor decoded needs the latents' autoencoder: write "
                 "{name: decoded, autoencoder: FOLDER, extractor: inception}"
             )
-        if importlib.util.find_spec("diffusers") is None:
-            raise UserError("extractor decoded needs diffusers: pip install 'fewstep[latents]'")
+        self._autoencoder.check()
         _ = self._inner
 
     def prepare(self, dataset: Dataset, cache: Path) -> Features:
         self.check(dataset)
-        autoencoder = Autoencoder(self.autoencoder, accelerator())
+        autoencoder = Autoencoder(self._autoencoder, accelerator())
         shape = autoencoder.images_of(dataset.shape)
         one = Split(torch.zeros(1, *shape, dtype=torch.uint8))
         images = Dataset(f"{dataset.name}, decoded", one, one, 0)

@@ -29,7 +29,7 @@ MOVED = {
     "measure=evaluation.measurement reference=metrics.reference frechet=metrics.frechet_distance "
     "bias=evaluation.fd_vs_samples diagnostics=evaluation.diagnostics bench=cost.step_benchmark "
     "loading=cost.loading_benchmark flops=cost.flops encode=data.encode "
-    "autoencoder=data.autoencoder preparation=progress tracking_sweep=tracking.sweep_sync "
+    "autoencoder=autoencoders preparation=progress tracking_sweep=tracking.sweep_sync "
     "tracking_mirror=tracking.writer tracking_record=tracking.run_record "
     "tracking_store=tracking.store tracking_view=tracking.charts tracking_watch=tracking.watch",
     "experiments.data": "hub=huggingface idx=mnist store=memmap_cache plain_pickle=safe_unpickle "

@@ -42,7 +42,7 @@ from fewstep.experiments.run import prepare, run
 pytestmark = pytest.mark.skipif(
     find_spec("diffusers") is None, reason="no diffusers: pip install 'fewstep[latents]'"
 )
-from fewstep.experiments.data.autoencoder import Autoencoder  # noqa: E402
+from fewstep.experiments.autoencoders import Autoencoder, Diffusers  # noqa: E402
 
 CPU = torch.device("cpu")
 SHIFT = 0.25
@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def autoencoder(folder: Path) -> Autoencoder:
-    return Autoencoder(str(folder), CPU)
+    return Autoencoder(Diffusers(str(folder)), CPU)
 
 
 def images(channels: int = 3, labels: bool = True) -> Dataset:
@@ -262,7 +262,7 @@ def test_loading_one_gives_no_advice(folder: Path, caplog: pytest.LogCaptureFixt
     logger = logging.getLogger("diffusers")  # which passes nothing on
     logger.addHandler(caplog.handler)
     try:
-        Autoencoder(str(folder), CPU)
+        Autoencoder(Diffusers(str(folder)), CPU)
     finally:
         logger.removeHandler(caplog.handler)
     assert caplog.messages == []
@@ -276,7 +276,7 @@ def test_autoencoders_that_are_not_there(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=f"autoencoder '{name}' cannot be loaded") as caught:
-        Autoencoder(name, CPU)
+        Autoencoder(Diffusers(name), CPU)
     assert "\n" not in str(caught.value)
 
 

@@ -9,14 +9,14 @@ from fewstep.cli.options import Overrides, pairs
 from fewstep.cli.views.console import err, meter, out
 from fewstep.errors import UserError
 
-OWN: dict[str, type] = {"autoencoder": str, "output": str, "device": str, "download": bool}
+OWN: dict[str, type] = {"autoencoder": object, "output": str, "device": str, "download": bool}
 
 
 def encode(overrides: Overrides = None) -> int:
     """Encode the images of a data set into a folder of latents. Repeated, it resumes.
 
-    Settings: data=NAME and data.*, autoencoder=FOLDER_OR_NAME, output=FOLDER, dtype, batch_size,
-    shard, device, download.
+    Settings: data=NAME and data.*, autoencoder=FOLDER (of diffusers) or "{name: NAME, ...}",
+    output=FOLDER, dtype, batch_size, shard, device, download.
 
     Example: [bold]fewstep encode data=cifar10 autoencoder=sd-vae-ft-mse output=data/latents[/]
     """
@@ -38,9 +38,10 @@ def encode(overrides: Overrides = None) -> int:
     dataset = config.data.load()
     if not dataset.is_image:
         raise UserError(f"{dataset.name} is not made of images: nothing can be encoded")
-    from fewstep.experiments.data.autoencoder import Autoencoder
+    from fewstep.experiments.autoencoders import Autoencoder, entry_of
 
-    autoencoder = Autoencoder(given["autoencoder"], device, given.get("download", False))
+    entry = entry_of("autoencoder", given["autoencoder"])
+    autoencoder = Autoencoder(entry, device, given.get("download", False))
     output = Path(given["output"]).expanduser()
     source = {k: v for k, v in config.values["data"].items() if k not in ("root", "cache")}
     with meter("encode", "images") as progress:
@@ -71,7 +72,9 @@ def _sorted_out(
             continue
         if kinds[key] is str and not isinstance(value, str):
             value = override.partition("=")[2]
-        if type(value) is not kinds[key]:
+        if key == "autoencoder" and not isinstance(value, dict):
+            value = override.partition("=")[2]
+        elif type(value) is not kinds[key]:
             raise UserError(f"{key} takes a {kinds[key].__name__}, got {value!r}")
         given[key] = value
     return data, given

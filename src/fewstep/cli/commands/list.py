@@ -20,6 +20,7 @@ REGISTRIES = {
     "backbones": "backbones:BACKBONES",
     "data": "experiments.data:DATA",
     "extractors": "experiments.extractors:EXTRACTORS",
+    "autoencoders": "experiments.autoencoders:AUTOENCODERS",
     "metrics": "experiments.metrics:METRICS",
     "optimisers": "experiments.optimisers:OPTIMISERS",
     "launchers": "sweeps.launcher:LAUNCHERS",
