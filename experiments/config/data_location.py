@@ -11,6 +11,7 @@ from typing import Any
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import DATA, Dataset
 from fewstep.experiments.data.identity import data_record
+from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.store.data_record import check_data
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory
@@ -62,5 +63,7 @@ def load_data(config: RunConfig, directory: RunDirectory) -> Dataset:
         dataset = config.data.load()
     check_data(directory, data_record(dataset), getattr(config.data, "root", None))
     if (known := directory.data()) is not None:  # data.folder=. has the name of its root
+        if dataset.is_ and "is" not in known and ranks().is_main:  # declared after it was trained
+            directory.write("data", {**known, "is": dataset.is_})
         dataset = replace(dataset, name=known["name"])
     return dataset

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache, cached_property, partial
 from importlib.resources import files
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -282,12 +283,18 @@ def amend(config: RunConfig, overrides: Iterable[Override]) -> RunConfig:
 
 def pair(override: Override) -> tuple[str, Any]:
     """An override as (key, value), whichever way it was written."""
-    return parse(override) if isinstance(override, str) else override
+    return parse(override) if isinstance(override, str) else (field_key(override[0]), override[1])
 
 
 def parse(override: str) -> tuple[str, Any]:
     """``"a.b=1"`` -> ``("a.b", 1)``, in Hydra's grammar; ``UserError`` for anything else."""
-    return copy.deepcopy(_parsed(override))
+    key, value = copy.deepcopy(_parsed(override))
+    return field_key(key), value
+
+
+def field_key(key: str) -> str:
+    """``data.is`` -> ``data.is_``: a word of Python's grammar cannot be the name of a field."""
+    return f"{key}_" if iskeyword(key.rpartition(".")[2]) else key
 
 
 @cache  # a program composes the same few many times

@@ -12,5 +12,6 @@ from fewstep.experiments.data.base import shape_of as shape_of
 from fewstep.experiments.data.base import take as take
 from fewstep.experiments.data.base import to_model as to_model
 from fewstep.experiments.data.base import to_uint8 as to_uint8
+from fewstep.experiments.data.base import without_labels as without_labels
 
 _ = cifar, digits, folder, huggingface, latents, mnist, toy  # they register themselves

@@ -1,7 +1,7 @@
 """What a data set is: two splits of images, vectors or latents, and the way to the model."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -114,6 +114,7 @@ class Dataset:
     Attributes:
         class_names: in the order of the labels; empty where classes have no names.
         notes: one line for each thing that was skipped, with the reason.
+        is_: the public data set that it was checked to be (``known.KNOWN``); "" for none.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Dataset:
     num_classes: int
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    is_: str = ""
 
     def __post_init__(self) -> None:
         if self.class_names and len(self.class_names) != self.num_classes:
@@ -166,6 +168,19 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one example: (C, H, W) or (D,)."""
         return tuple(self.train.x.shape[1:])
+
+
+def without_labels(dataset: Dataset) -> Dataset:
+    """``dataset`` without classes and condition vectors."""
+
+    def plain(split: Split) -> Split:
+        stored = split.stored_sha256
+        if stored is not None and split.y is not None:  # reading all again would take an epoch
+            stored = hashlib.sha256(f"{stored} without labels".encode()).hexdigest()
+        return Split(split.x, None, split.std, stored)
+
+    train, test = plain(dataset.train), plain(dataset.test)
+    return replace(dataset, train=train, test=test, num_classes=0, class_names=())
 
 
 class DataShape(NamedTuple):

@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from fewstep.errors import UserError
-from fewstep.experiments.data.base import DATA, Dataset, Split
+from fewstep.experiments.data.base import DATA, Dataset, Split, without_labels
 from fewstep.experiments.data.expected import Expected
 from fewstep.experiments.data.gzip_files import find_file, first_bytes, read_unzipped
+from fewstep.experiments.data.known import declared
 from fewstep.experiments.data.safe_unpickle import NotPlain, load_plain
 from fewstep.files import resolved
 from fewstep.registry import added
@@ -53,11 +54,8 @@ class CIFAR10:
     labels: bool = added(True)
 
     def load(self) -> Dataset:
-        whole = load_cifar10(resolved(self.root))
-        if self.labels:
-            return whole
-        train, test = (Split(split.x) for split in (whole.train, whole.test))
-        return Dataset(whole.name, train, test, 0)
+        whole = declared(load_cifar10(resolved(self.root)), "cifar10")
+        return whole if self.labels else without_labels(whole)
 
     def placeholder(self) -> Dataset:
         return Expected((3, 32, 32), 50_000, 10_000, CLASSES if self.labels else 0).placeholder(

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.data.base import Dataset
 from fewstep.experiments.data.expected import Expected
+from fewstep.experiments.data.known import check_name, declared
 from fewstep.experiments.data.memmap_cache import SplitSource, cached_splits
 from fewstep.experiments.store.json_files import Json
 from fewstep.registry import bookkeeping
@@ -172,6 +173,8 @@ class DecodedImages:
         cache: where decoded images are kept; default FEWSTEP_CACHE, else ~/.cache/fewstep.
         expected: the shapes, as "3x64x64 classes=1000 train=1281167 test=50000": other images are
             refused, and --plan works before they are there.
+        is_: written data.is, the public data set that these images are ("imagenet_64"): others are
+            refused, and the report finds the numbers that papers have for it.
     """
 
     suggested_backbone: ClassVar[str] = "unet_32"
@@ -184,8 +187,10 @@ class DecodedImages:
     test_share: float = 0.1
     cache: str = bookkeeping("")
     expected: str = bookkeeping("")
+    is_: str = bookkeeping("")
 
     def __post_init__(self) -> None:
+        check_name(self.is_)
         _ = self.decoder, self.expected and Expected.parse(self.expected)
         check_range("data.test_share", self.test_share, 0, 0.9, open_low=True)
 
@@ -230,4 +235,5 @@ class DecodedImages:
         identity = {"format": 1, **identity, "decoder": [self.size, self.grey, self.resize]}
         train, test = cached_splits(self.cache, name, identity, sources)
         dataset = Dataset(name, train, test, classes, class_names, notes)
+        dataset = declared(dataset, self.is_)
         return Expected.parse(self.expected).check(dataset) if self.expected else dataset

@@ -78,6 +78,7 @@ def encode(
             "sha256": autoencoder.sha256,
             "scaling_factor": autoencoder.scale,
             "shift_factor": autoencoder.shift,
+            "factor": autoencoder.factor,
         },
         "source": {
             "data": source,
@@ -127,7 +128,7 @@ class _Encoding:
         # the autoencoder and the data may have been moved
         def content(plan: Json) -> Json:
             kept = {key: plan.get(key) for key in self.plan if key not in ("autoencoder", "source")}
-            for part, names in (("autoencoder", ("name",)), ("source", ("data",))):
+            for part, names in (("autoencoder", ("name", "factor")), ("source", ("data",))):
                 kept |= {f"{part}.{k}": v for k, v in plan[part].items() if k not in names}
             return kept
 

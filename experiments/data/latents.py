@@ -28,12 +28,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from fewstep.errors import UserError, check_choice
-from fewstep.experiments.data.base import DATA, Dataset, Split
+from fewstep.experiments.data.base import DATA, Dataset, Split, without_labels
 from fewstep.experiments.data.expected import Expected
+from fewstep.experiments.data.known import check_name, declared
 from fewstep.experiments.data.memmap_cache import SplitSource, cached_splits
 from fewstep.experiments.store.json_files import Json, read_json
 from fewstep.files import below
-from fewstep.registry import bookkeeping
+from fewstep.registry import added, bookkeeping
 
 FORMAT = 1
 SPLITS = ("train", "test")
@@ -53,6 +54,9 @@ class Latents:
         posterior: sample (drawn anew in each step, as DiT, SiT and EDM2 do) or mean.
         expected: the shapes, as "4x32x32 classes=1000 train=1281167 test=50000": other latents are
             refused, and --plan works before they are there.
+        labels: whether to take classes or condition vectors.
+        is_: written data.is, the public data set whose images were encoded ("imagenet_256"): others
+            are refused, and the report finds the numbers that papers have for it.
     """
 
     suggested_backbone: ClassVar[str] = "dit_s_2"
@@ -62,8 +66,11 @@ class Latents:
     posterior: str = "sample"
     cache: str = bookkeeping("")
     expected: str = bookkeeping("")
+    labels: bool = added(True)
+    is_: str = bookkeeping("")
 
     def __post_init__(self) -> None:
+        check_name(self.is_)
         check_choice("data.posterior", self.posterior, POSTERIORS)
         _ = self.expected and Expected.parse(self.expected)
 
@@ -89,6 +96,9 @@ class Latents:
         if self.posterior == "mean":
             train, test = (Split(s.x, s.y, None, s.sha256) for s in (train, test))  # same reference
         dataset = Dataset(name, train, test, manifest["num_classes"])
+        dataset = dataset if self.labels else without_labels(dataset)
+        if self.is_:
+            dataset = declared(dataset, self.is_, image_shape(manifest, folder))
         return Expected.parse(self.expected).check(dataset) if self.expected else dataset
 
 
@@ -116,6 +126,27 @@ def read_manifest(folder: Path) -> Json:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{file} is not a valid manifest of latents ({reason})") from None
     return manifest
+
+
+def image_shape(manifest: Json, folder: Path) -> tuple[int, ...]:
+    """(C, H, W) of the images that were encoded; ``UserError`` where the manifest has not both
+    their shape and the latents', or they contradict the autoencoder's factor.
+    """
+    file = folder / "manifest.json"
+    shape = (manifest.get("source") or {}).get("shape")
+    factor = (manifest.get("autoencoder") or {}).get("factor")
+    sides = manifest["shape"][1:]
+    if not shape and not factor:
+        raise UserError(
+            f"{file} does not say how large the images were, so data.is cannot be checked: add "
+            f'"source": {{"shape": [C, H, W]}} or "autoencoder": {{"factor": N}}'
+        )
+    if shape and factor and list(shape[1:]) != [factor * side for side in sides]:
+        raise UserError(
+            f"{file} contradicts itself: images of {'x'.join(map(str, shape))}, latents of "
+            f"{'x'.join(map(str, manifest['shape']))}, an autoencoder of factor {factor}"
+        )
+    return tuple(shape) if shape else (3, *(factor * side for side in sides))
 
 
 def read_shard(file: Path, shard: Json, manifest: Json) -> dict[str, NDArray[Any]]:

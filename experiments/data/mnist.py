@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from fewstep.errors import UserError
-from fewstep.experiments.data.base import DATA, Dataset, Split
+from fewstep.experiments.data.base import DATA, Dataset, Split, without_labels
 from fewstep.experiments.data.expected import Expected
 from fewstep.experiments.data.gzip_files import find_file, read_unzipped
+from fewstep.experiments.data.known import declared
 from fewstep.files import resolved
+from fewstep.registry import added
 
 IMAGES, LABELS = 0x0803, 0x0801  # the low byte is the number of dimensions
 FILES = tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k")
@@ -45,17 +47,26 @@ OFFICIAL = {
 @DATA.register("mnist")
 @dataclass(frozen=True)
 class MNIST:
-    """60,000 + 10,000 handwritten digits, 28x28 grey, from ``root``/mnist or ``root`` itself."""
+    """60,000 + 10,000 handwritten digits, 28x28 grey, from ``root``/mnist or ``root`` itself.
+
+    Attributes:
+        labels: whether to take the classes.
+    """
 
     suggested_backbone: ClassVar[str] = "dit_mnist"
 
     root: str = "data"
+    labels: bool = added(True)
 
     def load(self) -> Dataset:
-        return load_idx("mnist", self.root, ("mnist", "."), OFFICIAL["mnist"])
+        return self._of("mnist", ("mnist", "."))
+
+    def _of(self, name: str, folders: tuple[str, ...]) -> Dataset:
+        whole = declared(load_idx(name, self.root, folders, OFFICIAL[name]), name)
+        return whole if self.labels else without_labels(whole)
 
     def placeholder(self) -> Dataset:
-        return Expected((1, 28, 28), 60_000, 10_000, 10).placeholder(
+        return Expected((1, 28, 28), 60_000, 10_000, 10 if self.labels else 0).placeholder(
             type(self).__name__, torch.uint8
         )
 
@@ -66,8 +77,7 @@ class FashionMNIST(MNIST):
     """60,000 + 10,000 articles of clothing, 28x28 grey, from ``root``/fashion-mnist or ``root``."""
 
     def load(self) -> Dataset:
-        folders = ("fashion-mnist", "fashion_mnist", ".")
-        return load_idx("fashion_mnist", self.root, folders, OFFICIAL["fashion_mnist"])
+        return self._of("fashion_mnist", ("fashion-mnist", "fashion_mnist", "."))
 
 
 def load_idx(

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.errors import check_fields, check_range
-from fewstep.experiments.data.base import DATA, Dataset, Split
+from fewstep.experiments.data.base import DATA, Dataset, Split, without_labels
 from fewstep.objectives.core.paths import ProbabilityPath
+from fewstep.registry import added
 
 TRAIN_SEED, TEST_SEED = 0, 1  # part of the data set, not of a run's seed
 Coefficient = float | Tensor
@@ -200,7 +201,7 @@ class ConditionalGaussians:
     """x | y ~ N(radius y, std^2 I), where the condition y is a point of the unit circle.
 
     The smallest data set with condition vectors. Each example is a Gaussian around its condition,
-    all together are a ring.
+    all together are a ring. Without ``labels`` the ring is to be learned.
     """
 
     suggested_backbone: ClassVar[str] = "mlp"
@@ -209,6 +210,7 @@ class ConditionalGaussians:
     std: float = 0.1
     samples: int = 8192
     test_samples: int = 2048
+    labels: bool = added(True)
 
     def __post_init__(self) -> None:
         check_range("conditional_gaussians.radius", self.radius, 0)
@@ -229,4 +231,5 @@ class ConditionalGaussians:
             return Split((self.radius * y + self.std * noise).float(), y.float())
 
         train, test = draw(self.samples, TRAIN_SEED), draw(self.test_samples, TEST_SEED)
-        return Dataset("conditional_gaussians", train, test, 0)
+        whole = Dataset("conditional_gaussians", train, test, 0)
+        return whole if self.labels else without_labels(whole)

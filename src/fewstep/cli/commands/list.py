@@ -90,6 +90,6 @@ def _show_recipe(name: str) -> None:
 
 
 def _described(entry: Any) -> dict[str, Any]:
-    settings = [f"{f.name}={getattr(entry, f.name)}" for f in fields(entry) if f.init]
+    settings = [f"{f.name.rstrip('_')}={getattr(entry, f.name)}" for f in fields(entry) if f.init]
     lines = (type(entry).__doc__ or "").strip().splitlines() or [""]
     return {"description": Text(lines[0]), "settings": Text("\n".join(settings) or "-")}
