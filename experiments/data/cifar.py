@@ -9,7 +9,7 @@ of each class together, and one to test with, which has 1,000 of each.
 import tarfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +21,6 @@ from fewstep.errors import UserError
 from fewstep.experiments.data.base import DATA, Dataset, Split, without_labels
 from fewstep.experiments.data.expected import Expected
 from fewstep.experiments.data.gzip_files import find_file, first_bytes, read_unzipped
-from fewstep.experiments.data.known import declared
 from fewstep.experiments.data.safe_unpickle import NotPlain, load_plain
 from fewstep.files import resolved
 from fewstep.registry import added
@@ -54,7 +53,7 @@ class CIFAR10:
     labels: bool = added(True)
 
     def load(self) -> Dataset:
-        whole = declared(load_cifar10(resolved(self.root)), "cifar10")
+        whole = replace(load_cifar10(resolved(self.root)), is_="cifar10")
         return whole if self.labels else without_labels(whole)
 
     def placeholder(self) -> Dataset:

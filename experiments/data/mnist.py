@@ -7,7 +7,7 @@ compared with the published one, so that a file in another one's place is found.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +19,6 @@ from fewstep.errors import UserError
 from fewstep.experiments.data.base import DATA, Dataset, Split, without_labels
 from fewstep.experiments.data.expected import Expected
 from fewstep.experiments.data.gzip_files import find_file, read_unzipped
-from fewstep.experiments.data.known import declared
 from fewstep.files import resolved
 from fewstep.registry import added
 
@@ -62,7 +61,7 @@ class MNIST:
         return self._of("mnist", ("mnist", "."))
 
     def _of(self, name: str, folders: tuple[str, ...]) -> Dataset:
-        whole = declared(load_idx(name, self.root, folders, OFFICIAL[name]), name)
+        whole = replace(load_idx(name, self.root, folders, OFFICIAL[name]), is_=name)
         return whole if self.labels else without_labels(whole)
 
     def placeholder(self) -> Dataset:
