@@ -34,6 +34,7 @@ EVALUATION: dict[str, str] = {
     "error": "float64",  # standard error over draws of the samples; few metrics know it
     "floor": "float64", "nfe": "Int64", "samples": "Int64",
     "reference": "string", "reference_samples": "Int64", "reference_sha256": "string",
+    "reference_file": "string",  # its name, where it is known to be that of another project
 }  # fmt: skip
 PROTOCOL: dict[str, str] = {
     "batch_size": "Int64",
@@ -44,6 +45,11 @@ PROTOCOL: dict[str, str] = {
     "ema": "float64", "ema_warmup": "boolean", "label_dropout": "float64", "flip": "boolean",
     "augment": "float64", "precision": "string", "init": "string",
 }  # fmt: skip
+CONDITIONS: dict[str, str] = {
+    "data_is": "string",  # the public data set that it was checked to be
+    "conditional": "string",  # classes | vectors | none
+    "trained_guidance": "string",  # settings of the guidance that the network learned; "" for none
+}
 ORIGIN: dict[str, str] = {
     "data_sha256": "string",  # of the examples and classes it is trained on
     "commit": "string", "dirty": "boolean",
@@ -81,6 +87,7 @@ COLUMNS: dict[str, str] = {
     "teacher_device_hours": "float64", "teacher_train_flops": "float64",
     "initialised": "string",  # title of the teacher, where its weights were the first ones
     "taught": "boolean",  # whether its loss asks the teacher; not recorded before 0.3
+    **CONDITIONS,
     **ORIGIN,
     **CELL_ORIGIN,
 }  # fmt: skip
@@ -90,7 +97,7 @@ CELL_COLUMNS = [*EVALUATION, "sample_images_per_second", *CELL_ORIGIN]
 """What differs from cell to cell; all else is the run's."""
 
 
-PLACES = ("name", "root", "cache", "download")
+PLACES = ("name", "root", "cache", "download", "is_")
 """Settings of a group that do not say what it is."""
 
 

@@ -10,8 +10,10 @@ import pandas as pd
 
 from fewstep.analysis import columns
 from fewstep.analysis.columns import CELL_COLUMNS, COLUMNS
+from fewstep.analysis.conditions import reference_file, run_conditions
 from fewstep.errors import UserError, counted, unknown
 from fewstep.experiments.store.json_files import CorruptFile, Json
+from fewstep.experiments.store.known_references import names_by_sha256
 from fewstep.experiments.store.metrics_file import curve_problem
 from fewstep.experiments.store.run_directory import RunDirectory, SweepDirectory, find_sweeps
 
@@ -61,11 +63,12 @@ def _frame(directory: SweepDirectory, stopped: bool) -> pd.DataFrame:
         names = [other.name for other in find_sweeps(directory.path.parent)]
         raise unknown("sweep", directory.name, names)
     members: dict[str, Json] = {member["key"]: member for member in plan.get("runs", [])}
+    references = names_by_sha256(directory.path.parent)
     facts, read, problems = [], [], list[str]()
     for run in runs:
         try:
             fact = _run_facts(directory.name, run, members.get(run.key, {}))
-            evaluated = list(_cells(run, fact["status"], stopped))
+            evaluated = list(_cells(run, fact["status"], stopped, references))
             problems += [problem] if (problem := curve_problem(run)) else []
         except (CorruptFile, OSError) as error:  # it stays as a run without a value
             warnings.warn(f"left out: {error}", stacklevel=3)
@@ -146,7 +149,7 @@ def _run_facts(sweep: str, run: RunDirectory, member: Json) -> Json:
     choices = member.get("choices", {})
     named = {group: v.get("name") for group, v in config.items() if isinstance(v, dict)}
     groups = {g: named.get(g) or choices.get(g) for g in ("objective", "backbone", "data")}
-    planned_steps = config.get("training", {}).get("steps")
+    planned_steps, data = config.get("training", {}).get("steps"), run.data()
     # A scheduler (ASHA) may end a run early: on a smaller budget it must not enter a comparison.
     stopped = status == "done" and (result.get("steps") or 0) < (planned_steps or 0)
     return {
@@ -164,7 +167,8 @@ def _run_facts(sweep: str, run: RunDirectory, member: Json) -> Json:
         "train_steps": result.get("steps"),
         **columns.protocol(config),
         **columns.costs(result),
-        **columns.origin(result, spec, run.data()),
+        **columns.origin(result, spec, data),
+        **run_conditions(config, result, data),
     }
 
 
@@ -191,8 +195,13 @@ def _end_of_stopped(run: RunDirectory) -> tuple[Json, Json]:
     return failure, {"steps": step, "images_seen": rung.get("images_seen")}
 
 
-def _cells(run: RunDirectory, status: str, stopped: bool) -> Iterator[Json]:
-    """The evaluated cells of a run; one empty mapping where there is none."""
+def _cells(
+    run: RunDirectory, status: str, stopped: bool, references: Mapping[str, str]
+) -> Iterator[Json]:
+    """The evaluated cells of a run; one empty mapping where there is none.
+
+    ``references``: names of known reference files by their sha256.
+    """
     damaged: list[CorruptFile] = []
     cells = run.cells(damaged)
     for error in damaged:
@@ -212,6 +221,7 @@ def _cells(run: RunDirectory, status: str, stopped: bool) -> Iterator[Json]:
                 **{name: cell[name] for name in ("steps", "weights", "guidance", "sample_set")},
                 **{f"metric_{name}": metric[name] for name in ("id", "name")},
                 "metric": metric["label"],
+                "reference_file": reference_file(metric, references),
                 "samples": metric["samples"],
                 "cell": name,
                 "times": "uniform" if times is None else " ".join(f"{t:.6g}" for t in times),

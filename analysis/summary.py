@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fewstep.analysis.conditions import UNKNOWN, guidance_kinds, references
 from fewstep.analysis.filters import RUN, Filters, select, which_data
 from fewstep.analysis.significance import shown_worse
 from fewstep.analysis.statistics import Spread, half_width, spread, underpowered
@@ -249,4 +250,8 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
             for cell in cells.to_dict("records")
             if cell["times"] != "uniform"
         ),
+        data_is=tuple(rows["data_is"].fillna(UNKNOWN).unique().tolist()),
+        conditional=tuple(rows["conditional"].fillna(UNKNOWN).unique().tolist()),
+        references=references(rows),
+        guidance_kinds=guidance_kinds(rows),
     )

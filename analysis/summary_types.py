@@ -92,6 +92,11 @@ class Conditions:
     initialised: Mapping[str, str] = field(default_factory=dict)  # method -> whose weights it took
     random_starts: tuple[str, ...] = ()  # methods that have a teacher, and did not take its weights
     given_times: tuple[tuple[str, int, str], ...] = ()  # (method, steps, times) unless uniform
+    # in the words of published.csv; more than one: the table mixes them, "unknown" is one of them
+    data_is: tuple[str, ...] = ()  # public data sets
+    conditional: tuple[str, ...] = ()  # classes | vectors | none
+    references: tuple[str, ...] = ()
+    guidance_kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

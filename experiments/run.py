@@ -42,6 +42,7 @@ from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.store.source_hash import recorded_sources
 from fewstep.experiments.training.network import device_name
 from fewstep.experiments.training.teacher import first_weights_line, teacher_directory
+from fewstep.experiments.training.trained_guidance import trained_guidance
 from fewstep.experiments.training.trainer import Interrupted as Interrupted
 from fewstep.experiments.training.trainer import Trainer
 from fewstep.files import broken_link, relative_to
@@ -344,6 +345,7 @@ def _run(
         **{name: trainer.last.get(name) for name in ("loss", "validation_loss")},
         "initialised": trainer.form.record,
         "taught": config.objective.needs_teacher,
+        "trained_guidance": trained_guidance(config),
         "provenance": {
             **provenance,
             **recorded_sources(config.objective, config.backbone, config.optimiser),

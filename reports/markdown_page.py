@@ -44,8 +44,9 @@ def page(view: ReportData, figures: Collection[str]) -> str:
     parts = [f"# {markdown(summary.sweep)}", "## " + metric]
     parts += [quality.markdown(summary, view.published).rstrip()]
     if view.apart:
-        apart = published_table.table(view.apart)
-        parts += [f"## {markdown(apart.title)}", published_table.markdown(view.apart).rstrip()]
+        apart = published_table.table(view.apart, summary.conditions)
+        text = published_table.markdown(view.apart, summary.conditions)
+        parts += [f"## {markdown(apart.title)}", text.rstrip()]
     for name, (title, what) in FIGURES.items():
         if name in figures:
             shown = figure_caption(view.drawn) if name == "fd_vs_nfe" else what + note(view.drawn)

@@ -16,7 +16,7 @@ from fewstep.analysis.summary_types import Samples
 from fewstep.files import write_file
 from fewstep.reports.content import methods, provenance
 from fewstep.reports.content.method_selection import drawn
-from fewstep.reports.content.published import beside, published_of
+from fewstep.reports.content.published import apart, beside
 from fewstep.reports.content.report_data import ReportData
 from fewstep.reports.figures.image_grid import drawable
 from fewstep.reports.html import page as html
@@ -56,8 +56,8 @@ def write_report(
             can be drawn (images, points in the plane) are shown.
         curves: held-out loss by log-SNR, as ``analysis.diagnostics.loss_curves`` gives it.
         baseline: the method that costs are compared with; the first by default.
-        published: numbers of papers. "auto": beside ours where they measure the same; "none";
-            or a data set's name: besides, those of this data set in a table of their own.
+        published: numbers of papers. "auto": beside ours where all conditions agree, the others of
+            the data set in a table of their own; "none"; or a data set's name: those of it.
         filters: which cells, as for ``analysis.summarise``.
 
     Raises ``UserError``: the frame's cells can not stand in one table, or a choice is unknown.
@@ -115,7 +115,7 @@ def views_of(
                 methods=methods.paragraphs(summary, part),
                 origins=provenance.origins(summary, cells),
                 published=beside(summary.conditions, published),
-                apart=published_of(published),
+                apart=apart(summary.conditions, published),
                 curves={m: curve for m, curve in (curves or {}).items() if m in shown.methods},
             )
         )  # fmt: skip
@@ -132,9 +132,9 @@ def data_sets(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _files(view: ReportData) -> dict[str, str | bytes]:
     """The files of one data set, but for report.html."""
-    summary, theirs, apart = view.summary, view.published, view.apart
+    summary, theirs, others = view.summary, view.published, view.apart
     figures = _figures(view)
-    inputs = ("table", "costs", *(["published"] if apart else []), "methods")
+    inputs = ("table", "costs", *(["published"] if others else []), "methods")
     files: dict[str, str | bytes] = {
         "table.md": quality.markdown(summary, theirs),
         "table.csv": quality.csv(summary),
@@ -151,10 +151,11 @@ def _files(view: ReportData) -> dict[str, str | bytes]:
         "report.md": page(view, dict.fromkeys(Path(name).stem for name in figures)),
         **figures,
     }
-    if apart:
-        files["published.md"] = published_table.markdown(apart)
-        files["published.csv"] = published_table.csv(apart)
-        files["published.tex"] = published_table.latex(apart)
+    if others:
+        ours = summary.conditions
+        files["published.md"] = published_table.markdown(others, ours)
+        files["published.csv"] = published_table.csv(others, ours)
+        files["published.tex"] = published_table.latex(others, ours)
     return files
 
 

@@ -6,12 +6,10 @@ method otherwise than we do, its names in ``reports/content/published.csv`` (``p
 
 from __future__ import annotations
 
-import csv
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -147,38 +145,36 @@ def picture(name: str) -> str:
 
 def published_numbers(methods: Sequence[str]) -> str:
     """The papers' numbers for these methods, from ``reports/content/published.csv``."""
-    path = ROOT / "reports/content/published.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        found = [row for row in csv.DictReader(file) if row["method"] in methods]
+    from fewstep.reports.content.published import UNKNOWN, WORDS, published
+    from fewstep.reports.content.row_groups import published_value
+
+    found = [row for row in published() if row.method in methods]
     if not found:
         return "None in `reports/content/published.csv`."
-    steps = sorted({int(row["steps"]) for row in found})
-    rows, secondary = [], False
-
-    def group(row: dict[str, str]) -> tuple[str, ...]:
-        return (
-            row["method"],
-            row["data"],
-            row["metric"],
-            row["samples"],
-            row["network"],
-            row["source"],
-        )
-
-    for key, some in groupby(found, group):
-        _, data, metric, samples, network, source = key
-        by_steps = {}
-        for row in some:
-            value = f"({row['value']})" if row["unintended"] == "1" else row["value"]
-            secondary |= row["checked"] != "source"
-            by_steps[int(row["steps"])] = value + ("" if row["checked"] == "source" else " ‡")
-        name = f"{metric}-{int(samples) // 1000}k"
-        rows.append([data, network, name, *(by_steps.get(s, "") for s in steps), source])
-    heads = ["data", "network", "metric", *(f"{s} step{'s' * (s > 1)}" for s in steps), "source"]
-    notes = ["In parentheses: a number of steps that the method was not made for."]
-    notes += ["‡ read in a transcription, not in the paper."] if secondary else []
-    has_unintended = any(row["unintended"] == "1" for row in found)
-    return _table(heads, rows) + "\n\n" + " ".join(notes if has_unintended else notes[1:])
+    steps = sorted({step for row in found for step in row.values})
+    marks = {"secondary": " ‡", "memory": " §"}
+    rows = []
+    for row in found:
+        values = [
+            published_value(row, s) + marks.get(row.checked, "") if s in row.values else ""
+            for s in steps
+        ]
+        network = "" if row.network == UNKNOWN else row.network
+        name = f"{row.metric}-{row.samples // 1000}k"
+        kind = WORDS.get(row.conditional, row.conditional)
+        conditions = f"{kind}; guidance {row.guidance}; reference {row.reference}"
+        rows.append([row.data, network, conditions, name, *values, row.where])
+    heads = ["data", "network", "conditions", "metric"]
+    heads += [*(f"{s} step{'s' * (s > 1)}" for s in steps), "source"]
+    notes = []
+    if any(row.unintended for row in found):
+        notes.append("In parentheses: a number of steps that the method was not made for.")
+    checked = {row.checked for row in found}
+    if "secondary" in checked:
+        notes.append("‡ read in a transcription, not in the paper.")
+    if "memory" in checked:
+        notes.append("§ from memory, compared with nothing.")
+    return "\n\n".join(filter(None, [_table(heads, rows), " ".join(notes)]))
 
 
 def pictures() -> str:

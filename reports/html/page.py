@@ -115,7 +115,7 @@ def _part(view: ReportData, objectives: Mapping[str, int]) -> Json:
         "seed": min(summary.conditions.seeds, default=None),
         "tiles": tiles(view.samples),
         "costs": [t for t in costs.tables(summary, view.costs) if t.rows] if measured else [],
-        "published": published_table.table(view.apart) if view.apart else None,
+        "published": published_table.table(view.apart, summary.conditions) if view.apart else None,
         "compute": chart_data.compute(drawn, view.cells) if measured else [],
         "seeds": chart_data.seeds(drawn),
         "loss": chart_data.loss(view.curves, drawn.methods),

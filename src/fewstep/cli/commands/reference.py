@@ -59,6 +59,14 @@ def reference(
     images: Annotated[
         bool, typer.Option("--images", help="Write the images (arr_0), not their statistics.")
     ] = False,
+    known: Annotated[
+        bool,
+        typer.Option(
+            "--known",
+            help="List the reference files of other projects; NAME=FILE notes that a file of "
+            "yours is one of them.",
+        ),
+    ] = False,
     runs: Runs = None,
 ) -> None:
     """Write a split's reference statistics, mu and sigma, as an npz that other codes read too.
@@ -66,7 +74,10 @@ def reference(
     evaluation.reference_file=FILE makes runs use it.
 
     Example: [bold]fewstep reference data=mnist extractor=cnn split=test output=mnist.npz[/]
+    Example: [bold]fewstep reference --known adm_imagenet_256=VIRTUAL_imagenet256_labeled.npz[/]
     """
+    if known:
+        return known_references(overrides, images, runs)
     import numpy as np
 
     from fewstep.experiments.config.settings import SPLITS
@@ -102,6 +113,40 @@ def reference(
             content = f"{stats.moments.n:,} images in {stats.moments.dimension} dimensions"
             content += f" of {stats.features.label}"
     out.print(f"{dataset.name} {split}: {content}: {output}")
+
+
+def known_references(overrides: Overrides, images: bool, runs: str | None) -> None:
+    """List the known reference files, after noting those that ``overrides`` name."""
+    from rich.text import Text
+
+    from fewstep.cli.views.console import new_table
+    from fewstep.experiments.data.content_hash import known_sha256
+    from fewstep.experiments.metrics.frechet_distance import shapes_in_npz
+    from fewstep.experiments.store import known_references as store
+
+    if images:
+        raise UserError("--known lists files of others, and --images writes one: give one of them")
+    root, rest = root_and_rest(overrides, runs)
+    for pair in rest:
+        name, equals, path = pair.partition("=")
+        if not equals or not path:
+            raise UserError(f"reference --known takes NAME=FILE, got {pair!r}")
+        check_choice("known reference", name, store.REFERENCES)
+        file = Path(path).expanduser()
+        store.record(root, name, file, shapes_in_npz(file), known_sha256(file))
+    yours = {name: sha256 for sha256, name in store.names_by_sha256(root).items()}
+    rows = [
+        {
+            "name": name,
+            "file": Text(one.file),
+            "of": one.data,
+            "arrays": Text(", ".join(f"{a} {list(s)}" for a, s in one.arrays.items())),
+            "source": Text(one.source),
+            "your file's sha256": yours[name][:12] if name in yours else "-",
+        }
+        for name, one in store.REFERENCES.items()
+    ]
+    out.print(new_table(rows, overflow="fold"))
 
 
 def _choices(

@@ -37,8 +37,8 @@ def report(
     published: Annotated[
         str,
         typer.Option(
-            help="Numbers of papers. auto: beside ours if they measure the same; none; or the "
-            "name of a data set, whose numbers get a table of their own."
+            help="Numbers of papers. auto: beside ours if all conditions agree, else in a table of "
+            "their own; none; or the name of a data set, for that table."
         ),
     ] = "auto",
     each: Annotated[
