@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
-from fewstep.experiments.store.json_files import Json
-from fewstep.experiments.store.known_data import KNOWN as KNOWN
-from fewstep.experiments.store.known_references import REFERENCES as REFERENCES
-from fewstep.experiments.store.known_references import TRAIN as TRAIN
-from fewstep.experiments.store.known_references import canonical as canonical
+from fewstep.public_data import KNOWN, TRAIN, canonical
 
+Json = dict[str, Any]
 UNKNOWN, NONE = "unknown", "none"
 CLASSES, VECTORS = "classes", "vectors"
 BUILT_IN = ("cifar10", "mnist", "fashion_mnist")  # data sets that need no declaration

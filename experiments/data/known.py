@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from fewstep.errors import UserError, check_choice
 from fewstep.experiments.data.base import Dataset
-from fewstep.experiments.store.known_data import KNOWN as KNOWN
-from fewstep.experiments.store.known_data import KnownData as KnownData
+from fewstep.public_data import KNOWN as KNOWN
+from fewstep.public_data import KnownData as KnownData
 
 
 def check_name(name: str) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from fewstep.analysis.conditions import CLASSES, KNOWN, NONE, REFERENCES, TRAIN, UNKNOWN, canonical
+from fewstep.analysis.conditions import CLASSES, NONE, UNKNOWN
 from fewstep.analysis.summary_types import Conditions
 from fewstep.errors import UserError, check_choice
+from fewstep.public_data import KNOWN, REFERENCES, TRAIN, canonical
 
 FILE = Path(__file__).with_name("published.csv")
 BY_STEP = ("steps", "evaluations", "value", "unintended")
@@ -95,7 +96,7 @@ def differences(row: Published, ours: Conditions) -> tuple[str, ...]:
     features = INCEPTION if ours.metric_name == "FID" else ours.extractor
     compared: tuple[tuple[str, object, Sequence[object]], ...] = (
         ("data set", row.data, ours.data_is),
-        ("classes", row.conditional, ours.conditional),
+        ("classes", _words(row.conditional), tuple(map(_words, ours.conditional))),
         ("metric", row.metric, (ours.metric_name,)),
         ("features", row.extractor, (features,)),
         ("samples", row.samples, (ours.samples,)),
@@ -117,7 +118,11 @@ def _pixels(data: str) -> str:
 def _shown(value: object) -> str:
     if value is None:
         return UNKNOWN
-    return f"{value:,}" if isinstance(value, int) else WORDS.get(str(value), str(value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _words(conditional: str) -> str:
+    return WORDS.get(conditional, conditional)
 
 
 def beside(ours: Conditions, choice: str = "auto") -> tuple[Published, ...]:

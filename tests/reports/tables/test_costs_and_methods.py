@@ -7,28 +7,24 @@ import io
 import json
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from helpers.synthetic_runs import Run, write_run, write_sweep
-from rich.console import Console
 
 from fewstep.analysis import compare, load, summarise
 from fewstep.analysis.costs import costs, improvement
 from fewstep.analysis.filters import select
-from fewstep.analysis.summary_types import Conditions, Summary
 from fewstep.errors import UserError
 from fewstep.reports.content import methods, provenance
-from fewstep.reports.content.published import beside, published, published_of
+from fewstep.reports.content.published import apart
 from fewstep.reports.figures.axis_ticks import linear_ticks, log_ticks, short
 from fewstep.reports.figures.chart_data import compute_measures
 from fewstep.reports.figures.drawing import fd_vs_compute, seed_plot
 from fewstep.reports.html import page as html
-from fewstep.reports.markdown_page import page
 from fewstep.reports.report import views_of, write_report
-from fewstep.reports.tables import comparison, plain, published_table, quality, terminal
+from fewstep.reports.tables import comparison, plain, published_table, quality
 from fewstep.reports.tables import costs as cost_tables
 
 HOSTILE = r"50%_&\~^#${}|<script>x</script>*x* `c` [b]--π 中"
@@ -37,7 +33,6 @@ TRAINING = {"steps": 500, "batch_size": 128, "lr": 2e-3, "betas": [0.9, 0.99], "
             "label_dropout": 0.0, "precision": "float32"}  # fmt: skip
 MADE = {"lock": "abcdefabcdef", "fewstep": "0.1", "versions": {"torch": "2.13"}, "dirty": True,
         "device_name": "H200", "job": {"launcher": "slurm", "id": "7_1"}}  # fmt: skip
-FID = {"name": "FID", "label": "FID-cifar10-inception@50000", "id": "f1d", "samples": 50_000}
 
 
 def runs(name: str = "FM") -> list[Run]:
@@ -66,12 +61,6 @@ def runs(name: str = "FM") -> list[Run]:
 @pytest.fixture
 def frame(tmp_path: Path) -> pd.DataFrame:
     return load(write_sweep(tmp_path, runs()))
-
-
-def cifar(root: Path) -> Summary:
-    config = {"data": {"name": "cifar10"}}
-    members = [Run("ours", s, {1: 4.0 + s, 4: 3.0}, metric=FID, config=config) for s in range(2)]
-    return summarise(load(write_sweep(root, members, name="cifar")))
 
 
 def test_captions_tell_whose_weights_a_method_starts_from(tmp_path: Path) -> None:
@@ -110,76 +99,6 @@ def test_rows_stand_in_groups(frame: pd.DataFrame) -> None:
         ("FM", "one-phase", "0"), ("CT", "one-phase", "1"), ("CD", "two-phase", "0")}  # fmt: skip
     alone = summarise(frame[frame["method"] != "CD"])
     assert "One phase" not in quality.markdown(alone)  # one group needs no name
-
-
-def test_published_numbers_stand_only_beside_the_same_measure(tmp_path: Path) -> None:
-    ours = cifar(tmp_path)
-    rows = beside(ours.conditions)
-    assert {"sCT", "iCT", "ECT", "MeanFlow"} <= {row.method for row in rows}
-    assert {(row.data, row.metric, row.samples) for row in rows} == {("cifar10", "FID", 50_000)}
-    shown = quality.markdown(ours, rows)
-    assert "| *sCT* † | *2.97* | *–* |" in shown
-    assert "Lu and Song 2024 (arXiv:2410.11081)" in shown
-    assert "**4.50 ± 6.35** (2)" in shown  # a published number takes no rank
-    assert r"\textit{sCT}\,$^\dagger$ & \textit{2.97}" in quality.latex(ours, rows)
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(terminal.table(ours, rows))
-    assert "sCT †" in console.export_text()
-    for other in (
-        {"metric_name": "FD"}, {"samples": 10_000}, {"data": ("digits",)},
-        {"data": ("cifar10", "digits")},
-    ):  # fmt: skip
-        assert not beside(replace(ours.conditions, **other))
-    assert not beside(ours.conditions, "none")
-    assert not beside(Conditions())
-
-
-def test_published_numbers_can_be_shown_apart(frame: pd.DataFrame) -> None:
-    rows = published_of("celeba_hq_256")
-    assert [row.values[1] for row in rows if row.method == "Shortcut"] == ["20.5"]
-    shown = published_table.markdown(rows)
-    assert "| Flow matching (DiT-B/2) (one-phase) ‡ | (280.5) | (63.3) | 7.3 |" in shown
-    assert "FID of 50,000 samples, as printed. In parentheses: steps that the method was" in shown
-    assert "‡: from a transcription" in shown
-    for told in (
-        shown.replace("\\", ""),
-        published_table.latex(rows).replace("\\", ""),
-    ):  # it may stand alone
-        assert (
-            "Published numbers of celeba_hq_256. Not comparable with the table of our runs" in told
-        )
-    assert shown.index("(one-phase)") < shown.index("(two-phase)")
-    latex = published_table.latex(rows)
-    assert r"$\ddagger$" in latex
-    assert "U+" not in latex
-    lines = list(csv.DictReader(io.StringIO(published_table.csv(rows))))
-    assert [r["value"] for r in lines if (r["method"], r["steps"]) == ("Shortcut", "1")] == ["20.5"]
-    assert not published_of("auto")
-    with pytest.raises(UserError, match=r"unknown data set with published .*'celeba_hq_256'"):
-        published_of("celeba")
-    (view,) = views_of(frame, {}, published="celeba_hq_256")
-    for shown in (page(view, []), html.page("x", [view], frame)):
-        assert shown.count("Not comparable with the table of our runs") == 1
-        assert "280.5" in shown
-    assert "280.5" not in quality.markdown(view.summary, view.published)
-
-
-def test_the_file_of_published_numbers_is_checked(tmp_path: Path) -> None:
-    assert all(row.source and row.values for row in published())
-    bad = tmp_path / "published.csv"
-    bad.write_text("method,value\n")
-    with pytest.raises(UserError, match="must have the columns group, method"):
-        published(bad)
-    header = ",".join(tables_columns())
-    bad.write_text(f"{header}\nthree-phase,A,d,FID,10,,1,2.0,0,s,,source\n")
-    with pytest.raises(UserError, match=r"'A' on 'd': unknown group 'three-phase'"):
-        published(bad)
-
-
-def tables_columns() -> tuple[str, ...]:
-    from fewstep.reports.content.published import COLUMNS
-
-    return COLUMNS
 
 
 def test_cost_tables(frame: pd.DataFrame) -> None:
@@ -349,13 +268,18 @@ def test_round_numbers_on_axes() -> None:
 def test_latex_compiles_whatever_the_names(tmp_path: Path) -> None:
     frame = load(write_sweep(tmp_path, runs(HOSTILE), name="50%_x"))
     (view,) = views_of(frame, {})
-    (tmp_path / "table.tex").write_text(quality.latex(view.summary, published_of("cifar10")))
+    (tmp_path / "table.tex").write_text(
+        quality.latex(view.summary, apart(view.summary.conditions, "cifar10"))
+    )
+    ours = view.summary.conditions
+    others = apart(ours, "imagenet_256")
+    (tmp_path / "published.tex").write_text(published_table.latex(others, ours))
     (tmp_path / "costs.tex").write_text(cost_tables.latex(view.summary, view.costs))
     (tmp_path / "methods.tex").write_text(methods.latex(view.methods))
     first = view.summary.methods[0]
     one = compare(view.summary, view.summary, None, first)
     (tmp_path / "comparison.tex").write_text(comparison.latex(one))
-    inputs = ("table", "costs", "methods", "comparison")
+    inputs = ("table", "published", "costs", "methods", "comparison")
     (tmp_path / "all.tex").write_text(plain.latex_document(*inputs))
     run = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],

@@ -77,7 +77,8 @@ def reference(
     Example: [bold]fewstep reference --known adm_imagenet_256=VIRTUAL_imagenet256_labeled.npz[/]
     """
     if known:
-        return known_references(overrides, images, runs)
+        known_references(overrides, images, runs)
+        return
     import numpy as np
 
     from fewstep.experiments.config.settings import SPLITS
@@ -123,6 +124,7 @@ def known_references(overrides: Overrides, images: bool, runs: str | None) -> No
     from fewstep.experiments.data.content_hash import known_sha256
     from fewstep.experiments.metrics.frechet_distance import shapes_in_npz
     from fewstep.experiments.store import known_references as store
+    from fewstep.public_data import REFERENCES
 
     if images:
         raise UserError("--known lists files of others, and --images writes one: give one of them")
@@ -131,7 +133,7 @@ def known_references(overrides: Overrides, images: bool, runs: str | None) -> No
         name, equals, path = pair.partition("=")
         if not equals or not path:
             raise UserError(f"reference --known takes NAME=FILE, got {pair!r}")
-        check_choice("known reference", name, store.REFERENCES)
+        check_choice("known reference", name, REFERENCES)
         file = Path(path).expanduser()
         store.record(root, name, file, shapes_in_npz(file), known_sha256(file))
     yours = {name: sha256 for sha256, name in store.names_by_sha256(root).items()}
@@ -144,7 +146,7 @@ def known_references(overrides: Overrides, images: bool, runs: str | None) -> No
             "source": Text(one.source),
             "your file's sha256": yours[name][:12] if name in yours else "-",
         }
-        for name, one in store.REFERENCES.items()
+        for name, one in REFERENCES.items()
     ]
     out.print(new_table(rows, overflow="fold"))
 
