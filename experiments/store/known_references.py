@@ -33,7 +33,7 @@ def record(root: Path, name: str, file: Path, shapes: Mapping[str, object], sha2
 
     Raises ``UserError``: no such reference, other contents, or a contradiction to the record.
     """
-    check_choice("known reference", name, REFERENCES)
+    check_choice("reference file", name, REFERENCES)
     expected = REFERENCES[name].arrays
     for array, shape in expected.items():
         if array not in shapes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from helpers.tiny import times_changed, tiny
 
+from fewstep import public_data
 from fewstep.cli.commands.evaluate import bias
 from fewstep.cli.commands.reference import reference, train_extractor
 from fewstep.errors import UserError
@@ -19,8 +21,10 @@ from fewstep.experiments.extractors.cnn import CNN
 from fewstep.experiments.extractors.raw_pca import Raw
 from fewstep.experiments.metrics.reference import Reference
 from fewstep.experiments.run import prepare, run
+from fewstep.experiments.store import known_references
 from fewstep.experiments.store.json_files import CorruptFile
 from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.public_data import KnownReference
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,58 @@ def test_reference_files(tmp_path: Path) -> None:
         images = DATA["digits"].load().train.x
         assert np.array_equal(held["arr_0"][..., 0], images[:, 0].numpy())
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["test.npz"]
+
+
+@pytest.fixture
+def small_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two known files that fit into a test; nobody's hashes are known."""
+    arrays = {"mu": (3,), "sigma": (3, 3)}
+    both = KnownReference("both.npz", "cifar10", {**arrays, "arr_0": (2, 4, 4, 3)}, "someone")
+    stats = KnownReference("stats.npz", "cifar10", arrays, "someone")
+    monkeypatch.setattr(public_data, "REFERENCES", {"both": both, "stats": stats})
+    monkeypatch.setattr(known_references, "REFERENCES", public_data.REFERENCES)
+
+
+def known_file(path: Path, scale: float = 1.0, **arrays: np.ndarray) -> Path:
+    np.savez(path, mu=np.zeros(3), sigma=scale * np.eye(3), **arrays)
+    return path
+
+
+@pytest.mark.usefixtures("small_references")
+def test_files_of_other_projects_are_known_by_what_they_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    stats = known_file(tmp_path / "a.npz")
+    both = known_file(tmp_path / "b.npz", arr_0=images, more=np.ones(2))
+    root = tmp_path / "runs"
+
+    def known(*pairs: str) -> str:
+        reference(list(pairs), known=True, runs=str(root))
+        return capsys.readouterr().out
+
+    assert "both.npz" in known()
+    assert not root.exists()  # a list writes nothing
+    sha256 = hashlib.sha256(stats.read_bytes()).hexdigest()
+    assert sha256[:12] in known(f"stats={stats}", f"both={both}")
+    noted = json.loads((root / "known_references.json").read_text())
+    assert noted["stats"] == {"sha256": sha256, "file": str(stats), "bytes": stats.stat().st_size}
+    assert known_references.names_by_sha256(root)[sha256] == "stats"
+    other = known_file(tmp_path / "c.npz", 2.0)
+    for pair, why in (
+        (f"stat={stats}", "unknown reference file 'stat'; did you mean 'stats'"),
+        (str(stats), "reference --known takes NAME=FILE"),
+        (f"both={stats}", r"a.npz is not both: it has no array arr_0 \(it has mu, sigma\)"),
+        (f"stats={both}", r"it has images \(arr_0\), stats has statistics alone"),
+        (f"stats={other}", "stats is known by sha256 .*: of two files one is another"),
+        (f"both={known_file(tmp_path / 'd.npz', arr_0=images[:1])}", r"shape \(1, 4, 4, 3\)"),
+        ("stats=nowhere.npz", "no statistics at nowhere.npz"),
+    ):
+        with pytest.raises(UserError, match=why):
+            known(pair)
+    assert json.loads((root / "known_references.json").read_text()) == noted
+    with pytest.raises(UserError, match="give one of them"):
+        reference([], images=True, known=True, runs=str(root))
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
+from fewstep.analysis import load
+from fewstep.cli.commands.evaluate import evaluate
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import compose
 from fewstep.experiments.data import DATA, Dataset, Split
@@ -21,7 +24,14 @@ from fewstep.experiments.data.folder import ImageFolder
 from fewstep.experiments.data.identity import data_record
 from fewstep.experiments.data.known import KNOWN, KnownData, declared
 from fewstep.experiments.data.latents import Latents
+from fewstep.experiments.run import prepare, run
+from fewstep.experiments.training.trained_guidance import settings_of
 
+SETTINGS = [
+    "data=image_folder", "data.size=8", "backbone=dit_digits", "backbone.depth=1",
+    "backbone.width=16", "backbone.heads=2", "training.batch_size=2", "training.steps=2",
+    "training.validate_every=0", "evaluation.steps=[1]", "evaluation.extractor=raw",
+]  # fmt: skip
 CATS = KnownData(8, 3, 2, 6, 2, True, "nobody")
 FACES = KnownData(8, 3, 0, 8, 0, True, "nobody")
 
@@ -41,6 +51,15 @@ def data(
         return Split(torch.zeros(n, 1 if grey else 3, side, side, dtype=torch.uint8), y)
 
     return Dataset("mine", split(train), split(test), classes)
+
+
+def pictures(root: Path) -> None:
+    """As cats_8 has them, in ``root``/images."""
+    for split, n in (("train", 3), ("test", 1)):
+        for label in ("cat", "lion"):
+            (folder := root / "images" / split / label).mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (8, 8), (i, n, len(label))).save(folder / f"{i}.png")
 
 
 def test_what_is_declared_is_checked() -> None:
@@ -83,32 +102,28 @@ def test_the_number_of_pixels_of_latents_is_that_of_their_images(
         (folder / "manifest.json").write_text(json.dumps(manifest))
         return folder
 
-    def load(folder: Path, name: str = "cats_8", labels: bool = True) -> Dataset:
+    def read(folder: Path, name: str = "cats_8", labels: bool = True) -> Dataset:
         return Latents(str(tmp_path), folder.name, is_=name, labels=labels).load()
 
     made = write("made", source={"shape": [3, 8, 8]}, autoencoder={"factor": 4})
-    assert load(made).is_ == "cats_8"
-    assert load(write("other", autoencoder={"factor": 4})).is_ == "cats_8"
-    assert load(made, "faces_8", labels=False).num_classes == 0
-    plain, whole = load(made, "", labels=False), load(made, "")
+    assert read(made).is_ == "cats_8"
+    assert read(write("other", autoencoder={"factor": 4})).is_ == "cats_8"
+    assert read(made, "faces_8", labels=False).num_classes == 0
+    plain, whole = read(made, "", labels=False), read(made, "")
     assert plain.train.y is None
     assert plain.train.std is not None
     assert plain.train.sha256 != whole.train.sha256
     with pytest.raises(UserError, match="images of 3x4x4, expected 3x8x8"):
-        load(write("small", source={"shape": [3, 4, 4]}))
+        read(write("small", source={"shape": [3, 4, 4]}))
     with pytest.raises(UserError, match="does not say how large the images were"):
-        load(write("silent"))
+        read(write("silent"))
     with pytest.raises(UserError, match="contradicts itself: images of 3x8x8, latents of 4x2x2"):
-        load(write("liar", source={"shape": [3, 8, 8]}, autoencoder={"factor": 8}))
+        read(write("liar", source={"shape": [3, 8, 8]}, autoencoder={"factor": 8}))
 
 
 def test_it_is_recorded_and_changes_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
-    for split, n in (("train", 3), ("test", 1)):
-        for label in ("cat", "lion"):
-            (folder := tmp_path / "images" / split / label).mkdir(parents=True)
-            for i in range(n):
-                Image.new("RGB", (8, 8), (i, n, len(label))).save(folder / f"{i}.png")
+    pictures(tmp_path)
     source = ImageFolder(root=str(tmp_path), size=8, is_="cats_8")
     record, plain = data_record(source.load()), data_record(replace(source, is_="").load())
     assert record["is"] == "cats_8"
@@ -136,3 +151,39 @@ def test_every_labelled_data_set_can_be_used_without_its_labels() -> None:
         plain = DATA[name].__class__(labels=False).placeholder()  # type: ignore[attr-defined, call-arg]
         assert plain.num_classes == 0
         assert plain.shape == (KNOWN[name].channels, KNOWN[name].size, KNOWN[name].size)
+
+
+def test_a_run_tells_what_its_data_are_even_if_declared_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    pictures(tmp_path)
+    settings = [*SETTINGS, f"data.root={tmp_path}", f"runs={tmp_path / 'runs'}"]
+    directory = prepare(compose(settings))
+    run(directory)
+    assert "is" not in (directory.data() or {})
+    facts = load(directory.path.parent).iloc[0]
+    assert facts["conditional"] == "classes"
+    assert pd.isna(facts["data_is"])
+    evaluate(directory.key, ["data.is=cats_8"], runs=str(tmp_path / "runs"))
+    assert (directory.data() or {})["is"] == "cats_8"
+    facts = load(directory.path.parent).iloc[0]
+    assert (facts["data_is"], facts["trained_guidance"]) == ("cats_8", "")
+    with pytest.raises(UserError, match="is not faces_8"):
+        evaluate(directory.key, ["data.is=faces_8"], runs=str(tmp_path / "runs"))
+    plain = prepare(compose([*settings, "data.is=cats_8", "data.labels=false", "sweep=plain"]))
+    run(plain)
+    facts = load(plain.path.parent).iloc[0]
+    assert (facts["data_is"], facts["conditional"]) == ("cats_8", "none")
+
+
+def test_guidance_that_is_trained_in_is_named() -> None:
+    def told(*overrides: str) -> str:
+        return settings_of(compose(["data=digits", *overrides]).objective)
+
+    mean_flow = ["objective=mean_flow", "objective.mixing=0.92"]
+    assert told("objective=mean_flow") == told("objective=shortcut") == ""
+    assert told(*mean_flow, "objective.guidance=0.2", "objective.guidance_interval=[0,0.75]") == (
+        "guidance=0.2, mixing=0.92, guidance_interval=0-0.75"
+    )
+    assert told("objective=scd", "objective.teacher_guidance=2") == "teacher_guidance=2"

@@ -59,6 +59,7 @@ def reference(
     images: Annotated[
         bool, typer.Option("--images", help="Write the images (arr_0), not their statistics.")
     ] = False,
+    runs: Runs = None,
     known: Annotated[
         bool,
         typer.Option(
@@ -67,7 +68,6 @@ def reference(
             "yours is one of them.",
         ),
     ] = False,
-    runs: Runs = None,
 ) -> None:
     """Write a split's reference statistics, mu and sigma, as an npz that other codes read too.
 
@@ -133,7 +133,7 @@ def known_references(overrides: Overrides, images: bool, runs: str | None) -> No
         name, equals, path = pair.partition("=")
         if not equals or not path:
             raise UserError(f"reference --known takes NAME=FILE, got {pair!r}")
-        check_choice("known reference", name, REFERENCES)
+        check_choice("reference file", name, REFERENCES)
         file = Path(path).expanduser()
         store.record(root, name, file, shapes_in_npz(file), known_sha256(file))
     yours = {name: sha256 for sha256, name in store.names_by_sha256(root).items()}
