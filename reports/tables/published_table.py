@@ -33,7 +33,7 @@ def table(rows: Sequence[Published], ours: Conditions) -> plain.Table:
         mark = f" {MARKS[row.checked]}" if row.checked in MARKS else ""
         phase = "" if len({r.group for r in rows}) == 1 else f" ({row.group})"
         values = (published_value(row, s) for s in steps)
-        differs = ", ".join(letters[d] for d in own if d in letters)
+        differs = ", ".join(letter for d, letter in letters.items() if d in own)
         lines.append((row.label + phase + mark, *values, differs or "–", row.where))
     data = formatting.enumerated(list(dict.fromkeys(row.data for row in rows)))
     return plain.Table(
