@@ -145,7 +145,8 @@ def picture(name: str) -> str:
 
 def published_numbers(methods: Sequence[str]) -> str:
     """The papers' numbers for these methods, from ``reports/content/published.csv``."""
-    from fewstep.reports.content.published import UNKNOWN, WORDS, published
+    from fewstep.analysis.conditions import UNKNOWN
+    from fewstep.reports.content.published import WORDS, published
     from fewstep.reports.content.row_groups import published_value
 
     found = [row for row in published() if row.method in methods]
