@@ -110,6 +110,7 @@ def test_without_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     whole = small(tmp_path)
     monkeypatch.setattr(cifar, "load_cifar10", lambda root: whole)
     data = CIFAR10(str(tmp_path), labels=False).load()
+    assert data.is_ == "cifar10"
     assert (data.num_classes, data.train.y, data.test.y) == (0, None, None)
     assert data.train.x is whole.train.x
     for labels in (True, False):
