@@ -134,7 +134,7 @@ class Autoencoder:
         return scaled, None if std is None else (std * abs(self.scale)).float().cpu()
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, H, W) -> uint8 images, on the CPU."""
+    def decode(self, latents: Tensor, rounding: str = "nearest") -> Tensor:
+        """Scaled latents (B, C, H, W) -> uint8 images, on the CPU; ``rounding``: of to_uint8."""
         z = latents.to(self.device).float() / self.scale + self.shift
-        return to_uint8(self.network.decode(z).cpu())
+        return to_uint8(self.network.decode(z).cpu(), rounding)

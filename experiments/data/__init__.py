@@ -2,6 +2,7 @@
 
 from fewstep.experiments.data import cifar, digits, folder, huggingface, latents, mnist, toy
 from fewstep.experiments.data.base import DATA as DATA
+from fewstep.experiments.data.base import ROUNDINGS as ROUNDINGS
 from fewstep.experiments.data.base import Dataset as Dataset
 from fewstep.experiments.data.base import DataShape as DataShape
 from fewstep.experiments.data.base import DataSource as DataSource

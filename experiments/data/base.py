@@ -1,6 +1,7 @@
 """What a data set is: two splits of images, vectors or latents, and the way to the model."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -265,14 +266,27 @@ def to_model(x: torch.Tensor) -> torch.Tensor:
     return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x.float()
 
 
-def to_uint8(x: torch.Tensor) -> torch.Tensor:
-    """Images (..., C, H, W) in [-1, 1] -> uint8: clip, then round to the nearest level.
+ROUNDINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "nearest": lambda x: ((x.clamp(-1, 1) + 1) * 127.5).round(),
+    "half_up": lambda x: (x * 127.5 + 128).clamp(0, 255),
+    "truncate": lambda x: ((x + 1) * 127.5).clamp(0, 255),
+}
+"""From [-1, 1] to levels whose whole part is kept.
 
-    The exact inverse of ``to_model``. Vectors (N, D) and uint8 images pass through. Raises
-    ``FloatingPointError`` for pixels that are not finite; as uint8 they would pass for images.
+The levels' formula 127.5 (x + 1) is the same, and what becomes of its fraction is not: the nearest
+level, even ones at .5; the nearest, the upper one at .5; the level below.
+"""
+
+
+def to_uint8(x: torch.Tensor, rounding: str = "nearest") -> torch.Tensor:
+    """Images (..., C, H, W) in [-1, 1] -> uint8, by one of ``ROUNDINGS``; what is beyond is clipped.
+
+    By "nearest" the exact inverse of ``to_model``. Vectors (N, D) and uint8 images pass through.
+    Raises ``FloatingPointError`` for pixels that are not finite; as uint8 they would pass for
+    images.
     """
     if x.ndim < 3 or x.dtype == torch.uint8:
         return x
     if not bool(torch.isfinite(x).all()):
         raise FloatingPointError("images hold NaN or infinite pixels")
-    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return ROUNDINGS[rounding](x.float()).to(torch.uint8)

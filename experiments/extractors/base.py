@@ -6,7 +6,7 @@ Only the Inception network gives "FID"; a distance in other features is named fo
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -25,6 +25,8 @@ from fewstep.files import locked, replacing
 from fewstep.registry import Registry
 
 BATCH = 500
+MAIN, LOGITS, SPATIAL = "", "logits", "spatial"  # layers of a network
+LAYERED = "inception, or decoded with it"
 T = TypeVar("T")
 
 
@@ -39,6 +41,9 @@ class Features:
 
     Where the data stand for images: ``decode`` makes uint8 images, of ``image_shape``, of them, and
     ``of`` are the features that are taken of the images.
+
+    ``layer``: which layer of the network they are, ``MAIN`` for the one that distances are taken
+    in. ``layers``: raw data and names of layers -> what each gives (N, D), all in one pass.
     """
 
     name: str
@@ -50,6 +55,16 @@ class Features:
     decode: Callable[[Tensor], Tensor] | None = None
     image_shape: tuple[int, ...] | None = None
     source: str | None = None
+    layer: str = MAIN
+    layers: Callable[[Tensor, Collection[str]], dict[str, np.ndarray]] | None = None
+
+    def of_layer(self, layer: str) -> "Features":
+        """Those of another layer of the same network; ``UserError`` where it gives no others."""
+        if layer == self.layer:
+            return self
+        if (layers := self.layers) is None:
+            raise UserError(f"extractor {self.name} has no {layer} (choices: {LAYERED})")
+        return replace(self, layer=layer, extract=lambda x: layers(x, [layer])[layer])
 
     @property
     def label(self) -> str:
@@ -63,7 +78,7 @@ class Extractor(Protocol):
 
     One that has a true ``learns`` fits itself to the training split. One whose settings name files
     has ``content()``, their hash, or None while they are not there: where they are replaced, cells
-    are computed again.
+    are computed again. One that gives other layers than the main one names them, ``layer_names``.
     """
 
     def check(self, dataset: Dataset) -> None:
@@ -91,6 +106,15 @@ def in_batches(f: Callable[[Tensor], Tensor], x: Tensor, size: int = BATCH) -> n
     """(N, ...) -> float64 (N, D), ``size`` rows at a time."""
     with torch.no_grad():
         return torch.cat([f(part).cpu() for part in x.split(size)]).double().numpy()
+
+
+def in_one_pass(wanted: Sequence[Features], x: Tensor) -> list[np.ndarray]:
+    """What each of ``wanted``, layers of one network, gives of ``x``, which it sees once."""
+    layers = wanted[0].layers
+    if layers is None or len(wanted) == 1:
+        return [features.extract(x) for features in wanted]
+    found = layers(x, [features.layer for features in wanted])
+    return [found[features.layer] for features in wanted]
 
 
 def write_once(file: Path, write: Callable[[Path], None]) -> None:

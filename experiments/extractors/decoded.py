@@ -1,6 +1,7 @@
 """Latents judged by the images they stand for: an autoencoder's decoder, then another extractor."""
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.errors import UserError, check_range
+from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.autoencoders import Autoencoder, AutoencoderEntry, entry_of
-from fewstep.experiments.data import Dataset, Split
+from fewstep.experiments.data import ROUNDINGS, Dataset, Split
 from fewstep.experiments.extractors.base import (
     EXTRACTORS,
     Extractor,
@@ -39,13 +40,17 @@ class Decoded:
         extractor: of images, by name or as {name: inception, weights: ...}; it must be none that
             learns from a data set, for there is none of images here.
         batch_size: latents decoded at a time.
+        rounding: of decoded pixels to uint8, which evaluation.protocol sets: nearest | half_up |
+            truncate.
     """
 
     autoencoder: Any = ""
     extractor: Any = "inception"
     batch_size: int = 32
+    rounding: str = "nearest"
 
     def __post_init__(self) -> None:
+        check_choice("extractor.rounding", self.rounding, ROUNDINGS)
         check_range("extractor.batch_size", self.batch_size, 1)
 
     @cached_property
@@ -62,6 +67,10 @@ class Decoded:
     @cached_property
     def _autoencoder(self) -> AutoencoderEntry:
         return entry_of("evaluation.extractor.autoencoder", self.autoencoder)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        return tuple(getattr(self._inner, "layer_names", ()))
 
     def content(self) -> str | None:
         """Of the autoencoder's folder, and of what the inner extractor is made of."""
@@ -89,14 +98,23 @@ class Decoded:
         images = Dataset(f"{dataset.name}, decoded", one, one, 0)
         self._inner.check(images)
         of = prepared(self._inner, images, cache)
-        identity = (autoencoder.sha256, autoencoder.scale, autoencoder.shift, of.sha256)
+        identity: tuple[Any, ...] = (
+            autoencoder.sha256, autoencoder.scale, autoencoder.shift, of.sha256
+        )  # fmt: skip
+        if self.rounding != "nearest":
+            identity += (self.rounding,)
 
         def decode(x: Tensor) -> Tensor:
             """Latents (N, C, H, W) -> uint8 images; images pass through."""
-            return x if x.dtype == torch.uint8 else autoencoder.decode(x)
+            return x if x.dtype == torch.uint8 else autoencoder.decode(x, self.rounding)
 
         def extract(x: Tensor) -> np.ndarray:
             return np.concatenate([of.extract(decode(part)) for part in x.split(self.batch_size)])
+
+        def layers(x: Tensor, names: Collection[str]) -> dict[str, np.ndarray]:
+            assert of.layers is not None
+            parts = [of.layers(decode(part), names) for part in x.split(self.batch_size)]
+            return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
         return Features(
             f"decoded-{of.name}",
@@ -107,4 +125,5 @@ class Decoded:
             of=of,
             decode=decode,
             image_shape=shape,
+            layers=None if of.layers is None else layers,
         )

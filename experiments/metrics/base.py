@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.errors import UserError
+from fewstep.experiments.extractors.base import MAIN
 from fewstep.experiments.metrics.reference import Reference
 from fewstep.registry import Registry
 
 Array = NDArray[np.float64]
 Better = Literal["lower", "higher", "neither"]
-Against = Literal["moments", "rows", "train"]
+Against = Literal["moments", "rows", "train", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Metric(Protocol):
 
     ``name`` is what a table calls it. ``better`` says which values are good. ``against`` is what
     it compares samples with: the ``moments`` of all references, as many ``rows`` of them as there
-    are samples, or the ``train`` split, beside which it looks at the held-out one.
+    are samples, the ``train`` split, beside which it looks at the held-out one, or ``nothing``.
+
+    One that is not of an extractor's main features has a ``layer`` that says of which
+    (``extractors.base``).
     """
 
     name: ClassVar[str]
@@ -41,6 +45,11 @@ class Metric(Protocol):
 
 
 METRICS: Registry[Metric] = Registry("metric", "fewstep.metrics")
+
+
+def layer_of(metric: Metric) -> str:
+    """Which layer of an extractor ``metric`` is of."""
+    return str(getattr(metric, "layer", MAIN))
 
 
 def check_samples(name: str, needed: int, *counts: int) -> None:

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from fewstep.errors import UserError, check_range
+from fewstep.experiments.extractors.base import SPATIAL
 from fewstep.experiments.metrics.base import METRICS, Against, Array, Better, Value
 from fewstep.experiments.metrics.frechet_distance import frechet_distance
 from fewstep.experiments.metrics.reference import Reference
@@ -25,6 +26,18 @@ class FD:
 
     def measure(self, x: Array, reference: Reference) -> Value:
         return Value(frechet_distance(reference.stats(x), reference.moments))
+
+
+@METRICS.register("sfid")
+@dataclass(frozen=True)
+class SFD(FD):
+    """The Frechet distance in spatial features: sFID (Nash et al. 2021, arXiv:2103.03841).
+
+    Where things are counts there, which FD's features, averages over the image, hardly show.
+    """
+
+    name: ClassVar[str] = "sFD"
+    layer: ClassVar[str] = SPATIAL
 
 
 @METRICS.register("fd_inf")

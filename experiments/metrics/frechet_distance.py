@@ -79,15 +79,24 @@ class GaussianStats:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
     @classmethod
-    def read(cls, path: Path, extractor: str | None = None, preprocess: str | None = None) -> Self:
+    def read(
+        cls,
+        path: Path,
+        extractor: str | None = None,
+        preprocess: str | None = None,
+        suffix: str = "",
+    ) -> Self:
         """Read an npz with ``mu`` and ``sigma``, ours or another project's.
+
+        ``suffix``: what these two names end in ("_s" for those of spatial features in ADM's files).
 
         ``extractor`` and ``preprocess`` say what a foreign file does not; a file that says so
         itself is believed, and must agree with them. Raises ``UserError``: no such file, or what it
         holds are no statistics; with its name.
         """
-        held = read_npz(path, ("mu", "sigma", "n", "extractor", "preprocess"))
-        if missing := {"mu", "sigma"} - held.keys():
+        names = f"mu{suffix}", f"sigma{suffix}"
+        held = read_npz(path, (*names, "n", "extractor", "preprocess"))
+        if missing := set(names) - held.keys():
             with np.load(path, allow_pickle=False) as file:
                 raise UserError(f"{path} lacks {sorted(missing)} (it holds: {sorted(file.files)})")
 
@@ -102,7 +111,7 @@ class GaussianStats:
         what = name("extractor", extractor), name("preprocess", preprocess)
         try:
             n = int(held["n"]) if "n" in held else None
-            mu, sigma = (np.asarray(held[key], dtype=np.float64) for key in ("mu", "sigma"))
+            mu, sigma = (np.asarray(held[key], dtype=np.float64) for key in names)
             read = cls(n, mu, sigma, *what)
             _check_covariance(sigma)
         except (TypeError, ValueError) as error:  # also of arrays that hold no numbers

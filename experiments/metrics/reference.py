@@ -20,7 +20,14 @@ from fewstep.errors import UserError
 from fewstep.experiments.data import Dataset, Split
 from fewstep.experiments.data.content_hash import known_sha256
 from fewstep.experiments.extractors import Features
-from fewstep.experiments.extractors.base import read_cached, write_once
+from fewstep.experiments.extractors.base import (
+    LOGITS,
+    MAIN,
+    SPATIAL,
+    in_one_pass,
+    read_cached,
+    write_once,
+)
 from fewstep.experiments.metrics.frechet_distance import GaussianStats, names_in_npz, read_npz
 from fewstep.experiments.rng import generator
 from fewstep.experiments.store.json_files import Json
@@ -29,6 +36,10 @@ NO_ROWS = (
     "{} holds mu and sigma alone, which serve Frechet distances; other metrics need a reference "
     "batch of images (arr_0), or a split"
 )
+NO_MOMENTS = "{} holds neither images (arr_0) nor {}, which a Frechet distance needs"
+SUFFIXES = {SPATIAL: "_s"}  # of mu and sigma, as ADM's evaluator writes them
+# how images are resized for features whose cached files are named without it, as they once were
+UNNAMED = ("none", "tf1-bilinear-299")
 Array = NDArray[np.float64]
 
 
@@ -37,9 +48,14 @@ def short_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def holds_both(file: Path) -> bool:
-    """Whether an npz has images and statistics."""
-    return {"arr_0", "mu", "sigma"} <= names_in_npz(file)
+def moment_names(layer: str) -> tuple[str, str]:
+    """What a file calls mean and covariance of a layer's features."""
+    return f"mu{SUFFIXES.get(layer, '')}", f"sigma{SUFFIXES.get(layer, '')}"
+
+
+def holds_both(file: Path, layer: str = MAIN) -> bool:
+    """Whether an npz has images and statistics of that layer."""
+    return {"arr_0", *moment_names(layer)} <= names_in_npz(file)
 
 
 class Reference:
@@ -50,6 +66,11 @@ class Reference:
     Frechet distance is to mu and sigma, as in ADM's evaluator, where they are of these features: of
     the extractor that the file names, or where it names none, of as many dimensions. All else is of
     the images.
+
+    ``features`` are of one layer of a network; ``layers`` has a reference for each layer that is
+    asked for (``of_layer``), and what is computed of images, is for all of them in one pass.
+
+    ``all_rows``: metrics that compare samples with images take all of these, however many.
     """
 
     def __init__(
@@ -59,12 +80,23 @@ class Reference:
         cache: Path,
         split: str = "train",
         file: Path | None = None,
+        all_rows: bool = False,
+        layers: "dict[str, Reference] | None" = None,
     ) -> None:
         self.features, self.dataset, self.cache, self.split = features, dataset, cache, split
         images = dataset.is_image or features.decode is not None
         self.preprocess = "clip-round-uint8" if images else "none"
-        self.file = file
+        self.file, self.all_rows = file, all_rows
+        self.layers: dict[str, Reference] = {} if layers is None else layers
+        self.layers[features.layer] = self
         self._held_out: dict[int, Array] = {}
+
+    def of_layer(self, layer: str) -> "Reference":
+        """The same references in another layer; ``UserError`` where the network gives no others."""
+        if layer not in self.layers:
+            about = self.dataset, self.cache, self.split, self.file, self.all_rows
+            Reference(self.features.of_layer(layer), *about, self.layers)  # adds itself
+        return self.layers[layer]
 
     @cached_property
     def identity(self) -> Json:
@@ -78,7 +110,7 @@ class Reference:
     @cached_property
     def holds_both(self) -> bool:
         """Whether it is a file of images and statistics."""
-        return self.file is not None and holds_both(self.file)
+        return self.file is not None and holds_both(self.file, self.features.layer)
 
     @cached_property
     def is_guessed(self) -> bool:
@@ -91,10 +123,11 @@ class Reference:
         """Whether its moments are the file's mu and sigma, not those of images."""
         if self.file is None or not self.holds_both:
             return self.images is None
-        held = read_npz(self.file, ("mu", "extractor"))
+        mu = moment_names(self.features.layer)[0]
+        held = read_npz(self.file, (mu, "extractor"))
         if "extractor" in held:
             return str(held["extractor"]) in (self.features.label, self.features.name)
-        return held["mu"].shape == (self._dimension,)
+        return held[mu].shape == (self._dimension,)
 
     @cached_property
     def _dimension(self) -> int:
@@ -126,23 +159,42 @@ class Reference:
         """Mean and covariance of the features of all references."""
         if self.stored:
             assert self.file is not None
-            stats = GaussianStats.read(self.file, self.features.label, self.preprocess)
+            suffix = SUFFIXES.get(self.features.layer, "")
+            stats = GaussianStats.read(self.file, self.features.label, self.preprocess, suffix)
             if stats.n is not None and stats.n < 2:
                 raise UserError(f"{self.file}: n must be at least 2, got {stats.n}")
             if (own := stats.dimension) != self._dimension:
                 have = f"features of {self.features.name} have {self._dimension}"
                 raise UserError(f"{self.file} is of {own} dimensions, {have}")
             return stats
-        assert self.images is not None
-        images, file = self.images, self._cache_file(".npz")
-        write_once(file, lambda path: self.stats(self.features.extract(images)).write(path))
+        file, found = self._cache_file(".npz"), dict[Reference, GaussianStats]()
+
+        def write(path: Path) -> None:
+            found.update(self._moments_of_images())
+            found.pop(self).write(path)
+
+        write_once(file, write)
+        for other, stats in found.items():  # one file's lock is free before the next one is taken
+            write_once(other._cache_file(".npz"), stats.write)
         return GaussianStats.read(file)
 
+    def _moments_of_images(self) -> "dict[Reference, GaussianStats]":
+        """Of each layer that distances are taken in, and that the file has no moments of."""
+        assert self.images is not None
+        wanted = [r for r in self.layers.values() if r.features.layer != LOGITS and not r.stored]
+        rows = in_one_pass([r.features for r in wanted], self.images)
+        return {r: r.stats(x) for r, x in zip(wanted, rows, strict=True)}
+
     def rows(self, n: int) -> Array:
-        """(n, D) features of ``n`` references, all if they are fewer; the same each time."""
+        """(n, D) features of ``n`` references, all if they are fewer; the same each time.
+
+        Of all references, where ``all_rows``.
+        """
         if self.images is None:
             raise UserError(NO_ROWS.format(self.file))
         images = self.images
+        if self.all_rows:
+            n = len(images)
         if len(images) > n:
             images = images[torch.randperm(len(images), generator=generator(0, "references"))[:n]]
         return self.kept(f"rows{n}", lambda: self.features.extract(images))
@@ -168,7 +220,10 @@ class Reference:
             return None
         if n not in self._held_out:
             index = torch.randperm(len(other), generator=generator(0, "floor"))[:n]
-            self._held_out[n] = self.features.extract(other[index])
+            everywhere = list(self.layers.values())
+            found = in_one_pass([r.features for r in everywhere], other[index])
+            for reference, x in zip(everywhere, found, strict=True):
+                reference._held_out[n] = x
         return self._held_out[n]
 
     def kept(self, what: str, make: Callable[[], Array]) -> Array:
@@ -197,6 +252,9 @@ class Reference:
         return known_sha256(self.file)
 
     def _cache_file(self, ending: str) -> Path:
-        name = short_hash([self._sha256, self.features.sha256, self.preprocess])
+        features = self.features
+        known = [self._sha256, features.sha256, self.preprocess]
+        known += [part for part in (features.layer, features.resize) if part not in ("", *UNNAMED)]
+        name = short_hash(known)
         split = self.split if self.file is None else "file"
         return self.cache / "references" / f"{self.dataset.name}-{split}-{name}{ending}"
