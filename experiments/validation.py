@@ -1,6 +1,7 @@
 """Checks before a run writes anything: its data is there, and the settings fit it."""
 
 import contextlib
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,11 @@ from fewstep.experiments.data.expected import EXAMPLE
 from fewstep.experiments.data.identity import data_record
 from fewstep.experiments.evaluation.evaluate import cells
 from fewstep.experiments.evaluation.measurement import extractor
+from fewstep.experiments.extractors.base import LAYERED
 from fewstep.experiments.metrics import METRICS
+from fewstep.experiments.metrics.base import layer_of
 from fewstep.experiments.metrics.frechet_distance import names_in_npz
-from fewstep.experiments.metrics.reference import NO_ROWS
+from fewstep.experiments.metrics.reference import NO_MOMENTS, NO_ROWS, moment_names
 from fewstep.experiments.store.data_record import check_data
 from fewstep.experiments.training.augmentation import check_augmentation
 from fewstep.experiments.training.network import (
@@ -28,6 +31,8 @@ from fewstep.experiments.training.teacher import check_teacher, teacher_director
 from fewstep.files import resolved
 from fewstep.objectives.core.guidance import EVERYWHERE
 from fewstep.registry import build_named
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -131,10 +136,26 @@ def _check_measures(config: RunConfig, dataset: Dataset) -> None:
     evaluation = config.evaluation
     for name in evaluation.extractors:
         extractor(name, dataset).check(dataset)
-    if (file := evaluation.reference_file) and not resolved(file).is_file():
-        raise UserError(f"evaluation.reference_file: no file {file}")
-    if file and "arr_0" not in names_in_npz(resolved(file)):
-        for request in evaluation.metric_requests():
-            name = request.get("metric", "fd")
-            if build_named(METRICS, "evaluation.metrics", name).against == "rows":
-                raise UserError(f"evaluation.metrics {name}: {NO_ROWS.format(resolved(file))}")
+    path = evaluation.reference_file
+    if path and not resolved(path).is_file():
+        raise UserError(f"evaluation.reference_file: no file {path}")
+    if lacks := evaluation.left_out:
+        what = f"{path} has nothing for {', '.join(lacks)}, which are left out"
+        log.warning("evaluation.protocol=%s: %s", evaluation.protocol, what)
+    file = resolved(path) if path else None
+    held = names_in_npz(file) if file else {"arr_0"}
+    for request in evaluation.metric_requests():
+        name = request.get("metric", "fd")
+        metric, of = build_named(METRICS, "evaluation.metrics", name), request["extractor"]
+        layer, moments = layer_of(metric), moment_names(layer_of(metric))
+        if layer and layer not in getattr(extractor(of, dataset), "layer_names", ()):
+            raise UserError(
+                f"evaluation.metrics {name}: extractor {of} has no {layer} (choices: {LAYERED})"
+            )
+        if "arr_0" in held:
+            continue
+        if metric.against == "rows":
+            raise UserError(f"evaluation.metrics {name}: {NO_ROWS.format(file)}")
+        if layer and metric.against == "moments" and not held.issuperset(moments):
+            lacking = NO_MOMENTS.format(file, " and ".join(moments))
+            raise UserError(f"evaluation.metrics {name}: {lacking}")

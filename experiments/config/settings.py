@@ -7,6 +7,12 @@ from typing import Any
 from fewstep.errors import UserError, check_choice, check_fields, check_range
 from fewstep.experiments.config.averages import WIDTH, check_width, decays, evaluated, weights_name
 from fewstep.experiments.config.posthoc_fit import check_width_of
+from fewstep.experiments.config.protocols import (
+    PROTOCOLS,
+    check_protocol,
+    computable,
+    with_settings,
+)
 from fewstep.experiments.config.schedules import SCHEDULES
 from fewstep.registry import ADDED, added, bookkeeping, named
 
@@ -190,6 +196,10 @@ class Evaluation:
         extractor: whose features are compared; "auto" takes cnn for images, raw for vectors. With
             settings, {name: pca, dimension: 32}; several in a list.
         batch_size: images sampled at a time.
+        protocol: adm | dit | edm | torch_fidelity | clean_fid, whose way from samples to numbers is
+            followed (``protocols.py``); null for our own. It fixes samples (all but the last two),
+            roundings, resizing and metrics: where metrics is [fd], all that it has and that the
+            reference file has references for.
     """
 
     steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 32, 128])
@@ -205,6 +215,7 @@ class Evaluation:
     reference_file: str | None = None
     extractor: Any = "auto"
     batch_size: int = 1000
+    protocol: str | None = added(None)
 
     def __post_init__(self) -> None:
         for steps in self.steps:
@@ -225,6 +236,23 @@ class Evaluation:
                 raise UserError(f"evaluation.{name}=[] names none")
             for value in values:
                 named(f"evaluation.{name}", value)
+        if self.protocol is not None:
+            metrics = [] if self._takes_all else self.metrics
+            check_protocol(self.protocol, self.samples, metrics, self.extractors)
+            self.samples = self.samples or PROTOCOLS[self.protocol].samples
+
+    @property
+    def _takes_all(self) -> bool:
+        """Whether the metrics are all that the protocol has."""
+        return self.protocol is not None and self.metrics == ["fd"]
+
+    @property
+    def left_out(self) -> list[str]:
+        """The protocol's metrics for which the reference file has nothing."""
+        if self.protocol is None or not self._takes_all:
+            return []
+        known = computable(self.protocol, self.reference_file)
+        return [name for name in PROTOCOLS[self.protocol].metrics if name not in known]
 
     @property
     def extractors(self) -> list[Any]:
@@ -242,6 +270,12 @@ class Evaluation:
         The first one is a run's main one, which searches and ``status`` look at.
         """
         rest = {} if self.reference_file is None else {"reference_file": self.reference_file}
+        metrics = self.metrics
+        if self.protocol is not None:
+            rest["protocol"] = self.protocol
+            if self._takes_all:
+                metrics = computable(self.protocol, self.reference_file)
+            metrics = [with_settings(self.protocol, metric) for metric in metrics]
         return [
             {
                 "samples": self.samples,
@@ -250,7 +284,7 @@ class Evaluation:
                 **({} if metric == "fd" else {"metric": metric}),
                 **rest,
             }
-            for metric in map(_brief, self.metrics)
+            for metric in map(_brief, metrics)
             for extractor in map(_brief, self.extractors)
         ]
 

@@ -279,7 +279,7 @@ level, even ones at .5; the nearest, the upper one at .5; the level below.
 
 
 def to_uint8(x: torch.Tensor, rounding: str = "nearest") -> torch.Tensor:
-    """Images (..., C, H, W) in [-1, 1] -> uint8, by one of ``ROUNDINGS``; what is beyond is clipped.
+    """Images (..., C, H, W) in [-1, 1] -> uint8: clipped, and rounded by one of ``ROUNDINGS``.
 
     By "nearest" the exact inverse of ``to_model``. Vectors (N, D) and uint8 images pass through.
     Raises ``FloatingPointError`` for pixels that are not finite; as uint8 they would pass for

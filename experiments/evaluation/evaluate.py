@@ -30,6 +30,7 @@ from fewstep.experiments.evaluation.measurement import (
     metric_instances,
 )
 from fewstep.experiments.evaluation.sampling import SampleBatch, SamplingConfig, calls, draw
+from fewstep.experiments.extractors.base import in_one_pass
 from fewstep.experiments.metrics.reference import Array, Reference, short_hash
 from fewstep.experiments.store.json_files import Json, read_record, replace_json
 from fewstep.experiments.store.provenance import provenance_record
@@ -200,8 +201,11 @@ def _record(
     if (decode := next(filter(None, decoders), None)) is not None:
         shown = decode(shown)
     for name, measure in lacking.items():
-        if measure.reference not in features:
-            features[measure.reference] = measure.reference.features.extract(drawn.x)
+        if measure.reference not in features:  # what sees the same network, sees it at once
+            layers = measure.reference.layers
+            alike = {m.reference: m for m in lacking.values() if m.reference.layers is layers}
+            found = in_one_pass([reference.features for reference in alike], drawn.x)
+            features |= zip(alike, found, strict=True)
         try:
             value = measure.of(features[measure.reference])
         except UserError as error:

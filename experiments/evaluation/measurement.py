@@ -1,6 +1,7 @@
 """A metric with an identity: two values may stand in one table only if it is the same."""
 
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,22 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.experiments.config.protocols import rounding_of, seen_by
 from fewstep.experiments.config.settings import Evaluation
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.data.content_hash import known_sha256
 from fewstep.experiments.extractors import EXTRACTORS, Extractor
 from fewstep.experiments.extractors.base import prepared
 from fewstep.experiments.metrics import METRICS, Metric, Value
+from fewstep.experiments.metrics.base import layer_of
 from fewstep.experiments.metrics.reference import Array, Reference, holds_both, short_hash
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.source_hash import third_party_hash
 from fewstep.files import resolved
 from fewstep.registry import build_named
+
+# the identity of a reference where there is none
+NOTHING: Json = {"reference": None, "reference_sha256": None, "reference_samples": None}
 
 
 class MetricInstance:
@@ -32,7 +38,9 @@ class MetricInstance:
     def identity(self) -> Json:
         """Everything that must be equal for two values to be compared, and a label and an id."""
         reference, features = self.reference, self.reference.features
-        data, is_fid = reference.dataset, features.is_fid and self.metric.name.startswith("FD")
+        protocol = self.request.get("protocol")
+        is_distance = self.metric.name.startswith(("FD", "sFD"))
+        data, is_fid = reference.dataset, features.is_fid and is_distance
         if features.decode is not None and reference.file is None:
             is_fid = False  # against what the autoencoder makes of images, not images
         name = self.metric.name.replace("FD", "FID") if is_fid else self.metric.name
@@ -42,16 +50,22 @@ class MetricInstance:
             "extractor_sha256": features.sha256,
             "data": data.name,
             "samples": self.samples,
-            **reference.identity,
+            **(NOTHING if self.metric.against == "nothing" else reference.identity),
             "resize": features.resize,
             "rounding": reference.preprocess,
         }
+        if features.layer:
+            identity["layer"] = features.layer
+        if protocol is not None:
+            rounding = f"clip-{rounding_of(protocol)}-uint8"
+            identity |= {"protocol": protocol, "rounding": rounding}
         if self.metric.against == "moments" and reference.holds_both:
             identity["reference_moments"] = "mu and sigma" if reference.stored else "of arr_0"
             if reference.stored:
                 identity["reference_samples"] = reference.moments.n
         if self.metric.against == "rows" and (known := identity["reference_samples"]):
-            identity["reference_samples"] = min(known, self.samples)
+            all_rows = reference.all_rows
+            identity["reference_samples"] = known if all_rows else min(known, self.samples)
         if self.metric.against == "train":
             identity |= {
                 "reference": "train",
@@ -64,8 +78,10 @@ class MetricInstance:
         sources = {"metric": third_party_hash(self.metric), "extractor": features.source}
         identity |= {f"{what}_source": source for what, source in sources.items() if source}
         label = f"{name}-{data.name}{'' if is_fid else f'-{features.name}'}@{self.samples}"
-        against = {"train": "", "test": "-vs-test"}
-        label += against.get(identity["reference"], f"-vs-{identity['reference_sha256'][:8]}")
+        against = {"train": "", "test": "-vs-test", None: ""}
+        if (other := against.get(identity["reference"])) is None:
+            other = f"-vs-{identity['reference_sha256'][:8]}"
+        label += other if protocol is None else f"{other}-{protocol}"
         return {**identity, "label": label, "id": short_hash(identity)}
 
     def of(self, features: Array) -> Value:
@@ -87,17 +103,25 @@ class MetricInstance:
 
 def metric_instances(evaluation: Evaluation, dataset: Dataset, cache: Path) -> list[MetricInstance]:
     """All that ``evaluation`` asks for; those of one extractor share a ``Reference``."""
+    return _instances(evaluation, evaluation.metric_requests(), dataset, cache)
+
+
+def _instances(
+    evaluation: Evaluation, requests: Sequence[Json], dataset: Dataset, cache: Path
+) -> list[MetricInstance]:
     path, samples = evaluation.reference_file, evaluation.samples or len(dataset.test)
-    file = None if path is None else resolved(path)
+    file, protocol = None if path is None else resolved(path), evaluation.protocol
     references: dict[str, Reference] = {}
     instances = []
-    for request in evaluation.metric_requests():
+    for request in requests:
         key = repr(request["extractor"])
         if key not in references:
-            features = prepared(extractor(request["extractor"], dataset), dataset, cache)
-            references[key] = Reference(features, dataset, cache, evaluation.reference, file)
+            asked = extractor(seen_by(protocol, request["extractor"]), dataset)
+            features, split = prepared(asked, dataset, cache), evaluation.reference
+            references[key] = Reference(features, dataset, cache, split, file, bool(protocol))
         metric = build_named(METRICS, "evaluation.metrics", request.get("metric", "fd"))
-        instances.append(MetricInstance(metric, references[key], samples, request))
+        reference = references[key].of_layer(layer_of(metric))
+        instances.append(MetricInstance(metric, reference, samples, request))
     _refuse_guesses([i.reference for i in instances if i.metric.against == "moments"])
     return instances
 
@@ -140,16 +164,17 @@ def made_with(request: Json) -> Json:
     if (content := getattr(extractor, "content", lambda: None)()) is not None:
         wanted["extractor_files"] = content
     path = request.get("reference_file")
-    if path is not None and metric.against != "train" and (file := resolved(path)).is_file():
+    against_file = metric.against not in ("train", "nothing")
+    if path is not None and against_file and (file := resolved(path)).is_file():
         wanted["reference_sha256"] = known_sha256(file)
-        wanted["reference_moments"] = metric.against == "moments" and holds_both(file)
+        both = metric.against == "moments" and holds_both(file, layer_of(metric))
+        wanted["reference_moments"] = both
     return wanted
 
 
 def main_metric(evaluation: Evaluation, dataset: Dataset, cache: Path) -> MetricInstance:
     """The first one, which a search minimises; ``UserError`` where lower is not better."""
-    one = replace(evaluation, metrics=evaluation.metrics[:1], extractor=evaluation.extractors[0])
-    (instance,) = metric_instances(one, dataset, cache)
+    (instance,) = _instances(evaluation, evaluation.metric_requests()[:1], dataset, cache)
     if instance.metric.better != "lower":
         name = instance.metric.name
         raise UserError(

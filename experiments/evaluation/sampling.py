@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.experiments.config.protocols import rounding_of
 from fewstep.experiments.config.run_config import RunConfig, with_sampler
 from fewstep.experiments.data import Dataset, to_uint8
 from fewstep.experiments.distributed.batch_sharding import ShardedBatchNet
@@ -116,7 +117,7 @@ def draw(
     noise = torch.randn(samples, *dataset.shape, generator=g)
     y = _conditions(dataset, samples, generator(seed, "labels", cell.sample_set))
     check_guidance(config, dataset, f"guidance {cell.guidance:g}", cell.guidance != 1)
-    parts, calls = [], 0
+    parts, calls, rounding = [], 0, rounding_of(config.evaluation.protocol)
     for i, index in enumerate(torch.arange(samples).split(BLOCK)):
         batched: Net = BatchedNet(net, batch_size, on_images)
         counted = CountedNet(batched if ranks().is_single else ShardedBatchNet(batched, ranks()))
@@ -129,7 +130,7 @@ def draw(
         ).cpu()
         if not bool(torch.isfinite(x).all()):
             raise FloatingPointError(f"samples at {cell.steps} steps are not finite")
-        parts.append(to_uint8(x) if dataset.is_image else x.float())
+        parts.append(to_uint8(x, rounding) if dataset.is_image else x.float())
         calls += counted.calls * len(index)  # an adaptive solver needs more for some blocks
     x = torch.cat(parts)
     assert len(x) == samples, f"{len(x)} samples where {samples} were asked for"

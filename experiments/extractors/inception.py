@@ -139,7 +139,9 @@ def cleanly_resized(x: Tensor) -> Tensor:
 
     planes = x.flatten(0, 1).float().numpy()
     size = (SIZE, SIZE)
-    resized = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in planes]
+    resized = [
+        np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in planes
+    ]
     return torch.from_numpy(np.stack(resized)).clamp(0, 255).view(*x.shape[:2], *size)
 
 

@@ -165,7 +165,7 @@ def final_score(run: RunDirectory, metric_steps: int) -> float | None:
 
 def _same(measured: Json, requested: Json) -> bool:
     """Whether a cell's metric is the requested one."""
-    names = (*measured, "metric", "reference_file")
+    names = (*measured, "metric", "reference_file", "protocol")
     return all(requested.get(name) == measured.get(name) for name in names)
 
 
