@@ -16,18 +16,8 @@ from helpers.tiny import times_changed
 from fewstep.errors import UserError
 from fewstep.experiments.config.settings import Evaluation
 from fewstep.experiments.data import DATA, Dataset, to_model, to_uint8
-from fewstep.experiments.evaluation.measurement import MetricInstance, main_metric, metric_instances
-from fewstep.experiments.extractors import (
-    CNN,
-    EXTRACTORS,
-    PCA,
-    DINOv2,
-    Features,
-    Inception,
-    RandomConv,
-)
-from fewstep.experiments.extractors.inception import PUBLISHED, network_class
-from fewstep.experiments.metrics import METRICS
+from fewstep.experiments.evaluation.measurement import main_metric, metric_instances
+from fewstep.experiments.extractors import CNN, EXTRACTORS, PCA, DINOv2, Features, RandomConv
 from fewstep.experiments.metrics.reference import Reference
 
 QUICK = CNN(steps=30)
@@ -175,47 +165,6 @@ def test_random_convolutions_are_the_same_everywhere(digits: Dataset, tmp_path: 
     assert np.linalg.matrix_rank(np.cov(found, rowvar=False)) == 64  # no feature is idle
     with pytest.raises(UserError, match="random_conv needs images"):
         RandomConv().prepare(DATA["gaussians"].load(), tmp_path)
-
-
-@pytest.fixture(scope="module")
-def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A file like the published one, of random weights, and its hash."""
-    file = tmp_path_factory.mktemp("weights") / "pt_inception-random.pth"
-    built: list[torch.nn.Module] = []
-
-    class Unloaded(network_class()):  # type: ignore[misc]
-        def load_state_dict(self, *given: object, **more: object) -> None:
-            built.append(self)
-
-    torch.save({}, file)
-    torch.manual_seed(0)
-    Unloaded("random", ["2048"], feature_extractor_weights_path=str(file))
-    torch.save(built[0].state_dict(), file)
-    return file, hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def test_inception_takes_no_other_weights_unless_told(
-    digits: Dataset, inception: tuple[Path, str], tmp_path: Path
-) -> None:
-    file, sha256 = inception
-    with pytest.raises(UserError, match=f"has sha256 {sha256}, expected {PUBLISHED}"):
-        Inception(str(file)).prepare(digits, tmp_path)
-    with pytest.raises(UserError, match=r"no file .*absent\.pth .*nothing is downloaded"):
-        Inception("absent.pth").check(digits)
-    with pytest.raises(UserError, match="needs its weights"):
-        Inception().check(digits)
-    features = Inception(str(file), sha256).prepare(digits, tmp_path)
-    assert (features.sha256, features.is_fid) == (sha256, False)
-    found = features.extract(digits.test.x[:3])
-    assert found.shape == (3, 2048)
-    assert np.isfinite(found).all()
-    grey = digits.test.x[:2].expand(-1, 3, -1, -1)  # three equal channels are the same image
-    np.testing.assert_allclose(features.extract(grey), found[:2], rtol=1e-4, atol=1e-6)
-    reference = Reference(features, digits, tmp_path)
-    assert (
-        MetricInstance(METRICS["fd"], reference, 9, {}).identity["label"] == "FD-digits-inception@9"
-    )
-    assert reference.features.resize == "tf1-bilinear-299"
 
 
 def test_dinov2_from_a_local_folder(digits: Dataset, tmp_path: Path) -> None:

@@ -33,13 +33,14 @@ from fewstep.experiments.metrics import (
     bias_curve,
     neighbours,
 )
+from fewstep.experiments.metrics.base import layer_of
 from fewstep.experiments.metrics.frechet_distance import GaussianStats
 from fewstep.experiments.metrics.reference import Reference
 from fewstep.experiments.store.json_files import write_json
 from fewstep.experiments.validation import check
 
 Array = NDArray[np.float64]
-ALL = METRICS.names()
+ALL = [name for name in METRICS.names() if not layer_of(METRICS[name])]  # that need no Inception
 
 
 def normal(n: int, d: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> Array:
