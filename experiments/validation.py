@@ -83,7 +83,7 @@ def check(
         if missing is not None and config.data in missing.data:
             continue  # what measures it may be missing, too
         try:
-            _check_measures(config, dataset)
+            check_measures(config, dataset)
         except UserError as error:
             if missing is None:
                 raise
@@ -132,7 +132,8 @@ def check_settings(config: RunConfig, dataset: Dataset) -> None:
         check_guidance(config, dataset, guided, cell.guidance != 1)
 
 
-def _check_measures(config: RunConfig, dataset: Dataset) -> None:
+def check_measures(config: RunConfig, dataset: Dataset) -> None:
+    """Raise ``UserError`` unless data like these can be measured as the settings say."""
     evaluation = config.evaluation
     for name in evaluation.extractors:
         extractor(name, dataset).check(dataset)

@@ -25,13 +25,13 @@ from fewstep.experiments.data import Dataset
 from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.evaluation.measurement import (
     MetricInstance,
+    features_of,
     is_made_so,
     made_with,
     metric_instances,
 )
 from fewstep.experiments.evaluation.sampling import SampleBatch, SamplingConfig, calls, draw
-from fewstep.experiments.extractors.base import in_one_pass
-from fewstep.experiments.metrics.reference import Array, Reference, short_hash
+from fewstep.experiments.metrics.reference import short_hash
 from fewstep.experiments.store.json_files import Json, read_record, replace_json
 from fewstep.experiments.store.provenance import provenance_record
 from fewstep.experiments.store.run_directory import RunDirectory, was_asked
@@ -194,18 +194,13 @@ def _record(
 ) -> list[UserError]:
     """Write one file per metric of a cell; returns the errors of those that cannot be computed."""
     errors = []
-    features: dict[Reference, Array] = {}
+    features = features_of(lacking.values(), drawn.x)
     kept: Path | None = None
     shown = drawn.x[:SAMPLES_KEPT]
     decoders = (measure.reference.features.decode for measure in lacking.values())
     if (decode := next(filter(None, decoders), None)) is not None:
         shown = decode(shown)
     for name, measure in lacking.items():
-        if measure.reference not in features:  # what sees the same network, sees it at once
-            layers = measure.reference.layers
-            alike = {m.reference: m for m in lacking.values() if m.reference.layers is layers}
-            found = in_one_pass([reference.features for reference in alike], drawn.x)
-            features |= zip(alike, found, strict=True)
         try:
             value = measure.of(features[measure.reference])
         except UserError as error:

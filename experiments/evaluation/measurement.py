@@ -1,6 +1,6 @@
 """A metric with an identity: two values may stand in one table only if it is the same."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from fewstep.experiments.config.settings import Evaluation
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.data.content_hash import known_sha256
 from fewstep.experiments.extractors import EXTRACTORS, Extractor
-from fewstep.experiments.extractors.base import prepared
+from fewstep.experiments.extractors.base import in_one_pass, prepared
 from fewstep.experiments.metrics import METRICS, Metric, Value
 from fewstep.experiments.metrics.base import layer_of
 from fewstep.experiments.metrics.reference import Array, Reference, holds_both, short_hash
@@ -99,6 +99,18 @@ class MetricInstance:
         """Real against real: N images of the other split; None where it has fewer than N."""
         held_out = self.reference.held_out(self.samples)
         return None if held_out is None else self.of(held_out).value
+
+
+def features_of(wanted: Iterable[MetricInstance], x: Tensor) -> dict[Reference, Array]:
+    """Features of raw samples (N, ...) for each reference; layers of a network in one pass."""
+    found: dict[Reference, Array] = {}
+    references = list(dict.fromkeys(measure.reference for measure in wanted))
+    for reference in references:
+        if reference not in found:
+            alike = [other for other in references if other.layers is reference.layers]
+            rows = in_one_pass([other.features for other in alike], x)
+            found |= zip(alike, rows, strict=True)
+    return found
 
 
 def metric_instances(evaluation: Evaluation, dataset: Dataset, cache: Path) -> list[MetricInstance]:

@@ -21,6 +21,7 @@ from fewstep.cli.commands import (
     encode,
     evaluate,
     logs,
+    measure,
     recipe,
     reference,
     report,
@@ -39,7 +40,7 @@ COMMANDS = {function.__name__.rstrip("_"): function for function in (
     train.train, sweep.sweep, sweep.retry, cancel.cancel, logs.logs, status.status,
     evaluate.evaluate, evaluate.sample, sync.sync, report.report, report.compare,
     diagnose.diagnose, encode.encode, listing.list_, check.check, evaluate.bias,
-    reference.reference,
+    reference.reference, measure.measure,
 )}  # fmt: skip
 
 app = typer.Typer(
