@@ -95,7 +95,7 @@ def check_protocol(
             given = named(where, given.get("extractor", "inception"))
         if given["name"] != "inception":
             raise UserError(
-                f"{it} is of Inception's features, got {where}={given['name']}; "
+                f"{it} needs the extractor inception, got {where}={given['name']}; "
                 f"write {where}={WEIGHTS}"
             )
         _check(it, where, given, {"resize": protocol.resize})

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import pkgutil
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from helpers.commands import environment
-from helpers.pages import DOCS, Tutorial
+from helpers.pages import DOCS, Tutorial, lines
 
+from fewstep.experiments.config.protocols import PROTOCOLS
+from fewstep.experiments.config.run_config import compose
 from fewstep.sweeps import plan, status
 
 ON_SLURM = "first_slurm_sweep"
@@ -22,6 +25,20 @@ PAGES = sorted(p.stem for p in (DOCS / "tutorials").glob("*.md") if p.stem != ON
 @pytest.mark.parametrize("page", PAGES)
 def test_it_runs(page: str, tmp_path: Path) -> None:
     Tutorial(f"tutorials/{page}.md", tmp_path, environment()).run()
+
+
+def test_commands_that_need_other_peoples_files_have_valid_settings() -> None:
+    """Blocks marked ``bash``, which ``test_it_runs`` does not run."""
+    blocks = re.findall(
+        r"^```bash\n(.*?)^```$", (DOCS / "tutorials" / "published_fid.md").read_text(), re.M | re.S
+    )
+    commands = [shlex.split(line) for block in blocks for line in lines(block)]
+    measured = [words[3:] for words in commands if words[1] in ("measure", "evaluate")]
+    assert len(measured) == 3
+    for settings in measured:
+        evaluation = compose(settings).evaluation
+        assert evaluation.protocol in PROTOCOLS
+        assert evaluation.samples == 50_000
 
 
 def test_a_deprecated_name_fails(tmp_path: Path) -> None:

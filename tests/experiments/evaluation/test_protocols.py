@@ -106,7 +106,7 @@ def test_samples_are_rounded_as_the_protocol_does(tmp_path: Path) -> None:
             {"extractor": "auto"},
             "got evaluation.extractor=auto; write evaluation.extractor={name: inception, weights:",
         ),
-        ({"extractor": [WEIGHTS, "raw"]}, "of Inception's features, got evaluation.extractor=raw;"),
+        ({"extractor": [WEIGHTS, "raw"]}, "needs the extractor inception, got evaluation.extr"),
         (
             {"extractor": {"name": "decoded", "autoencoder": "x", "extractor": "raw"}},
             "got evaluation.extractor.extractor=raw; write evaluation.extractor.extractor={",
