@@ -18,6 +18,7 @@ from helpers.tiny import flat, registered, tiny, train, trainer
 from safetensors.numpy import load_file, save_file
 
 from fewstep.errors import UserError
+from fewstep.experiments.config.protocols import seen_by
 from fewstep.experiments.config.run_config import Override
 from fewstep.experiments.config.settings import Evaluation
 from fewstep.experiments.data import (
@@ -38,6 +39,7 @@ from fewstep.experiments.extractors import EXTRACTORS
 from fewstep.experiments.metrics.frechet_distance import GaussianStats, frechet_distance
 from fewstep.experiments.metrics.reference import Reference
 from fewstep.experiments.run import prepare, run
+from fewstep.registry import build_named
 
 pytestmark = pytest.mark.skipif(
     find_spec("diffusers") is None, reason="no diffusers: pip install 'fewstep[latents]'"
@@ -422,6 +424,29 @@ def test_latents_are_judged_by_the_images_they_stand_for(
     [raw] = metric_instances(Evaluation(samples=6), data, cache)
     assert raw.identity["rounding"] == "none"
     assert raw.identity["id"] != metric.identity["id"]
+
+
+def test_decoded_pixels_are_rounded_as_a_protocol_does(
+    folder: Path, autoencoder: Autoencoder, copied: Path
+) -> None:
+    data, cache = load(copied), copied.parent / "cache"
+    x = torch.randn(6, *data.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        z = x / autoencoder.scale + autoencoder.shift
+        levels = (autoencoder.network.decode(z).sample.clamp(-1, 1) + 1) * 127.5
+    asked = seen_by("adm", decoded(folder, "inception"))
+    assert asked["extractor"] == {"name": "inception", "resize": "tf1"}
+    made = [
+        build_named(EXTRACTORS, "extractor", {**decoded(folder), "rounding": rounding})
+        for rounding in (asked["rounding"], "nearest")
+    ]
+    below, nearest = (extractor.prepare(data, cache) for extractor in made)
+    assert below.decode is not None
+    assert nearest.decode is not None
+    apart = levels - below.decode(x)
+    assert -1e-3 < apart.min() < 0.1 < 0.9 < apart.max() < 1 + 1e-3
+    assert (levels - nearest.decode(x)).abs().max() < 0.5 + 1e-3
+    assert below.sha256 != nearest.sha256
 
 
 @pytest.mark.filterwarnings(SINGULAR)
