@@ -72,9 +72,14 @@ class GaussianStats:
         sigma = centred.T @ centred / max(len(x) - 1, 1)
         return cls(len(x), mu, sigma, extractor, preprocess)
 
-    def write(self, path: Path) -> None:
-        """Write an npz of ``mu``, ``sigma`` (as pytorch-fid does), and our other fields."""
+    def write(self, path: Path, spatial: "GaussianStats | None" = None) -> None:
+        """Write an npz of ``mu``, ``sigma`` (as pytorch-fid does), and our other fields.
+
+        ``spatial``: statistics of the same images' spatial features, for ``mu_s`` and ``sigma_s``.
+        """
         arrays = {name: np.array(value) for name, value in vars(self).items()}
+        if spatial is not None:
+            arrays |= {"mu_s": spatial.mu, "sigma_s": spatial.sigma}
         with path.open("wb") as file:  # by handle: np.savez appends .npz to a bare name
             np.savez(file, **arrays)  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.tiny import tiny
 
+from fewstep.cli.commands.reference import reference
 from fewstep.errors import UserError
 from fewstep.experiments.config.protocols import PROTOCOLS
 from fewstep.experiments.config.settings import Evaluation
@@ -232,6 +233,21 @@ def test_a_protocol_measures_what_the_file_has_references_for(
     with pytest.raises(UserError, match=r"holds neither images \(arr_0\) nor mu_s and sigma_s"):
         check([tiny(tmp_path, *FLAGS, ("evaluation.reference_file", str(file)),
                     ("evaluation.metrics", ["sfid"]))])  # fmt: skip
+
+
+def test_reference_files_have_spatial_statistics(
+    digits: Dataset, tmp_path: Path, passes: list[int]
+) -> None:
+    file = tmp_path / "digits.npz"
+    asked = ["data=digits", "extractor=inception", f"output={file}"]
+    reference(asked, runs=str(tmp_path))
+    assert passes == [1200]
+    distances = Evaluation(extractor=WEIGHTS, metrics=["fd", "sfid"], samples=300)
+    values = [
+        [m.of_samples(digits.test.x[:300]).value for m in metric_instances(one, digits, tmp_path)]
+        for one in (distances, replace(distances, reference_file=str(file)))
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-9)
 
 
 def test_a_set_of_samples_passes_once_for_all_metrics(

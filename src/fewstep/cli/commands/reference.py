@@ -71,6 +71,7 @@ def reference(
 ) -> None:
     """Write a split's reference statistics, mu and sigma, as an npz that other codes read too.
 
+    Inception's have those of its spatial features beside them, mu_s and sigma_s, as ADM's have.
     evaluation.reference_file=FILE makes runs use it.
 
     Example: [bold]fewstep reference data=mnist extractor=cnn split=test output=mnist.npz[/]
@@ -83,7 +84,7 @@ def reference(
 
     from fewstep.experiments.config.settings import SPLITS
     from fewstep.experiments.evaluation.measurement import extractor as chosen_extractor
-    from fewstep.experiments.extractors.base import prepared
+    from fewstep.experiments.extractors.base import SPATIAL, prepared
     from fewstep.experiments.metrics.reference import Reference
     from fewstep.experiments.store.run_directory import CACHE
     from fewstep.files import replacing
@@ -110,8 +111,12 @@ def reference(
         else:
             cache = root / CACHE
             stats = Reference(prepared(features, dataset, cache), dataset, cache, split)
-            stats.moments.write(temporary)
+            spatial = None
+            if SPATIAL in getattr(features, "layer_names", ()):
+                spatial = stats.of_layer(SPATIAL).moments
+            stats.moments.write(temporary, spatial)
             content = f"{stats.moments.n:,} images in {stats.moments.dimension} dimensions"
+            content += "" if spatial is None else f", and in {spatial.dimension} spatial ones,"
             content += f" of {stats.features.label}"
     out.print(f"{dataset.name} {split}: {content}: {output}")
 
