@@ -76,8 +76,8 @@ def check_protocol(
     protocol, it = PROTOCOLS[name], f"evaluation.protocol={name}"
     if protocol.samples not in (None, samples) and samples is not None:
         raise UserError(
-            f"{it} takes {protocol.samples} samples, got evaluation.samples={samples}; leave out "
-            f"one of the two"
+            f"{it} takes {protocol.samples} samples, got evaluation.samples={samples}; write "
+            f"evaluation.samples={protocol.samples}, or leave out one of the two"
         )
     for metric in metrics:
         given = named("evaluation.metrics", metric)
