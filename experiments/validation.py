@@ -63,6 +63,7 @@ def check(
     measures run on data that are there is noted, too, where it is missing.
     """
     loaded: dict[DataSource, Dataset] = {}
+    measured: list[RunConfig] = []
     built: set[tuple[Backbone, DataSource, bool, str]] = (
         set()
     )  # runs that differ otherwise share it
@@ -88,10 +89,13 @@ def check(
             if missing is None:
                 raise
             missing.measures.append(str(error))
+            continue
+        measured.append(config)
         taught_by = None if learned(config) else teacher_directory(config)
         if taught_by is not None and taught_by.data() is not None:
             with located(f"teacher of {config.key}"):
                 check_data(taught_by, data_record(dataset), getattr(config.data, "root", None))
+    note_left_out(measured)
     return loaded
 
 
@@ -132,6 +136,15 @@ def check_settings(config: RunConfig, dataset: Dataset) -> None:
         check_guidance(config, dataset, guided, cell.guidance != 1)
 
 
+def note_left_out(configs: Iterable[RunConfig]) -> None:
+    """Warn, once for each file, of a protocol's metrics that it has no references for."""
+    files = {(c.evaluation.protocol, c.evaluation.reference_file): c.evaluation for c in configs}
+    for (protocol, path), evaluation in files.items():
+        if lacks := evaluation.left_out:
+            what = f"{path} has nothing for {', '.join(lacks)}, which are left out"
+            log.warning("evaluation.protocol=%s: %s", protocol, what)
+
+
 def check_measures(config: RunConfig, dataset: Dataset) -> None:
     """Raise ``UserError`` unless data like these can be measured as the settings say."""
     evaluation = config.evaluation
@@ -140,9 +153,6 @@ def check_measures(config: RunConfig, dataset: Dataset) -> None:
     path = evaluation.reference_file
     if path and not resolved(path).is_file():
         raise UserError(f"evaluation.reference_file: no file {path}")
-    if lacks := evaluation.left_out:
-        what = f"{path} has nothing for {', '.join(lacks)}, which are left out"
-        log.warning("evaluation.protocol=%s: %s", evaluation.protocol, what)
     file = resolved(path) if path else None
     held = names_in_npz(file) if file else {"arr_0"}
     for request in evaluation.metric_requests():

@@ -1,4 +1,4 @@
-"""TAEF2 (Ollin Boer Bohan, github.com/madebyollin/taesd): a small autoencoder of FLUX.2's latents."""
+"""TAEF2 (Ollin Boer Bohan, github.com/madebyollin/taesd): an autoencoder for FLUX.2's latents."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class Network(AutoencoderNetwork):
 
 
 class Block(nn.Module):
-    """Three convolutions beside the identity; ``pooled`` adds a branch of 1x1 convolutions first."""
+    """Three convolutions beside the identity; ``pooled`` puts a branch of 1x1 ones before."""
 
     def __init__(self, pooled: bool = False) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ def measure(
     from fewstep.experiments.evaluation.measurement import features_of, metric_instances
     from fewstep.experiments.store.json_files import write_json
     from fewstep.experiments.store.run_directory import CACHE
-    from fewstep.experiments.validation import check_measures
+    from fewstep.experiments.validation import check_measures, note_left_out
 
     opt.check_writable("--json", json)
     root, rest = opt.root_and_rest(overrides, runs)
@@ -46,6 +46,7 @@ def measure(
     if settings.samples not in (None, n := len(dataset.test)):
         raise UserError(f"{images} holds {n} images, and N is {settings.samples}")
     check_measures(config, dataset)
+    note_left_out([config])
     wanted = metric_instances(settings, dataset, root / CACHE)
     if lost := [m.metric.name for m in wanted if m.metric.against == "train"]:
         raise UserError(f"{lost[0]} looks at a training split, which measure has not")
