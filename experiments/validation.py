@@ -85,12 +85,11 @@ def check(
             continue  # what measures it may be missing, too
         try:
             check_measures(config, dataset)
+            measured.append(config)
         except UserError as error:
             if missing is None:
                 raise
             missing.measures.append(str(error))
-            continue
-        measured.append(config)
         taught_by = None if learned(config) else teacher_directory(config)
         if taught_by is not None and taught_by.data() is not None:
             with located(f"teacher of {config.key}"):

@@ -28,7 +28,7 @@ MOVED = {
     "sharded=distributed.batch_sharding drawing=evaluation.sampling "
     "measure=evaluation.measurement reference=metrics.reference frechet=metrics.frechet_distance "
     "bias=evaluation.fd_vs_samples diagnostics=evaluation.diagnostics bench=cost.step_benchmark "
-    "loading=cost.loading_benchmark flops=cost.flops encode=data.encode "
+    "loading=cost.loading_benchmark flops=cost.flops encode=autoencoders.encode "
     "autoencoder=autoencoders preparation=progress tracking_sweep=tracking.sweep_sync "
     "tracking_mirror=tracking.writer tracking_record=tracking.run_record "
     "tracking_store=tracking.store tracking_view=tracking.charts tracking_watch=tracking.watch",

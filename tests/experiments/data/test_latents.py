@@ -18,6 +18,7 @@ from helpers.tiny import flat, registered, tiny, train, trainer
 from safetensors.numpy import load_file, save_file
 
 from fewstep.errors import UserError
+from fewstep.experiments.autoencoders.encode import Settings, encode
 from fewstep.experiments.config.protocols import seen_by
 from fewstep.experiments.config.run_config import Override
 from fewstep.experiments.config.settings import Evaluation
@@ -32,7 +33,6 @@ from fewstep.experiments.data import (
     to_model,
     to_uint8,
 )
-from fewstep.experiments.data.encode import Settings, encode
 from fewstep.experiments.data.latents import Latents
 from fewstep.experiments.evaluation.measurement import MetricInstance, metric_instances
 from fewstep.experiments.extractors import EXTRACTORS

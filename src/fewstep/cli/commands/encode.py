@@ -20,8 +20,8 @@ def encode(overrides: Overrides = None) -> int:
 
     Example: [bold]fewstep encode data=cifar10 autoencoder=sd-vae-ft-mse output=data/latents[/]
     """
+    from fewstep.experiments.autoencoders import encode as encoding
     from fewstep.experiments.config.run_config import compose
-    from fewstep.experiments.data import encode as encoding
     from fewstep.experiments.data.latents import SPLITS
     from fewstep.experiments.store.json_files import read_json
     from fewstep.experiments.training.network import choose_device

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from fewstep.errors import UserError, check_choice, check_range
-from fewstep.experiments.autoencoders import Autoencoder
+from fewstep.experiments.autoencoders.base import Autoencoder
 from fewstep.experiments.data import Dataset, Split
 from fewstep.experiments.data.latents import DTYPES, FORMAT, SPLITS
 from fewstep.experiments.data.memmap_cache import in_blocks
