@@ -8,6 +8,7 @@ from helpers.commands import succeed
 from fewstep import __version__
 from fewstep.backbones import BACKBONES
 from fewstep.cli.app import COMMANDS, main
+from fewstep.experiments.autoencoders import AUTOENCODERS
 from fewstep.experiments.data import DATA
 from fewstep.experiments.extractors import EXTRACTORS
 from fewstep.experiments.metrics import METRICS
@@ -24,6 +25,7 @@ NAMES = {
     "backbones": BACKBONES.names(),
     "data": DATA.names(),
     "extractors": EXTRACTORS.names(),
+    "autoencoders": AUTOENCODERS.names(),
     "metrics": METRICS.names(),
     "launchers": LAUNCHERS.names(),
     "optimisers": OPTIMISERS.names(),
