@@ -155,12 +155,19 @@ class ArrayTask:
 
 @contextlib.contextmanager
 def usr2_held() -> Iterator[None]:
-    """A context in which the signal to save waits: a process that is being started has no name."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    """A context in which the signal to save waits: a process that is being started has no name.
+
+    A mask would hold it back from this thread alone, and Python runs the handler here whichever
+    thread the signal reaches (NumPy's libraries have threads of their own).
+    """
+    came: list[int] = []
+    handler = signal.signal(signal.SIGUSR2, lambda number, _: came.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+        signal.signal(signal.SIGUSR2, handler)
+        if came:
+            signal.raise_signal(signal.SIGUSR2)
 
 
 def wait_for_the_end() -> None:

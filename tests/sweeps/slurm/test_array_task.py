@@ -268,14 +268,20 @@ def test_told_to_save_a_rank_has_its_worker_save_and_the_job_queued_again(
 ) -> None:
     monkeypatch.setattr(jobs, "GRACE_SECONDS", 40.0)
 
+    idle = threading.Event()  # NumPy's libraries have threads, too, which may get the signal
+    other = threading.Thread(target=idle.wait, daemon=True)
+    other.start()
+
     def preempt() -> None:
         wait_for(lambda: said(rank), "a worker at work")
-        os.kill(os.getpid(), signal.SIGUSR2)
+        assert other.ident is not None
+        signal.pthread_kill(other.ident, signal.SIGUSR2)
 
     def popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
         started = subprocess.Popen(command, **options)
         if when == "its worker is being started":
             preempt()
+            time.sleep(0.1)  # here a handler that is not held would run
         else:
             threading.Thread(target=preempt, daemon=True).start()
         return started
@@ -285,6 +291,7 @@ def test_told_to_save_a_rank_has_its_worker_save_and_the_job_queued_again(
         patched.setattr(jobs, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": popen}))
         with pytest.raises(SystemExit):
             jobs.main()
+    idle.set()
     assert time.monotonic() - begun < 30  # it saw its worker leave, while it waited for it
     assert said(rank) == ["begun 0 of 2 after ", "saved"]
     assert (rank.path / "threads").read_text() == "4\n"  # not all that the node has
