@@ -91,8 +91,14 @@ def flop_time(
     step, validation = step_flops(config, dataset), validation_flops(config, dataset)
     sampling = sampling_flops(config, dataset, cells_to_come(config, directory))
     pairs = 0.0 if done else _pairs(config, dataset, members)
-    again = recomputed_flops(config, dataset)
-    if step is None or again is None or validation is None or sampling is None or pairs is None:
+    recomputed = recomputed_flops(config, dataset)
+    if (
+        step is None
+        or recomputed is None
+        or validation is None
+        or sampling is None
+        or pairs is None
+    ):
         name = config.values["objective"]["name"]
         return Unknown(f"objective {name} states no cost of a step, or a network needs real data")
     every = config.training.validate_every
@@ -100,7 +106,7 @@ def flop_time(
     half, full = (_rate(device, p, threads) for p in (config.training.precision, "float32"))
     gpus = gpus_of(device, resources)
     count = gpus or 1.0
-    step += again
+    step += recomputed
     training = (steps - done) * step + validations * validation
     return FlopTime(
         (training / half + pairs / full) / count,

@@ -115,7 +115,7 @@ class Dataset:
     Attributes:
         class_names: in the order of the labels; empty where classes have no names.
         notes: one line for each thing that was skipped, with the reason.
-        is_: the public data set that it was checked to be (``known.KNOWN``); "" for none.
+        is_: the public data set that it was checked to be (``public_data.KNOWN``); "" for none.
     """
 
     name: str

@@ -56,7 +56,7 @@ class KnownReference(NamedTuple):
     """A reference file that a project offers.
 
     Attributes:
-        file: its name there. data: of which data set (``known_data.KNOWN``).
+        file: its name there. data: of which data set (a name in ``KNOWN``).
         arrays: shapes by name. source: the project, and how its images were made.
         same_as: ``TRAIN`` where anybody's statistics of the training images are the same.
     """
