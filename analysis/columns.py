@@ -25,6 +25,7 @@ EVALUATION: dict[str, str] = {
     "times": "string",  # "uniform" or the times given, space separated
     "sampler": "string",  # "solver=heun, ..." or "default"
     "weights": "string",  # ema | raw | ema-0.9999 | sigma_rel-0.1
+    "at_step": "Int64",  # training step whose weights they are; missing: the last
     "guidance": "float64", "sample_set": "Int64",
     "metric": "string",  # label, e.g. FD-digits-cnn@597
     "metric_id": "string", "metric_name": "string",
@@ -69,6 +70,7 @@ COLUMNS: dict[str, str] = {
     **RUN_COLUMNS,
     **EVALUATION,
     "budget": "string",  # what all runs of the sweep spend, where they were made to spend the same
+    "first_spike": "Int64",  # training step of the gradient's first spike; 0: none
     "recipe": "string",  # of a paper that the sweep is or was made from, and how far it differs
     "planned_steps": "Int64",  # optimisation steps asked for
     "planned_cells": "string",  # sampling step counts asked for, space separated
@@ -161,6 +163,7 @@ def cell_origin(record: Json) -> Json:
         "steps": [cell["steps"]] if times is None else [],
         "times": None if times is None else [times],
         "weights": [cell["weights"]],
+        "at_steps": [cell["at_step"]] if cell.get("at_step") else None,
         "guidance": [cell["guidance"]],
         "sample_sets": cell["sample_set"] + 1 if cell["sample_set"] else None,
         **record.get("asked", {}),

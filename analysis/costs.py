@@ -1,6 +1,7 @@
 """What each method costs, its teacher's share included, and what it gains over a baseline."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -16,6 +17,7 @@ MEANS = ("parameters", "train_steps", "steps_per_second", "images_seen", "train_
          "device_hours", "peak_memory_bytes", "train_flops")  # fmt: skip
 TAUGHT = ("images_seen", "train_seconds", "device_hours", "train_flops")
 """What a teacher has cost, too."""
+DIVERGED = "nan"  # the class of such failures
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Cost:
         flops: of training, the teacher's included.
         speedup: percent by which it does more steps a second than the baseline.
         sampling: images a second, by number of steps.
+        ended: runs that were trained to the end or diverged. diverged: of these, those whose loss
+            was no number any more. spiked: of these, those whose gradient has a spike, too
+            (``spikes.SPIKED``).
         gain: method / baseline at each number of steps; None where there is no pair of seeds, or
             neither low nor high values are better.
     """
@@ -50,6 +55,9 @@ class Cost:
     peak_memory_bytes: float
     speedup: float
     sampling: Mapping[int, float]
+    ended: int
+    diverged: int
+    spiked: int
     gain: Mapping[int, PairedRatio | None]
 
     @property
@@ -81,6 +89,7 @@ def costs(
     teachers = [f"teacher_{name}" for name in TAUGHT]
     runs = cells.drop_duplicates(RUN)[["method", "device", "teacher", *MEANS, *teachers]]
     of = {str(method): own for method, own in runs.groupby("method", sort=False)}
+    ended, diverged, spiked = _stability(frame)
     speeds = cells.groupby(["method", "steps"])["sample_images_per_second"].mean().to_dict()
     base_speed = _mean(of.get(baseline, runs[:0])["steps_per_second"])
     rows = []
@@ -97,12 +106,24 @@ def costs(
             runs=len(own),
             flops=means.pop("total_train_flops"),
             **means,
+            ended=ended[method],
+            diverged=diverged[method],
+            spiked=spiked[method],
             speedup=100 * (means["steps_per_second"] / base_speed - 1),
             sampling={s: float(speeds.get((method, s), math.nan)) for s in summary.steps},
             gain={s: _gain(summary, method, baseline, s) for s in summary.steps},
         )
         rows.append(cost)
     return Costs(baseline, tuple(rows), tuple(runs["device"].dropna().unique()))
+
+
+def _stability(frame: pd.DataFrame) -> list[Counter[str]]:
+    """How many runs of each method have ended, diverged, spiked."""
+    runs = frame.drop_duplicates(RUN)
+    diverged = (runs["failure_class"] == DIVERGED).fillna(False).astype(bool)
+    ended = diverged | (runs["train_steps"] >= runs["planned_steps"]).fillna(False).astype(bool)
+    spiked = diverged | (ended & (runs["first_spike"] > 0).fillna(False).astype(bool))
+    return [Counter(runs.loc[of, "method"]) for of in (ended, diverged, spiked)]
 
 
 def _gain(summary: Summary, method: str, baseline: str, steps: int) -> PairedRatio | None:

@@ -50,7 +50,7 @@ def counted(frame: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def select(frame: pd.DataFrame, filters: Filters) -> pd.DataFrame:
-    """The counted rows that ``filters`` leave, all of one protocol.
+    """The counted rows of the last training step that ``filters`` leave, all of one protocol.
 
     Raises ``UserError``: a filter leaves nothing, or the rows mix two metrics, weights or
     guidances, or two samplers or times for one method; the message names both.
@@ -58,7 +58,7 @@ def select(frame: pd.DataFrame, filters: Filters) -> pd.DataFrame:
     runs = frame.drop_duplicates(RUN)
     _refuse_doubles(runs)
     _refuse_other_data(runs)
-    rows = frame[counted(frame)]
+    rows = frame[counted(frame) & frame["at_step"].isna()]
     for column in ("weights", "guidance", "sample_set"):
         if (wanted := filters.get(column)) is not None:
             rows = _narrow(rows, column, rows[column] == wanted, wanted)

@@ -11,6 +11,7 @@ import pandas as pd
 from fewstep.analysis import columns
 from fewstep.analysis.columns import CELL_COLUMNS, COLUMNS
 from fewstep.analysis.conditions import reference_file, run_conditions
+from fewstep.analysis.spikes import first_spike
 from fewstep.errors import UserError, counted, unknown
 from fewstep.experiments.store.json_files import CorruptFile, Json
 from fewstep.experiments.store.known_references import names_by_sha256
@@ -165,6 +166,7 @@ def _run_facts(sweep: str, run: RunDirectory, member: Json) -> Json:
         "planned_steps": planned_steps,
         "planned_cells": " ".join(map(str, config.get("evaluation", {}).get("steps", []))) or None,
         "train_steps": result.get("steps"),
+        "first_spike": first_spike(run.metrics_file),
         **columns.protocol(config),
         **columns.costs(result),
         **columns.origin(result, spec, data),
@@ -224,6 +226,7 @@ def _cells(
                 "reference_file": reference_file(metric, references),
                 "samples": metric["samples"],
                 "cell": name,
+                "at_step": cell.get("at_step"),
                 "times": "uniform" if times is None else " ".join(f"{t:.6g}" for t in times),
                 "sampler": ", ".join(f"{k}={v}" for k, v in sampler) or "default",
                 "better": record.get("better", "lower"),

@@ -30,7 +30,7 @@ from fewstep.experiments.data import Dataset
 from fewstep.experiments.data.identity import data_record
 from fewstep.experiments.distributed.process_group import ranks
 from fewstep.experiments.early_stopping import Rungs
-from fewstep.experiments.evaluation.evaluate import cells_lacking, evaluate
+from fewstep.experiments.evaluation.evaluate import cells_lacking, check_weights_kept, evaluate
 from fewstep.experiments.store import failures
 from fewstep.experiments.store.data_record import check_data, describe
 from fewstep.experiments.store.json_files import CorruptFile, Json
@@ -79,6 +79,7 @@ def prepare(config: RunConfig) -> RunDirectory:
     """
     directory = directory_of(config)
     where = location(located(config, directory))
+    check_weights_kept(config, directory)
     known = directory.path.is_dir() and read_spec(directory) is not None
     bookkeeping = [f.name for f in fields(Training) if f.metadata.get("bookkeeping")]
     request = {

@@ -25,6 +25,10 @@ FIGURES = {  # file, title, what it shows
         "Quality versus training compute",
         "Large markers: means over seeds; dots: single seeds.",
     ),
+    "fd_over_training": (
+        "Quality over training",
+        "Means over seeds with their 95% intervals, at the training steps that were evaluated.",
+    ),
     "seeds": ("Every seed", "A mark for each training seed; grey lines join what one seed gave."),
     "loss_vs_log_snr": (
         "Loss versus log-SNR",

@@ -10,6 +10,7 @@ import pandas as pd
 
 from fewstep.analysis.costs import costs as summarise_costs
 from fewstep.analysis.filters import Filters, select
+from fewstep.analysis.over_training import over_training
 from fewstep.analysis.statistics import Curves
 from fewstep.analysis.summary import summarise
 from fewstep.analysis.summary_types import Samples
@@ -24,14 +25,17 @@ from fewstep.reports.markdown_page import contents, page
 from fewstep.reports.tables import costs, plain, published_table, quality
 
 KINDS = ("png", "pdf")
-FIGURES = ("fd_vs_nfe", "fd_vs_compute", "seeds", "samples", "loss_vs_log_snr")
+FIGURES = (
+    "fd_vs_nfe", "fd_vs_compute", "seeds", "samples", "loss_vs_log_snr", "fd_over_training",
+)  # fmt: skip
 FILES = (
     "report.html", "report.md", "table.md", "table.csv", "table.tex", "table_preview.tex",
     "costs.md", "costs.csv", "costs.tex", "methods.md", "methods.tex", "provenance.json",
     "runs.csv", "runs.parquet", *(f"{name}.{kind}" for name in FIGURES[:4] for kind in KINDS),
 )  # fmt: skip
 OPTIONAL = (  # where there is something to show
-    *(f"{FIGURES[4]}.{kind}" for kind in KINDS), "published.md", "published.csv", "published.tex",
+    *(f"{name}.{kind}" for name in FIGURES[4:] for kind in KINDS),
+    "published.md", "published.csv", "published.tex",
 )  # fmt: skip
 
 
@@ -116,6 +120,7 @@ def views_of(
                 origins=provenance.origins(summary, cells),
                 published=beside(summary.conditions, published),
                 apart=apart(summary.conditions, published),
+                over_training=over_training(part, cells),
                 curves={m: curve for m, curve in (curves or {}).items() if m in shown.methods},
             )
         )  # fmt: skip
@@ -180,6 +185,7 @@ def _figures(view: ReportData) -> dict[str, bytes]:
         drawing.seed_plot(summary),
         sample_grid.sample_grid(summary, view.samples) if view.samples else None,
         drawing.curves(*chart_data.loss(view.curves, summary.methods)) if view.curves else None,
+        drawing.over_training(summary, view.over_training),
     )
     files = {}
     for name, figure in zip(FIGURES, pictures, strict=True):

@@ -17,7 +17,7 @@ from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.cost.disk import DiskUse, cache_bytes, disk_use
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.data.identity import data_record
-from fewstep.experiments.evaluation.evaluate import cells_lacking
+from fewstep.experiments.evaluation.evaluate import cells_lacking, check_weights_kept
 from fewstep.experiments.run import directory_of, prepare, read_spec
 from fewstep.experiments.store.data_record import check_data
 from fewstep.experiments.store.json_files import CorruptFile, write_json
@@ -220,6 +220,9 @@ def check_runs(
     Returns the data sets of the runs to do, by key. ``missing``: as in ``validation.check``.
     """
     to_do = {r.directory.key: located(r.member.config, r.directory) for r in runs if r.to_do}
+    for planned in runs:
+        if planned.to_do:
+            check_weights_kept(planned.member.config, planned.directory)
     loaded = check(to_do.values(), to_do, missing)
     placeholders = missing.data if missing else {}
     there = {source: data for source, data in loaded.items() if source not in placeholders}

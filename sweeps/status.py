@@ -131,6 +131,7 @@ def _is_main(record: Json, settings: Json, request: Json, config: Json) -> bool:
     sampler = cell.get("sampler") or {}
     return (
         (cell["weights"], cell["guidance"], cell.get("sample_set", 0)) == ("ema", 1, 0)
+        and cell.get("at_step") is None
         and ("asked" not in record or was_asked(record, metric))
         and all(own.get(name, value) == value for name, value in sampler.items())
     )

@@ -159,6 +159,24 @@ class Training:
                 check_width_of(*stored, float(name.partition("-")[2]))
         return names
 
+    def check_kept_at(self, setting: str, step: int, names: Sequence[str]) -> None:
+        """``UserError`` where weights ``names`` cannot be had after ``step`` of the updates."""
+        if step >= self.steps:
+            raise UserError(
+                f"{setting} must be less than training.steps={self.steps}, after which every run "
+                f"is evaluated, got {step}"
+            )
+        for name in names:
+            if not name.startswith(WIDTH):
+                continue
+            if step % self.posthoc_every:
+                raise UserError(
+                    f"{setting}={step}: {name} is known at every training.posthoc_every="
+                    f"{self.posthoc_every} steps alone"
+                )
+            stored = tuple(self.posthoc_ema), step, self.posthoc_every
+            check_width_of(*stored, float(name.partition("-")[2]))
+
     def _check_posthoc_ema(self) -> None:
         for width in self.posthoc_ema:
             check_width("training.posthoc_ema", width)
@@ -185,6 +203,8 @@ class Evaluation:
             stands for the objective's own.
         weights: any of ema (each of training.ema), raw, {ema: DECAY} (one of training.ema) and
             {sigma_rel: WIDTH}, made of those of training.posthoc_ema.
+        at_steps: training steps after which the weights are kept and evaluated, too, beside those
+            of the last step: FD over training.
         guidance: scales of classifier-free guidance (1: none).
         guidance_interval: [from, to], the shares of noise sigma / (alpha + sigma), 0 to 1, at which
             guidance acts: the linear path's time, the same noise levels for every objective.
@@ -206,6 +226,7 @@ class Evaluation:
     times: list[list[float]] = field(default_factory=list)
     samplers: list[dict[str, Any]] = field(default_factory=list)
     weights: list[Any] = field(default_factory=lambda: ["ema"])
+    at_steps: list[int] = field(default_factory=list, metadata=ADDED)
     guidance: list[float] = field(default_factory=lambda: [1.0])
     guidance_interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
     sample_sets: int = 1
@@ -220,6 +241,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         for steps in self.steps:
             check_range("evaluation.steps", steps, 1)
+        for step in self.at_steps:
+            check_range("evaluation.at_steps", step, 1)
         for scale in self.guidance:
             check_range("evaluation.guidance", scale, 0)
         for weights in self.weights:
@@ -262,7 +285,10 @@ class Evaluation:
 
     def weights_of(self, training: Training) -> list[str]:
         """The names of the weights asked for; ``UserError`` for some that are not kept."""
-        return training.weights_of("evaluation.weights", self.weights)
+        names = training.weights_of("evaluation.weights", self.weights)
+        for step in self.at_steps:
+            training.check_kept_at("evaluation.at_steps", step, names)
+        return names
 
     def metric_requests(self) -> list[dict[str, Any]]:
         """Each metric in each extractor, as requested; kept in a cell's file beside its value.

@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.backbones import Backbone, build_backbone
 from fewstep.experiments.config.averages import exponential
 from fewstep.experiments.config.run_config import RunConfig
+from fewstep.experiments.config.settings import Training
 from fewstep.experiments.data import Dataset, DataSource
 from fewstep.experiments.data.expected import nbytes
 from fewstep.experiments.evaluation.evaluate import SAMPLES_KEPT, cells
@@ -23,10 +24,12 @@ PIXELS_PER_LATENT = 8  # a side, of the usual autoencoders (Rombach et al. 2022)
 
 @dataclass(frozen=True)
 class DiskUse:
-    """Bytes: of ``checkpoints`` (those kept; one more while it is written), stored ``averages``,
-    the ``samples`` kept of each cell (at most: they are compressed), and stored ``pairs``."""
+    """Bytes: of ``checkpoints`` (those kept; one more while it is written), ``weights`` of single
+    steps that are evaluated, stored ``averages``, the ``samples`` kept of each cell (at most: they
+    are compressed), and stored ``pairs``."""
 
     checkpoints: float
+    weights: float
     averages: float
     samples: float
     pairs: float
@@ -50,7 +53,9 @@ def disk_use(config: RunConfig, dataset: Dataset) -> DiskUse | None:
     if not dataset.is_image and len(dataset.shape) == 3 and _decodes(config):
         shown = 3 * PIXELS_PER_LATENT**2 * math.prod(dataset.shape[1:])
     pairs = config.objective.pairs * (2 * size * 4 + 8) if config.objective.needs_pairs else 0
-    return DiskUse(KEPT * saved, stored, count * SAMPLES_KEPT * shown, pairs)
+    network = sizes[0] + sizes[2]
+    weights = len(config.evaluation.at_steps) * (1 + _averages(training)) * network
+    return DiskUse(KEPT * saved, weights, stored, count * SAMPLES_KEPT * shown, pairs)
 
 
 def checkpoint_bytes(config: RunConfig, dataset: Dataset) -> int | None:
@@ -62,12 +67,17 @@ def checkpoint_bytes(config: RunConfig, dataset: Dataset) -> int | None:
     if (sizes := _network(config, dataset)) is None:
         return None
     weights, slots, buffers = sizes
-    averages = len(exponential(training.ema, training.ema_warmup)) + len(training.posthoc_ema)
-    networks = 1 + averages + (objective.target_decay is not None) + objective.has_snapshots
+    networks = (
+        1 + _averages(training) + (objective.target_decay is not None) + objective.has_snapshots
+    )
     auxiliary = objective.auxiliary_module()
     beside = [] if auxiliary is None else list(auxiliary.parameters())
     kept = networks * (weights + buffers) + sum(p.nbytes for p in beside)
     return kept + slots + sum(_slot_bytes(config.optimiser, p, "") for p in beside)
+
+
+def _averages(training: Training) -> int:
+    return len(exponential(training.ema, training.ema_warmup)) + len(training.posthoc_ema)
 
 
 def _network(config: RunConfig, dataset: Dataset) -> tuple[int, int, int] | None:

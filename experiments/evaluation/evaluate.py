@@ -11,12 +11,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import RunConfig
@@ -50,13 +50,14 @@ def cells(evaluation: Evaluation, training: Training) -> list[SamplingConfig]:
     schedules += [(len(times) - 1, tuple(times)) for times in evaluation.times]
     low, high = (float(share) for share in evaluation.guidance_interval)
     samplers = [tuple(sorted(sampler.items())) for sampler in evaluation.samplers or [{}]]
-    scales, sets = map(float, evaluation.guidance), range(evaluation.sample_sets)
+    scales, sets = list(map(float, evaluation.guidance)), range(evaluation.sample_sets)
     return [
-        SamplingConfig(steps, times, weights, guidance, sample_set, (low, high), sampler)
-        for (steps, times), weights, guidance, sample_set, sampler in product(
-            schedules, evaluation.weights_of(training), scales, sets, samplers
+        SamplingConfig(steps, times, weights, guidance, sample_set, (low, high), sampler, at_step)
+        for at_step, weights, (steps, times), guidance, sample_set, sampler in product(
+            [None, *evaluation.at_steps], evaluation.weights_of(training),
+            schedules, scales, sets, samplers,
         )
-    ]
+    ]  # fmt: skip
 
 
 def cells_to_come(config: RunConfig, directory: RunDirectory) -> list[SamplingConfig]:
@@ -78,6 +79,20 @@ def cells_to_come(config: RunConfig, directory: RunDirectory) -> list[SamplingCo
     asked = cells(config.evaluation, config.training)
     want = {canonical(cell.describe(config.objective)): cell for cell in asked}
     return [cell for name, cell in want.items() if lacks(name)]
+
+
+def check_weights_kept(config: RunConfig, directory: RunDirectory) -> None:
+    """``UserError`` where cells are asked for of a training step that a run has passed by."""
+    if not config.evaluation.at_steps or not (reached := directory.last_step()):
+        return
+    for cell in cells_to_come(config, directory):
+        step = cell.at_step
+        if step is not None and step <= reached and not directory.has_weights(step):
+            raise UserError(
+                f"run {directory.key} is at step {reached} and has kept no weights of step {step}: "
+                f"leave {step} out of evaluation.at_steps, or remove {directory.path} to train it "
+                f"again"
+            )
 
 
 def canonical(described: Json) -> str:
@@ -108,16 +123,18 @@ def evaluate(
     drawn_cells = everyone.broadcast([cell for cell, _ in todo])
     samples = settings.samples or len(dataset.test)
     device, step = choose_device(config.training.device), config.training.steps
-    networks = {
-        weights: load_network(config, dataset, directory, weights, step).to(device)
-        for weights in sorted({cell.weights for cell in drawn_cells})
-    }
+
+    @lru_cache(maxsize=1)  # those of one network come together
+    def network(weights: str, at_step: int | None) -> nn.Module:
+        return load_network(config, dataset, directory, weights, step, at_step).to(device)
+
     progress = _Progress([samples * calls(config, dataset, c) for c in drawn_cells], on_images)
     errors: list[UserError] = []  # of metrics that cannot be computed; the others are
     for done, cell in enumerate(drawn_cells, start=1):
         started = time.perf_counter()
+        net = network(cell.weights, cell.at_step)
         drawn = draw(
-            config, dataset, networks[cell.weights], cell, samples, settings.batch_size,
+            config, dataset, net, cell, samples, settings.batch_size,
             lambda images: progress(images * everyone.size),
         )  # fmt: skip
         seconds = time.perf_counter() - started
@@ -167,7 +184,8 @@ def _todo(
     lacking_by_cell: dict[str, tuple[SamplingConfig, dict[str, MetricInstance]]] = {}
     for cell in cells(config.evaluation, config.training):
         described = cell.describe(config.objective)
-        name = f"steps{cell.steps:04d}-{cell.weights}-"
+        at_step = "" if cell.at_step is None else f"at{cell.at_step}-"
+        name = f"steps{cell.steps:04d}-{cell.weights}-{at_step}"
         names = {name + short_hash([described, m.identity["id"]]): m for m in wanted}
         known = {n: record for n in names if (record := read_record(directory.cell_file(n)))}
         for n, record in known.items():

@@ -31,7 +31,8 @@ class SamplingConfig:
     """How a run's network is sampled.
 
     ``times`` is None for ``steps`` uniform steps. ``sampler`` holds settings of the objective's
-    sampler in place of its own.
+    sampler in place of its own. ``at_step``: the training step whose weights it has; None for the
+    last one.
     """
 
     steps: int
@@ -41,6 +42,7 @@ class SamplingConfig:
     sample_set: int = 0
     guidance_interval: tuple[float, float] = EVERYWHERE
     sampler: tuple[tuple[str, Any], ...] = ()
+    at_step: int | None = None
 
     def objective(self, objective: Objective) -> Objective:
         """``objective`` with this cell's sampler."""
@@ -63,6 +65,8 @@ class SamplingConfig:
         """
         record = asdict(self)
         record["times"] = None if self.times is None else list(self.times)
+        if record["at_step"] is None:
+            del record["at_step"]
         low, high = record.pop("guidance_interval")
         sampler = self.objective(objective).sampler_settings()
         if self.guidance != 1 and (low, high) != EVERYWHERE:

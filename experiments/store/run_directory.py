@@ -10,6 +10,7 @@
         metrics.jsonl             one line per logged step
         pairs/                    noise and what the teacher makes of it, where they are trained on
         checkpoints/              the last two checkpoints
+        weights/                  those of single steps, kept to be evaluated (evaluation.at_steps)
         averages/                 averaged weights during training (training/posthoc_ema.py)
         evaluations/<cell>.json   one evaluated cell each
         rungs/<step>.json         one cell, evaluated during training (early_stopping.py)
@@ -50,7 +51,7 @@ from fewstep.experiments.store.json_files import (
 from fewstep.files import append, patiently
 
 WORK = (
-    "request.json", "data.json", "metrics.jsonl", "pairs", "checkpoints", "averages",
+    "request.json", "data.json", "metrics.jsonl", "pairs", "checkpoints", "weights", "averages",
     "evaluations", "rungs", "samples", "diagnostics", "progress.json", "log.txt", "cancel",
     "attempts.jsonl", "failure.json", "stopped.json",
 )  # fmt: skip
@@ -82,6 +83,7 @@ class RunDirectory:
     path: Path
 
     checkpoints = Entry("checkpoints")
+    weights = Entry("weights")
     averages = Entry("averages")
     pairs = Entry("pairs")
     samples = Entry("samples")
@@ -207,6 +209,10 @@ class RunDirectory:
         """The step of the newest checkpoint, 0 without one."""
         steps = [p.name.removeprefix("step-") for p in self.checkpoints.glob("step-*")]
         return max((int(step) for step in steps if step.isdigit()), default=0)
+
+    def has_weights(self, step: int) -> bool:
+        """Whether those after ``step`` updates were kept to be evaluated."""
+        return (self.weights / f"step-{step:08d}").is_dir()
 
     def first_weights(self) -> Json | None:
         """Of which other run its first weights are; None for random ones, and before it begins."""

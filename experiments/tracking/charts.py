@@ -28,12 +28,14 @@ class ChartSpec:
     """What there is to draw: names as MLflow has them.
 
     Attributes:
-        over_nfe: metrics that are curves over the number of network calls. flat: the first of them,
+        over_nfe: metrics that are curves over the number of network calls. over_training: those
+            that are curves over the images seen. flat: the first of them,
             as a value for each number of calls that all finished runs have.
         hyperparameters: the params that differ between runs, and that all runs have.
     """
 
     over_nfe: Sequence[str]
+    over_training: Sequence[str]
     flat: Sequence[str]
     hyperparameters: Sequence[str]
 
@@ -46,13 +48,21 @@ def chart_spec(runs: Iterable[tuple[Mapping[str, str], Sequence[str]]]) -> Chart
     every = list(runs)
     names = [set(some) for _, some in every]
     over_nfe = {name for some in names for name in some if "_vs_nfe" in name}
+    over_images = {name for some in names for name in some if "_vs_images" in name}
     first = sorted(over_nfe, key=lambda name: (not name.startswith(("fd_vs", "fid_vs")), name))
     metric = first[0].split("_vs_nfe")[0] if first else ""
     have = [{n for n in some if re.fullmatch(rf"{re.escape(metric)}_nfe_\d+", n)} for some in names]
     common = set.intersection(*(some for some in have if some)) if any(have) else set()
     flat = sorted(common, key=lambda name: int(name.rpartition("_")[2]))
     hyperparameters = [n for n in differing(params for params, _ in every) if n != "seed"]
-    return ChartSpec(first, flat, hyperparameters or ["seed"])
+    over_training = sorted(over_images, key=_by_number)
+    return ChartSpec(first, over_training, flat, hyperparameters or ["seed"])
+
+
+def _by_number(name: str) -> list[tuple[str, int]]:
+    """A key that puts ``fd_nfe_4`` before ``fd_nfe_32``."""
+    parts = re.findall(r"(\D+)(\d*)", name)
+    return [(text, int(number or 0)) for text, number in parts]
 
 
 def differing(params: Iterable[Mapping[str, str]]) -> list[str]:
@@ -83,11 +93,12 @@ def layout(what: ChartSpec, averaged: bool) -> Json:
     parallel = {"Hyperparameters": [_parallel(what)] if what.flat else []}
     sections = {
         **(quality if averaged else parallel | quality),  # names cannot be averaged
+        "Over training": [_line(name) for name in what.over_training],
         "Training": [_line(name) for name in CURVES],
         "Costs": [_bar(name) for name in COSTS],
     }
     charts = [
-        {**chart, "uuid": f"fewstep-{section}-{i}", "metricSectionId": f"fewstep-{section}"}
+        {**chart, "uuid": f"{_uuid(section)}-{i}", "metricSectionId": _uuid(section)}
         for section, cards in sections.items()
         for i, chart in enumerate(cards)
     ]
@@ -120,8 +131,12 @@ def layout(what: ChartSpec, averaged: bool) -> Json:
 
 
 def _section(key: str, name: str, shown: bool = True) -> Json:
-    identity = {"uuid": f"fewstep-{key}", "name": name, "display": shown}
+    identity = {"uuid": _uuid(key), "name": name, "display": shown}
     return {**identity, "isReordered": False, **_CARD}
+
+
+def _uuid(section: str) -> str:
+    return f"fewstep-{section.replace(' ', '-')}"
 
 
 def _line(name: str, log_x: bool = False) -> Json:
@@ -130,7 +145,7 @@ def _line(name: str, log_x: bool = False) -> Json:
         "displayName": name.replace("_vs_nfe", " over network calls (NFE)") if log_x else name,
         "xAxisKey": "step",
         "xAxisScaleType": "log" if log_x else "linear",
-        "scaleType": "log" if log_x and name.startswith(("fd", "fid")) else "linear",
+        "scaleType": "log" if name.startswith(("fd", "fid")) else "linear",
         "useGlobalXaxisKey": False,
         "useGlobalLineSmoothing": False,
         "lineSmoothness": 0,
@@ -139,7 +154,7 @@ def _line(name: str, log_x: bool = False) -> Json:
         "yAxisExpressions": [],
         "ignoreOutliers": False,
         "range": {},
-        "displayPoints": log_x,
+        "displayPoints": "_vs_" in name,
     }
 
 

@@ -1,9 +1,10 @@
 """What MLflow records of one run: a pure reading of the run directory, without MLflow.
 
 ``fd_vs_nfe`` is a curve whose *step* is the number of function evaluations, ``fd_nfe_4`` the same
-value as a flat key (for tables and parallel coordinates). Cells other than the default ones (EMA
-weights, no guidance, first sample set, the objective's own sampler, uniform times) have a suffix,
-and a second metric of one name has another (``unique_metric_name``): no chart mixes them.
+value as a flat key (for tables and parallel coordinates). ``fd_nfe_4_vs_images``, of runs that are
+evaluated at several training steps, has the images seen as its *step*. Cells other than the default
+ones (EMA weights, no guidance, first sample set, the objective's own sampler, uniform times) have a
+suffix, and a second metric of one name has another (``unique_metric_name``): no chart mixes them.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -134,11 +135,13 @@ def read_record(
     costs = {key: result.get(key) for key in COSTS}
     costs |= {new: result.get(old) for old, new in FINAL.items()}
     values, owners = _points(costs, 0, ended or begun), {}
-    for file, cell in run.cells().items():
+    cells = run.cells()
+    over_training = _over_training(cells.values())
+    for file, cell in cells.items():
         when = round(run.cell_file(file).stat().st_mtime * 1000)
         name = unique_metric_name(cell["metric"], names)
         owners[f"{OWNER}{name}"] = names[name]
-        values += _cell_points(cell, config, when, name)
+        values += _cell_points(cell, config, when, name, over_training)
     values += _diagnostics_points(run)
     ended_badly = "KILLED" if failure.get("class") == "killed" else "FAILED"
     # by the sweep's label where it has one: two may share an objective
@@ -171,25 +174,45 @@ def unique_metric_name(metric: Json, names: dict[str, str]) -> str:
     return name
 
 
-def _cell_points(cell: Json, config: Json, when: int, name: str) -> list[Point]:
-    """A cell's point on the curve over NFE, and its flat values; its metric is called ``name``."""
+def _over_training(cells: Iterable[Json]) -> bool:
+    """Whether a run was evaluated at earlier training steps, too."""
+    return any(cell["cell"].get("at_step") for cell in cells)
+
+
+def _cell_points(
+    cell: Json, config: Json, when: int, name: str, over_training: bool
+) -> list[Point]:
+    """A cell's points on the curves over NFE and over training, and its flat values.
+
+    Its metric is called ``name``. A cell of an earlier training step is on the latter alone.
+    """
     suffix, nfe = variant(cell["cell"], config), int(cell["nfe"])
+    training, value = config.get("training", {}), cell.get("value")
+    points = []
+    at_step = cell["cell"].get("at_step")
+    if over_training:
+        images = int((at_step or training.get("steps", 0)) * training.get("batch_size", 0))
+        points += _points({f"{name}_nfe_{nfe}_vs_images{suffix}": value}, images, when)
+    if at_step:
+        return points
     flat = {
-        f"{name}_nfe_{nfe}{suffix}": cell.get("value"),
+        f"{name}_nfe_{nfe}{suffix}": value,
         f"images_per_second_nfe_{nfe}{suffix}": cell.get("images_per_second"),
         f"{name}_floor{suffix}": cell.get("floor"),
     }
-    curve = _points({f"{name}_vs_nfe{suffix}": cell.get("value")}, nfe, when)
-    return curve + _points(flat, 0, when)
+    curve = _points({f"{name}_vs_nfe{suffix}": value}, nfe, when)
+    return points + curve + _points(flat, 0, when)
 
 
 def cell_names(run: RunDirectory, spec: Json, names: dict[str, str]) -> list[str]:
     """The names of what the run's cells are recorded as."""
+    cells, config = run.cells().values(), spec.get("config", {})
+    over_training = _over_training(cells)
     return [
         point.key
-        for cell in run.cells().values()
+        for cell in cells
         for point in _cell_points(
-            cell, spec.get("config", {}), 0, unique_metric_name(cell["metric"], names)
+            cell, config, 0, unique_metric_name(cell["metric"], names), over_training
         )
     ]
 

@@ -46,6 +46,15 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write ``checkpoint`` into ``folder`` and remove all but it and the one before it."""
+    final = write(folder, checkpoint)
+    # not later ones: if they are damaged training comes by and replaces them, and if they are not,
+    # this process was suspended, and another has gone on meanwhile
+    for path in sorted(p for p in folder.glob("step-*") if p.name <= final.name)[:-KEPT]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``checkpoint`` into ``folder`` beside what is there; returns its own folder."""
     final = folder / f"step-{checkpoint.step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}"
     for leftover in folder.glob(".step-*"):  # of a process that was killed while writing
@@ -62,10 +71,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(final)
     temporary.rename(final)
     _sync(folder)
-    # not later ones: if they are damaged training comes by and replaces them, and if they are not,
-    # this process was suspended, and another has gone on meanwhile
-    for path in sorted(p for p in folder.glob("step-*") if p.name <= final.name)[:-KEPT]:
-        shutil.rmtree(path, ignore_errors=True)
+    return final
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -85,13 +91,14 @@ def _is_old(path: Path) -> bool:
         return False
 
 
-def load_latest(folder: Path) -> Checkpoint | None:
+def load_latest(folder: Path, step: int | None = None) -> Checkpoint | None:
     """The newest checkpoint that is whole; None where there is none: the run starts at step 0.
 
-    Collective: all processes of a run come here together.
+    ``step``: only one of this step. Collective: all processes of a run come here together.
     """
     everyone = ranks()
-    saved, outline = _newest(folder) if everyone.is_main else None, None
+    name = "step-*" if step is None else f"step-{step:08d}"
+    saved, outline = _newest(folder, name) if everyone.is_main else None, None
     if saved is not None:
         shapes = {name: (x.shape, x.dtype) for name, x in saved.tensors.items()}
         outline = saved.step, saved.state, shapes
@@ -107,9 +114,9 @@ def load_latest(folder: Path) -> Checkpoint | None:
     return saved
 
 
-def _newest(folder: Path) -> Checkpoint | None:
+def _newest(folder: Path, name: str) -> Checkpoint | None:
     away: OSError | None = None
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in sorted(folder.glob(name), reverse=True):
         try:
             return patiently(partial(_load, path))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -125,6 +125,16 @@ def load_weights(
     module.load_state_dict({k: distribute(v, own.get(k, v)) for k, v in weights.items()})
 
 
+def load_kept(directory: RunDirectory, step: int) -> Checkpoint:
+    """The weights after ``step`` updates of a run; ``UserError`` where they were not kept."""
+    saved = checkpoint.load_latest(directory.weights, step)
+    if saved is None:
+        raise UserError(
+            f"run {directory.key} has kept no weights of step {step} in {directory.weights}"
+        )
+    return saved
+
+
 def load_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
     """The newest whole checkpoint; ``UserError`` where there is none, or it is not of ``step``."""
     saved = checkpoint.load_latest(folder)
@@ -144,9 +154,13 @@ def load_network(
     directory: RunDirectory,
     weights: str,
     step: int | None = None,
+    at: int | None = None,
 ) -> nn.Module:
-    """The newest network of a run, in eval mode on the CPU; ``weights``: see config/averages.py."""
-    saved = load_checkpoint(directory.checkpoints, step)
+    """The newest network of a run, in eval mode on the CPU; ``weights``: see config/averages.py.
+
+    ``step``: of which it must be. ``at``: that of an earlier step, of ``evaluation.at_steps``.
+    """
+    saved = load_checkpoint(directory.checkpoints, step) if at is None else load_kept(directory, at)
     is_saved = any(name.startswith(f"{weights}.") for name in saved.tensors)
     if is_saved or not weights.startswith(WIDTH):
         return load_saved(config, dataset, saved, weights)

@@ -161,6 +161,8 @@ class Trainer:
             on_step(self.step, total, (self.step - step_begun) / elapsed)
             if self._is_due(self.training.posthoc_every) and self.training.posthoc_ema:
                 self._store_averages()  # before a checkpoint that training goes on from
+            if self.step in self.config.evaluation.at_steps:
+                self._keep_weights()  # likewise
             interrupted = stop() and self.step < total
             if interrupted or self._is_due(self.training.checkpoint_every):
                 self._check_finite()
@@ -212,6 +214,12 @@ class Trainer:
         }
         if self.ranks.is_main:
             patiently(lambda: posthoc_ema.store(self.directory.averages, self.step, stored))
+
+    def _keep_weights(self) -> None:
+        self._check_finite()
+        kept = self._checkpoint(self._evaluated())
+        if self.ranks.is_main:
+            patiently(lambda: checkpoint.write(self.directory.weights, kept))
 
     def _loss(
         self, net: Net, batch: Batch, progress: Progress, g: torch.Generator
@@ -305,23 +313,35 @@ class Trainer:
             with replacing(self.directory.metrics_file) as other:  # it may be killed here too
                 other.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
+    def _evaluated(self) -> dict[str, nn.Module]:
+        """The network and its averages, by the names that they are evaluated by."""
+        return {"net": self.net, **{average.name: net for average, net in self.averages}}
+
     def _save(self) -> None:
-        modules = {"net": self.net, **{average.name: net for average, net in self.averages}}
+        modules = self._evaluated()
         modules |= {"auxiliary": self.auxiliary} if self.auxiliary is not None else {}
         modules |= {"target": self.target} if self.target is not None else {}
         modules |= {"snapshot": self.snapshot} if self.snapshot is not None else {}
+        slots = {
+            f"optimiser.{slot}.{name}": value
+            for name, parameter in self.named.items()
+            for slot, value in self.optimiser.state.get(parameter, {}).items()
+        }
+        saved = self._checkpoint(modules, slots)
+        if self.ranks.is_main:
+            patiently(lambda: checkpoint.save(self.directory.checkpoints, saved))
+        self.ranks.broadcast(self.step)  # nobody leaves before it is written
+
+    def _checkpoint(
+        self, modules: Mapping[str, nn.Module], more: Mapping[str, Tensor] = {}
+    ) -> Checkpoint:
+        """Of ``modules`` by name, and ``more`` tensors. Collective."""
         tensors = {f"{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
-        for name, parameter in self.named.items():
-            for slot, value in self.optimiser.state.get(parameter, {}).items():
-                tensors[f"optimiser.{slot}.{name}"] = value
-        tensors = {name: self.parallel.full_tensor(tensor) for name, tensor in tensors.items()}
+        whole = {name: self.parallel.full_tensor(x) for name, x in {**tensors, **more}.items()}
         state: Json = {"key": self.config.key, "seconds": self.seconds, "last": self.last}
         if self.form.record is not None:
             state["initialised"] = self.form.record
-        if self.ranks.is_main:
-            saved = Checkpoint(self.step, tensors, state)
-            patiently(lambda: checkpoint.save(self.directory.checkpoints, saved))
-        self.ranks.broadcast(self.step)  # nobody leaves before it is written
+        return Checkpoint(self.step, whole, state)
 
     def _restore(self) -> bool:
         saved = checkpoint.load_latest(self.directory.checkpoints)

@@ -1,6 +1,6 @@
 """What a report shows of one data set: a summary, and all that stands around it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -19,6 +19,7 @@ class ReportData:
     ``drawn``: the part of the summary that figures show. ``origins``: where its cells come from.
     ``methods``: paragraphs. ``published`` rows stand in its columns, those ``apart`` in a table of
     their own. ``curves``: held-out loss by log-SNR, of methods whose runs were diagnosed.
+    ``over_training``: the distance by images seen, for each number of steps.
     """
 
     data: str
@@ -33,3 +34,4 @@ class ReportData:
     published: Sequence[Published] = ()
     apart: Sequence[Published] = ()
     curves: Curves = field(default_factory=dict)
+    over_training: Mapping[int, Curves] = field(default_factory=dict)

@@ -136,6 +136,35 @@ def _spent_axis(title: str, spent: Collection[float]) -> Axis:
     return Axis(low, high, [(t, short(t)) for t in ticks], title, log)
 
 
+def over_training(summary: Summary, curves: Mapping[int, Curves]) -> list[Chart]:
+    """A panel per number of sampling steps: a line per method over the images it has seen."""
+    shown = [steps for steps in shown_steps(summary) if steps in curves]
+    drawn = {
+        steps: {m: curve for m, curve in curves[steps].items() if m in summary.methods}
+        for steps in shown
+    }
+    points = [(x, p.mean) for of in drawn.values() for c in of.values() for x, p in c.items()]
+    if not points:
+        return []
+    taught = ", the teacher's included" if summary.two_phase else ""
+    x = _spent_axis(f"Training images{taught}", [x for x, _ in points])
+    values = [mean for _, mean in points if mean > 0] + [f for f in [_floor(summary)] if f]
+    low, high = min(values, default=0.1) / 1.4, max(values, default=10.0) * 1.4
+    ticks = [(t, f"{t:g}") for t in log_ticks(low, high)]
+    y = Axis(low, high, ticks, summary.conditions.metric or "", log=True)
+    return [
+        Chart(
+            f"{summary.conditions.metric} at {in_steps(steps)} over training", x, y,
+            [Series(method, summary.methods.index(method), [
+                Mark(at, p.mean, f"{method}, {at:,.0f} images: {number(p.mean)}", p.half_width)
+                for at, p in curve.items()
+            ]) for method, curve in drawn[steps].items()],
+            _floor(summary), title=in_steps(steps),
+        )
+        for steps in shown
+    ]  # fmt: skip
+
+
 def shown_steps(summary: Summary) -> list[int]:
     """All numbers of steps, or ``PANELS`` of them with the first and the last."""
     steps = summary.steps

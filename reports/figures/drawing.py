@@ -1,7 +1,7 @@
 """Charts as PNG and PDF, by matplotlib without pyplot: no global state, no display."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
+from fewstep.analysis.statistics import Curves
 from fewstep.analysis.summary_types import Summary
 from fewstep.reports.content.captions import FLOOR
 from fewstep.reports.content.formatting import no_value, number, wrapped
@@ -66,17 +67,25 @@ def fd_vs_compute(summary: Summary, cells: pd.DataFrame) -> Figure | None:
     return _panels(summary, chart_data.compute(summary, cells), 1.75)
 
 
+def over_training(summary: Summary, curves: Mapping[int, Curves]) -> Figure | None:
+    """A panel per number of steps, a line per method over training; None without such cells."""
+    charts = chart_data.over_training(summary, curves)
+    return _panels(summary, [charts], 2.2, line=True)
+
+
 def seed_plot(summary: Summary) -> Figure | None:
     """A dot for each method and seed; a line joins what one seed gave. None without values."""
     return _panels(summary, [chart_data.seeds(summary)], 2.2)
 
 
 @styled
-def _panels(summary: Summary, rows: Sequence[Sequence[Chart]], height: float) -> Figure | None:
+def _panels(
+    summary: Summary, rows: Sequence[Sequence[Chart]], height: float, line: bool = False
+) -> Figure | None:
     if not rows or not rows[0]:
         return None
     legend = [
-        _handle(method, look, line=False)
+        _handle(method, look, line=line)
         for look, method in enumerate(summary.methods)
         if any(summary.cells[method, s].n for s in summary.steps)
     ]

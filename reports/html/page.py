@@ -117,6 +117,7 @@ def _part(view: ReportData, objectives: Mapping[str, int]) -> Json:
         "costs": [t for t in costs.tables(summary, view.costs) if t.rows] if measured else [],
         "published": published_table.table(view.apart, summary.conditions) if view.apart else None,
         "compute": chart_data.compute(drawn, view.cells) if measured else [],
+        "over_training": chart_data.over_training(drawn, view.over_training),
         "seeds": chart_data.seeds(drawn),
         "loss": chart_data.loss(view.curves, drawn.methods),
         "failures": failures(summary) if summary.failures else None,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 from fewstep.analysis.costs import Cost, Costs, improvement
+from fewstep.analysis.spikes import SPIKED
 from fewstep.analysis.summary_types import Summary
 from fewstep.reports.content import formatting
 from fewstep.reports.content.formatting import exact
@@ -14,7 +15,7 @@ NONE = "–"
 
 
 def tables(summary: Summary, costs: Costs) -> tuple[plain.Table, ...]:
-    """Training; sampling; gain over the baseline."""
+    """Training; its stability; sampling; gain over the baseline."""
     rows, steps, better = costs.rows, summary.steps, summary.conditions.better
     others = [row for row in rows if row.method != costs.baseline]
     counted = any(math.isfinite(row.flops) for row in rows)
@@ -28,6 +29,14 @@ def tables(summary: Summary, costs: Costs) -> tuple[plain.Table, ...]:
             [(row.method, *(_shown(row, name, form) for _, name, form in columns)) for row in rows],
             _training_note(costs),
             [[getattr(row, name) for _, name, _ in columns] for row in rows],
+        ),
+        plain.Table(
+            "Stability of training",
+            ("Method", "Runs", "Diverged", "Spiked", "Share"),
+            [(row.method, str(row.ended), str(row.diverged), str(row.spiked),
+              _known(_unstable(row), "{:.0%}".format)) for row in rows],
+            STABILITY,
+            [[row.ended, row.diverged, row.spiked, _unstable(row)] for row in rows],
         ),
         plain.Table(
             "Speed of sampling, images a second",
@@ -48,6 +57,17 @@ def tables(summary: Summary, costs: Costs) -> tuple[plain.Table, ...]:
             [[_improvement(row, s, better)[0] for s in steps] for row in others],
         ),
     )  # fmt: skip
+
+
+STABILITY = (
+    "Runs trained to the end or diverged. Diverged: the loss or its gradient was no number any "
+    "more. "
+    f"Spiked: these, and runs with {SPIKED}. Share: of spiked runs."
+)
+
+
+def _unstable(row: Cost) -> float:
+    return row.spiked / row.ended if row.ended else math.nan
 
 
 def _time(seconds: float) -> str:
@@ -128,7 +148,7 @@ def markdown(summary: Summary, costs: Costs) -> str:
 
 
 def latex(summary: Summary, costs: Costs) -> str:
-    """Three ``table`` floats to be \\input; their document needs ``\\usepackage{booktabs}``."""
+    """A ``table`` float of each to be \\input; their document needs ``\\usepackage{booktabs}``."""
     return plain.latex(*tables(summary, costs))
 
 
@@ -138,6 +158,7 @@ CSV_COLUMNS = (
     "total_images_seen", "train_seconds", "total_train_seconds", "device_hours",
     "teacher_device_hours", "total_device_hours", "flops", "peak_memory_bytes", "steps",
     "sample_images_per_second", "improvement_percent", "improvement_low", "improvement_high",
+    "ended", "diverged", "spiked",
 )  # fmt: skip
 
 
@@ -148,6 +169,7 @@ def csv(summary: Summary, costs: Costs) -> str:
         known = [getattr(row, name.removesuffix("_percent")) for name in CSV_COLUMNS[2:18]]
         for steps in summary.steps:
             gained = _improvement(row, steps, summary.conditions.better)
-            measured = [*known, steps, row.sampling[steps], *gained]
+            stable = row.ended, row.diverged, row.spiked
+            measured = [*known, steps, row.sampling[steps], *gained, *stable]
             lines.append([row.method, costs.baseline, *map(exact, measured)])
     return formatting.csv_table(CSV_COLUMNS, lines)

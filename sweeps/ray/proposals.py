@@ -151,6 +151,7 @@ def final_score(run: RunDirectory, metric_steps: int) -> float | None:
         cell = record["cell"]
         if (
             (cell["steps"], cell["weights"]) == (metric_steps, "ema")
+            and cell.get("at_step") is None
             and (cell["guidance"], cell["sample_set"], cell["times"]) == (1, 0, None)
             and any(_same(a, metric) for a in (record["asked"], *record.get("asked_also", ())))
         ):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers.synthetic_runs import Run, write_sweep
 from scipy import stats
@@ -15,6 +17,7 @@ from fewstep.analysis.columns import cell_origin
 from fewstep.analysis.costs import Cost, Costs, costs, improvement
 from fewstep.errors import UserError
 from fewstep.experiments.config.overrides import format_override
+from fewstep.reports.tables.costs import tables
 
 TWO = {"processes": 2, "device_name": "H200"}
 
@@ -133,3 +136,30 @@ def test_settings_that_make_a_cell() -> None:
         "1",
         "[0,false]",
     ]
+
+
+def test_how_many_diverged_or_spiked(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, [
+        *(Run("FM", s, {1: 90.0}) for s in range(2)),
+        Run("FM", 2, done=False),  # has not ended
+        Run("FM", 3, failure="oom"),  # nor has this one
+        Run("CT", 0, {1: 9.0}), Run("CT", 1, {1: 9.0}), Run("CT", 2, failure="nan"),
+    ])  # fmt: skip
+    for key, last in (("fm-s0", 1.0), ("fm-s3", 50.0), ("ct-s0", 50.0), ("ct-s1", 1.0)):
+        norms = [1.0] * 9 + [last]
+        every = 25 if key == "fm-s3" else 50
+        lines = [{"step": every * (i + 1), "grad_norm": n} for i, n in enumerate(norms)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (sweep / key / "metrics.jsonl").write_text(text)
+    frame = load(sweep)
+    spikes = dict(zip(frame["key"], frame["first_spike"], strict=True))
+    assert (spikes["fm-s0"], spikes["ct-s0"], spikes["ct-s1"]) == (0, 500, 0)
+    assert spikes["fm-s1"] is pd.NA  # its norms are not known
+    fm, ct = costs(summarise(frame), frame).rows
+    assert (fm.ended, fm.diverged, fm.spiked) == (2, 0, 0)
+    assert (ct.ended, ct.diverged, ct.spiked) == (3, 1, 2)
+    table = next(t for t in tables(summarise(frame), costs(summarise(frame), frame))
+                 if t.title == "Stability of training")  # fmt: skip
+    assert [list(row) for row in table.rows] == [
+        ["FM", "2", "0", "0", "0%"], ["CT", "3", "1", "2", "67%"]
+    ]  # fmt: skip

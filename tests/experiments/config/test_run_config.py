@@ -153,6 +153,11 @@ REFUSED: list[tuple[list[str], list[str]]] = [
         ],
         ["sigma_rel 0.25 cannot be made of training.posthoc_ema", "2 steps of widths 0.05, 0.1"],
     ),
+    (
+        ["training.steps=9", "evaluation.at_steps=[3,9]"],
+        ["evaluation.at_steps must be less than training.steps=9", "got 9"],
+    ),
+    (["evaluation.at_steps=[0]"], ["evaluation.at_steps", "0"]),
     (["trainin.steps=3"], ["did you mean 'training.steps'"]),
     (["objectve=scm"], ["unknown setting 'objectve'", "did you mean 'objective'"]),
     (["training=3"], ["unknown setting 'training'"]),

@@ -32,19 +32,21 @@ def test_samples_and_pairs(tmp_path: Path) -> None:
     settings = (
         "evaluation.steps=[1,2]", "evaluation.samples=70", "training.checkpoint_every=2",
         "training.posthoc_ema=[0.05,0.1]", "training.posthoc_every=4",
+        "evaluation.at_steps=[3]",
     )  # fmt: skip
     config = tiny(tmp_path, *taught(tmp_path, "reflow"), *settings)
     directory = prepare(config)
     run(directory)
     use = disk_use(config, config.data.load())
     assert use is not None
-    assert use.total == use.checkpoints + use.averages + use.samples + use.pairs
+    assert use.total == sum(vars(use).values())
     sizes = {n: sum(f.stat().st_size for f in (directory.path / n).rglob("*") if f.is_file())
              for n in vars(use)}  # fmt: skip
     assert use.checkpoints < sizes["checkpoints"] < use.checkpoints * 1.3  # names and shapes
+    assert use.weights < sizes["weights"] < use.weights * 1.3
     assert use.averages < sizes["averages"] < use.averages * 1.1
     assert use.pairs == 40 * (2 * 64 * 4 + 8) < sizes["pairs"] < use.pairs * 1.1
-    assert use.samples == 2 * 64 * 64  # two cells of 64 images of 64 bytes, before compression
+    assert use.samples == 4 * 64 * 64  # four cells of 64 images of 64 bytes, before compression
 
 
 def test_the_cache_is_that_of_both_splits() -> None:

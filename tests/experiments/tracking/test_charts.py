@@ -24,7 +24,7 @@ from fewstep.experiments.tracking.charts import (
 ONE = {"objective.name": "scm", "training.lr": "0.1", "training.steps": "5", "seed": "0"}
 TWO = {"objective.name": "ect", "training.lr": "0.2", "training.steps": "5", "seed": "1"}
 CELLS = ["kid_vs_nfe", "fd_vs_nfe", "fd_nfe_1", "fd_nfe_16", "fd_nfe_2", "kid_nfe_1", "fd_floor",
-         "fd_nfe_1_raw", "fd_vs_nfe_raw"]  # fmt: skip
+         "fd_nfe_1_raw", "fd_vs_nfe_raw", "fd_nfe_16_vs_images", "fd_nfe_2_vs_images"]  # fmt: skip
 
 
 def test_what_differs_and_all_have() -> None:
@@ -36,6 +36,7 @@ def test_what_differs_and_all_have() -> None:
 
 def test_what_there_is_to_draw() -> None:
     found = chart_spec([(ONE, CELLS), (TWO, [*CELLS, "fd_nfe_64"])])
+    assert found.over_training == ["fd_nfe_2_vs_images", "fd_nfe_16_vs_images"]
     assert found.over_nfe == ["fd_vs_nfe", "fd_vs_nfe_raw", "kid_vs_nfe"]
     assert found.flat == ["fd_nfe_1", "fd_nfe_2", "fd_nfe_16"]  # by number, and what both have
     assert found.hyperparameters == ["objective.name", "training.lr"]  # a seed is none
@@ -55,7 +56,7 @@ def test_the_layout(averaged: bool) -> None:
     placed = [(sections[chart["metricSectionId"]], chart["type"]) for chart in charts]
     quality = [("Quality", "LINE")] * 3
     assert placed[:4] == (
-        [*quality, ("Training", "LINE")]
+        [*quality, ("Over training", "LINE")]
         if averaged
         else [("Hyperparameters", "PARALLEL"), *quality]
     )

@@ -104,7 +104,7 @@ def test_rows_stand_in_groups(frame: pd.DataFrame) -> None:
 def test_cost_tables(frame: pd.DataFrame) -> None:
     summary = summarise(frame)
     found = costs(summary, frame)
-    training, sampling, gain = cost_tables.tables(summary, found)
+    training, _, sampling, gain = cost_tables.tables(summary, found)
     by_method = {row[0]: dict(zip(training.header, row, strict=True)) for row in training.rows}
     assert by_method["FM"]["Speed"] == "baseline"
     assert by_method["CD"]["Speed"] == "−50%"

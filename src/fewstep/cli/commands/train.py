@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from fewstep.cli.options import Overrides, Runs, with_root
@@ -72,7 +73,10 @@ def bring_to_end(directory: RunDirectory, title: str) -> int:
     except RunLocked as reason:
         err.print(str(reason))
         return BUSY
-    cells = sorted(directory.cells().values(), key=lambda c: (c["metric"]["label"], c["nfe"]))
+    cells = sorted(
+        directory.cells().values(),
+        key=lambda c: (c["metric"]["label"], c["cell"].get("at_step") or math.inf, c["nfe"]),
+    )
     if cells:
         out.print(cells_table(cells))
         if any(record.get("error") is not None for record in cells):

@@ -14,11 +14,13 @@ def cells_table(cells: Sequence[dict[str, Any]]) -> Table:
         " ".join(f"{name}={value}" for name, value in record["cell"]["sampler"].items())
         for record in cells
     ]
+    over_training = any(record["cell"].get("at_step") for record in cells)
     rows = []
     for record, sampler in zip(cells, samplers, strict=True):
         cell, floor, error = record["cell"], record["floor"], record.get("error")
         row = {
             "metric": record["metric"]["label"],
+            **({"at step": str(cell.get("at_step") or "last")} if over_training else {}),
             "steps": str(cell["steps"]) + ("*" if cell["times"] else ""),
             "NFE": str(record["nfe"]),
             "weights": cell["weights"],
