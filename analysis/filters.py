@@ -1,5 +1,6 @@
 """Which cells make up one table, and the refusal to mix what can not be compared."""
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import TypedDict
@@ -11,6 +12,7 @@ from fewstep.errors import UserError, nearest
 RUN = ["sweep", "key"]
 """What names a run; the same configuration has the same key in two sweeps."""
 MAIN = ("FID", "FD")  # what a table holds by default
+BEST = "best"
 
 
 class AmbiguousCells(UserError):
@@ -32,7 +34,7 @@ class Filters(TypedDict, total=False):
     """
 
     weights: str | None  # ema | raw
-    guidance: float | None
+    guidance: float | str | None  # a scale, or "best": of each cell, by a sample set of its own
     sample_set: int | None
     metric: str | None  # label (FD-digits-cnn@597), name (kid) or beginning of an id; else FD
     sampler: str | None  # of the methods that were evaluated with it; others keep their own
@@ -59,8 +61,9 @@ def select(frame: pd.DataFrame, filters: Filters) -> pd.DataFrame:
     _refuse_doubles(runs)
     _refuse_other_data(runs)
     rows = frame[counted(frame) & frame["at_step"].isna()]
+    best = filters.get("guidance") == BEST
     for column in ("weights", "guidance", "sample_set"):
-        if (wanted := filters.get(column)) is not None:
+        if (wanted := filters.get(column)) is not None and wanted != BEST:
             rows = _narrow(rows, column, rows[column] == wanted, wanted)
     if metric := filters.get("metric"):
         named = (rows["metric"] == metric) | (rows["metric_name"].str.lower() == metric.lower())
@@ -73,8 +76,40 @@ def select(frame: pd.DataFrame, filters: Filters) -> pd.DataFrame:
             has_it = rows[column] == wanted
             others = ~rows["method"].isin(rows.loc[has_it, "method"])
             rows = _narrow(rows, column, has_it, wanted, others)
-    _refuse_mixtures(rows)
-    return rows
+    _refuse_mixtures(rows, ("weights",) if best else ("weights", "guidance"))
+    return _best_guidance(rows) if best else rows
+
+
+def _best_guidance(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each method and number of steps at the scale that is best on one sample set.
+
+    That set, the lowest, is left out: a value that was chosen for being low is not shown. The
+    column ``selected_from`` says among which scales. Scales that lack a seed are not chosen.
+
+    Raises ``UserError``: there is one sample set, or neither low nor high values are better.
+    """
+    if rows.empty:
+        return rows.assign(selected_from=pd.Series(dtype="string"))
+    better, sets = str(rows["better"].iloc[0]), sorted(rows["sample_set"].unique())
+    if better not in ("lower", "higher"):
+        raise UserError(f"no guidance is best: of {rows['metric'].iloc[0]}, {better} is better")
+    if len(sets) < 2:
+        raise UserError(
+            "--guidance best chooses the scale on one sample set and shows the others: "
+            "evaluate with evaluation.sample_sets=2 or more"
+        )
+    first = rows[rows["sample_set"] == sets[0]]
+    scales: dict[tuple[str, int], float] = {}
+    for place, own in first.groupby(["method", "steps"], sort=False):
+        by_scale = own.groupby("guidance")["value"].agg(["mean", "size"])
+        whole = by_scale[by_scale["size"] == by_scale["size"].max()]["mean"]
+        scales[place] = float(whole.idxmin() if better == "lower" else whole.idxmax())
+    places = zip(rows["method"], rows["steps"], strict=True)
+    wanted = [scales.get(place, math.nan) for place in places]
+    kept = (rows["guidance"] == wanted) & (rows["sample_set"] != sets[0])
+    *others, most = (f"{scale:g}" for scale in sorted(rows["guidance"].unique()))
+    among = f"{', '.join(others)} and {most}" if others else most
+    return rows[kept].assign(selected_from=f"{among} on sample set {sets[0]}")
 
 
 def _narrow(
@@ -135,17 +170,17 @@ def which_data(runs: pd.DataFrame) -> "pd.Series[str]":
     return runs["data"].fillna("") + " " + runs["data_settings"].fillna("")
 
 
-def _refuse_mixtures(rows: pd.DataFrame) -> None:
+def _refuse_mixtures(rows: pd.DataFrame, single: Sequence[str]) -> None:
     if rows["metric_id"].nunique() > 1:
         ids = dict(zip(rows["metric_id"], rows["metric"], strict=True))
         identities = " and ".join(f"{label} [{identity}]" for identity, label in ids.items())
         raise AmbiguousCells(f"a table holds one metric, got {identities}", "metric", list(ids))
-    for column in ("weights", "guidance"):
+    for column in single:
         if rows[column].nunique() > 1:
             kinds = _distinct(rows[column])
             raise AmbiguousCells(f"a table holds one {column}, got {_either(kinds)}", column, kinds)
     # A sampler belongs to its objective, so methods may differ in it; one method may not.
-    for column, scope in (("sampler", ["method"]), ("times", ["method", "steps"])):
+    for column, scope in (("sampler", ["method", "guidance"]), ("times", ["method", "steps"])):
         distinct = rows.drop_duplicates([*scope, column])
         mixed = distinct[distinct.duplicated(scope, keep=False)]
         if len(mixed):

@@ -1,12 +1,13 @@
 """FD over training: cells of earlier training steps (``evaluation.at_steps``), and of the last."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from fewstep.analysis.filters import RUN, counted
 from fewstep.analysis.statistics import Curves, estimate
 
 KIND = ["method", "steps", "metric_id", "weights", "guidance", "sample_set", "sampler", "times"]
-POINT = ["method", "steps", "images", "value"]
 
 
 def over_training(frame: pd.DataFrame, cells: pd.DataFrame) -> dict[int, Curves]:
@@ -23,13 +24,20 @@ def over_training(frame: pd.DataFrame, cells: pd.DataFrame) -> dict[int, Curves]
     rows = pd.concat([cells, earlier], ignore_index=True)
     rows["images"] = rows["at_step"].fillna(rows["train_steps"]) * rows["batch_size"]
     rows["images"] += rows["teacher_images_seen"].fillna(0)
-    by_run = rows.groupby(["method", "steps", "images", *RUN], sort=False)["value"].mean()
+    return curves_by("images", rows, list(cells["method"].unique()))
+
+
+def curves_by(x: str, rows: pd.DataFrame, methods: Sequence[str]) -> dict[int, Curves]:
+    """For each number of steps: method -> value of column ``x`` -> the mean over its seeds.
+
+    Of several sample sets, a run's value is their mean.
+    """
+    by_run = rows.groupby(["method", "steps", x, *RUN], sort=False)["value"].mean().reset_index()
     values: dict[tuple[int, str, float], list[float]] = {}
-    for method, steps, images, value in by_run.reset_index()[POINT].itertuples(index=False):
-        values.setdefault((int(steps), str(method), float(images)), []).append(float(value))
-    order = {method: i for i, method in enumerate(cells["method"].unique())}
+    for method, steps, at, value in by_run[["method", "steps", x, "value"]].itertuples(index=False):
+        values.setdefault((int(steps), str(method), float(at)), []).append(float(value))
     curves: dict[int, Curves] = {}
-    for place in sorted(values, key=lambda place: (place[0], order[place[1]], place[2])):
-        steps, method, images = place
-        curves.setdefault(steps, {}).setdefault(method, {})[images] = estimate(values[place])
+    for place in sorted(values, key=lambda p: (p[0], methods.index(p[1]), p[2])):
+        steps, method, at = place
+        curves.setdefault(steps, {}).setdefault(method, {})[at] = estimate(values[place])
     return curves

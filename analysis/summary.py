@@ -225,10 +225,16 @@ def _conditions(rows: pd.DataFrame, runs: pd.DataFrame) -> Conditions:
         return next(iter(distinct(rows, column)), None)
 
     cells = rows.drop_duplicates(["method", "steps"])
+    chosen = "selected_from" in rows  # by each cell's own scale
     single = ("metric", "metric_id", "metric_name", "better", "extractor", "extractor_sha256",
               "samples", "reference", "reference_samples", "weights", "guidance")  # fmt: skip
+    facts: dict[str, Any] = {column: only(column) for column in single}
+    if chosen:
+        scales = cells[["method", "steps", "guidance"]].itertuples(index=False)
+        facts |= {"guidance": None, "selected_from": only("selected_from")}
+        facts["guidances"] = {(str(m), int(s)): float(scale) for m, s, scale in scales}
     return Conditions(
-        **{column: only(column) for column in single},
+        **facts,
         sample_sets=tuple(sorted(distinct(rows, "sample_set"))),
         data=distinct(runs, "data"),
         data_versions=_data_versions(runs),

@@ -76,6 +76,8 @@ class Conditions:
     reference_samples: int | None = None
     weights: str | None = None
     guidance: float | None = None
+    selected_from: str | None = None  # scales, and the sample set that chose each cell's among them
+    guidances: Mapping[tuple[str, int], float] = field(default_factory=dict)  # these cells' scales
     sample_sets: tuple[int, ...] = ()
     data: tuple[str, ...] = ()
     data_versions: Mapping[str, tuple[str, str]] = field(default_factory=dict)

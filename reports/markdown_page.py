@@ -11,7 +11,7 @@ from fewstep.reports.content.formatting import markdown, markdown_table
 from fewstep.reports.content.method_selection import note
 from fewstep.reports.content.provenance import plain_rows
 from fewstep.reports.content.report_data import ReportData
-from fewstep.reports.tables import costs, published_table, quality
+from fewstep.reports.tables import agreement, costs, guidance, published_table, quality
 from fewstep.reports.tables.plain import failures
 
 FIGURES = {  # file, title, what it shows
@@ -28,6 +28,10 @@ FIGURES = {  # file, title, what it shows
     "fd_over_training": (
         "Quality over training",
         "Means over seeds with their 95% intervals, at the training steps that were evaluated.",
+    ),
+    "fd_vs_guidance": (
+        "Quality versus guidance scale",
+        "Means over seeds with their 95% intervals; the same numbers are in the table of scales.",
     ),
     "seeds": ("Every seed", "A mark for each training seed; grey lines join what one seed gave."),
     "loss_vs_log_snr": (
@@ -51,6 +55,12 @@ def page(view: ReportData, figures: Collection[str]) -> str:
         apart = published_table.table(view.apart, summary.conditions)
         text = published_table.markdown(view.apart, summary.conditions)
         parts += [f"## {markdown(apart.title)}", text.rstrip()]
+    if view.agreements:
+        orders = agreement.table(view.agreements)
+        parts += [f"## {orders.title}", orders.markdown(), markdown(orders.note)]
+    if view.over_guidance:
+        scales = guidance.table(summary, view.over_guidance)
+        parts += [f"## {markdown(scales.title)}", scales.markdown(), markdown(scales.note)]
     for name, (title, what) in FIGURES.items():
         if name in figures:
             shown = figure_caption(view.drawn) if name == "fd_vs_nfe" else what + note(view.drawn)

@@ -8,8 +8,10 @@ from typing import Unpack
 
 import pandas as pd
 
+from fewstep.analysis.agreement import agreements
 from fewstep.analysis.costs import costs as summarise_costs
 from fewstep.analysis.filters import Filters, select
+from fewstep.analysis.guidance import over_guidance
 from fewstep.analysis.over_training import over_training
 from fewstep.analysis.statistics import Curves
 from fewstep.analysis.summary import summarise
@@ -22,11 +24,12 @@ from fewstep.reports.content.report_data import ReportData
 from fewstep.reports.figures.image_grid import drawable
 from fewstep.reports.html import page as html
 from fewstep.reports.markdown_page import contents, page
-from fewstep.reports.tables import costs, plain, published_table, quality
+from fewstep.reports.tables import agreement, costs, guidance, plain, published_table, quality
 
 KINDS = ("png", "pdf")
 FIGURES = (
     "fd_vs_nfe", "fd_vs_compute", "seeds", "samples", "loss_vs_log_snr", "fd_over_training",
+    "fd_vs_guidance",
 )  # fmt: skip
 FILES = (
     "report.html", "report.md", "table.md", "table.csv", "table.tex", "table_preview.tex",
@@ -35,7 +38,8 @@ FILES = (
 )  # fmt: skip
 OPTIONAL = (  # where there is something to show
     *(f"{name}.{kind}" for name in FIGURES[4:] for kind in KINDS),
-    "published.md", "published.csv", "published.tex",
+    "published.md", "published.csv", "published.tex", "guidance.md", "guidance.csv", "guidance.tex",
+    "agreement.md", "agreement.csv",
 )  # fmt: skip
 
 
@@ -120,7 +124,9 @@ def views_of(
                 origins=provenance.origins(summary, cells),
                 published=beside(summary.conditions, published),
                 apart=apart(summary.conditions, published),
+                agreements=agreements(part, cells),
                 over_training=over_training(part, cells),
+                over_guidance=over_guidance(part, cells),
                 curves={m: curve for m, curve in (curves or {}).items() if m in shown.methods},
             )
         )  # fmt: skip
@@ -139,7 +145,8 @@ def _files(view: ReportData) -> dict[str, str | bytes]:
     """The files of one data set, but for report.html."""
     summary, theirs, others = view.summary, view.published, view.apart
     figures = _figures(view)
-    inputs = ("table", "costs", *(["published"] if others else []), "methods")
+    inputs = ("table", "costs", *(["published"] if others else []),
+              *(["guidance"] if view.over_guidance else []), "methods")  # fmt: skip
     files: dict[str, str | bytes] = {
         "table.md": quality.markdown(summary, theirs),
         "table.csv": quality.csv(summary),
@@ -161,6 +168,13 @@ def _files(view: ReportData) -> dict[str, str | bytes]:
         files["published.md"] = published_table.markdown(others, ours)
         files["published.csv"] = published_table.csv(others, ours)
         files["published.tex"] = published_table.latex(others, ours)
+    if view.agreements:
+        files["agreement.md"] = agreement.markdown(view.agreements)
+        files["agreement.csv"] = agreement.csv(view.agreements)
+    if view.over_guidance:
+        files["guidance.md"] = guidance.markdown(summary, view.over_guidance)
+        files["guidance.csv"] = guidance.csv(view.over_guidance)
+        files["guidance.tex"] = guidance.latex(summary, view.over_guidance)
     return files
 
 
@@ -185,7 +199,8 @@ def _figures(view: ReportData) -> dict[str, bytes]:
         drawing.seed_plot(summary),
         sample_grid.sample_grid(summary, view.samples) if view.samples else None,
         drawing.curves(*chart_data.loss(view.curves, summary.methods)) if view.curves else None,
-        drawing.over_training(summary, view.over_training),
+        drawing.panels(summary, chart_data.over_training(summary, view.over_training)),
+        drawing.panels(summary, chart_data.over_guidance(summary, view.over_guidance)),
     )
     files = {}
     for name, figure in zip(FIGURES, pictures, strict=True):

@@ -108,8 +108,11 @@ def draw(
     samples: int,
     batch_size: int,
     on_images: OnImages = lambda images: None,
+    label: int | None = None,
 ) -> SampleBatch:
     """Sample ``net``; the noise and the labels depend on the seed and the sample set alone.
+
+    ``label``: one class for all, in place of the training split's proportions.
 
     ``batch_size`` bounds what the network is asked at a time and changes no number but by rounding.
     ``on_images`` gets the number of images of each call in this process; what it raises, ends the
@@ -120,6 +123,8 @@ def draw(
     g = generator(seed, "noise", cell.sample_set)
     noise = torch.randn(samples, *dataset.shape, generator=g)
     y = _conditions(dataset, samples, generator(seed, "labels", cell.sample_set))
+    if label is not None:
+        y = torch.full((samples,), label)
     check_guidance(config, dataset, f"guidance {cell.guidance:g}", cell.guidance != 1)
     parts, calls, rounding = [], 0, rounding_of(config.evaluation.protocol)
     for i, index in enumerate(torch.arange(samples).split(BLOCK)):

@@ -50,6 +50,8 @@ def measured(summary: Summary) -> list[str]:
     against = f" against {c.reference_samples:,} references" if c.reference_samples else ""
     split = f" ({c.reference} split)" if c.reference else ""
     guidance = "no guidance" if c.guidance in (None, 1.0) else f"guidance {c.guidance:g}"
+    if c.selected_from:
+        guidance = "guidance selected for each cell"
     weights = _averaged(c.weights or "")
     sets = [str(s) for s in c.sample_sets]
     plural = "s" if len(sets) > 1 else ""
@@ -58,11 +60,31 @@ def measured(summary: Summary) -> list[str]:
     lines = [
         f"{c.metric}{on}{network} ({better}; metric {c.metric_id}{extractor}).",
         f"{c.samples:,} samples{against}{split}, {weights} weights, {guidance}{sample_set}.",
+        *_guidance(summary),
         _samplers(summary, c),
         *_nfe(summary),
     ]
     return [*lines, *(f"{method} takes its {steps} steps at times {times}."
                       for method, steps, times in c.given_times)]  # fmt: skip
+
+
+def _guidance(summary: Summary) -> list[str]:
+    """Which scale each cell has, and how it was selected."""
+    c = summary.conditions
+    if not c.selected_from:
+        return []
+    parts = []
+    for method in summary.methods:
+        own = {steps: scale for (m, steps), scale in c.guidances.items() if m == method}
+        by_scale = {scale: [str(s) for s in sorted(own) if own[s] == scale]
+                    for scale in sorted(set(own.values()))}  # fmt: skip
+        if by_scale:
+            scales = [f"{scale:g} at {enumerated(steps)}" for scale, steps in by_scale.items()]
+            parts.append(f"{method} {enumerated(scales)}")
+    return [
+        f"Each cell's guidance scale is the best of {c.selected_from}, which its value does not "
+        f"use; at steps: {'; '.join(parts)}."
+    ]
 
 
 def _averaged(weights: str) -> str:

@@ -138,31 +138,42 @@ def _spent_axis(title: str, spent: Collection[float]) -> Axis:
 
 def over_training(summary: Summary, curves: Mapping[int, Curves]) -> list[Chart]:
     """A panel per number of sampling steps: a line per method over the images it has seen."""
-    shown = [steps for steps in shown_steps(summary) if steps in curves]
+    taught = ", the teacher's included" if summary.two_phase else ""
+    return _panels_of(summary, curves, f"Training images{taught}", "over training", " images")
+
+
+def over_guidance(summary: Summary, curves: Mapping[int, Curves]) -> list[Chart]:
+    """A panel per number of sampling steps: a line per method over the scale of guidance."""
+    return _panels_of(summary, curves, "Guidance scale", "by guidance scale", " guidance")
+
+
+def _panels_of(
+    summary: Summary, curves: Mapping[int, Curves], x_title: str, over: str, unit: str
+) -> list[Chart]:
+    """``curves``: by number of steps; methods that the summary lacks are left out."""
     drawn = {
         steps: {m: curve for m, curve in curves[steps].items() if m in summary.methods}
-        for steps in shown
-    }
+        for steps in shown_steps(summary) if steps in curves
+    }  # fmt: skip
     points = [(x, p.mean) for of in drawn.values() for c in of.values() for x, p in c.items()]
     if not points:
         return []
-    taught = ", the teacher's included" if summary.two_phase else ""
-    x = _spent_axis(f"Training images{taught}", [x for x, _ in points])
+    x = _spent_axis(x_title, [x for x, _ in points])
     values = [mean for _, mean in points if mean > 0] + [f for f in [_floor(summary)] if f]
     low, high = min(values, default=0.1) / 1.4, max(values, default=10.0) * 1.4
     ticks = [(t, f"{t:g}") for t in log_ticks(low, high)]
-    y = Axis(low, high, ticks, summary.conditions.metric or "", log=True)
-    return [
-        Chart(
-            f"{summary.conditions.metric} at {in_steps(steps)} over training", x, y,
-            [Series(method, summary.methods.index(method), [
-                Mark(at, p.mean, f"{method}, {at:,.0f} images: {number(p.mean)}", p.half_width)
-                for at, p in curve.items()
-            ]) for method, curve in drawn[steps].items()],
-            _floor(summary), title=in_steps(steps),
-        )
-        for steps in shown
-    ]  # fmt: skip
+    metric = summary.conditions.metric or ""
+    y = Axis(low, high, ticks, metric, log=True)
+    charts = []
+    for steps, of in drawn.items():
+        series = []
+        for method, curve in of.items():
+            marks = [Mark(at, p.mean, f"{method},{unit} {at:,g}: {number(p.mean)}", p.half_width)
+                     for at, p in curve.items()]  # fmt: skip
+            series.append(Series(method, summary.methods.index(method), marks))
+        label = f"{metric} at {in_steps(steps)} {over}"
+        charts.append(Chart(label, x, y, series, _floor(summary), title=in_steps(steps)))
+    return charts
 
 
 def shown_steps(summary: Summary) -> list[int]:

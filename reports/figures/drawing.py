@@ -1,7 +1,7 @@
 """Charts as PNG and PDF, by matplotlib without pyplot: no global state, no display."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from fewstep.analysis.statistics import Curves
 from fewstep.analysis.summary_types import Summary
 from fewstep.reports.content.captions import FLOOR
 from fewstep.reports.content.formatting import no_value, number, wrapped
@@ -67,9 +66,8 @@ def fd_vs_compute(summary: Summary, cells: pd.DataFrame) -> Figure | None:
     return _panels(summary, chart_data.compute(summary, cells), 1.75)
 
 
-def over_training(summary: Summary, curves: Mapping[int, Curves]) -> Figure | None:
-    """A panel per number of steps, a line per method over training; None without such cells."""
-    charts = chart_data.over_training(summary, curves)
+def panels(summary: Summary, charts: Sequence[Chart]) -> Figure | None:
+    """Side by side, a line for each method in each; None where there is no chart."""
     return _panels(summary, [charts], 2.2, line=True)
 
 

@@ -27,7 +27,7 @@ from fewstep.reports.content.row_groups import groups, published_value
 from fewstep.reports.figures import chart_data
 from fewstep.reports.html.svg import Placed
 from fewstep.reports.html.thumbnails import tiles
-from fewstep.reports.tables import costs, published_table
+from fewstep.reports.tables import agreement, costs, guidance, published_table
 from fewstep.reports.tables.plain import failures
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -117,6 +117,9 @@ def _part(view: ReportData, objectives: Mapping[str, int]) -> Json:
         "costs": [t for t in costs.tables(summary, view.costs) if t.rows] if measured else [],
         "published": published_table.table(view.apart, summary.conditions) if view.apart else None,
         "compute": chart_data.compute(drawn, view.cells) if measured else [],
+        "over_guidance": chart_data.over_guidance(drawn, view.over_guidance),
+        "agreement": agreement.table(view.agreements) if view.agreements else None,
+        "scales": guidance.table(summary, view.over_guidance) if view.over_guidance else None,
         "over_training": chart_data.over_training(drawn, view.over_training),
         "seeds": chart_data.seeds(drawn),
         "loss": chart_data.loss(view.curves, drawn.methods),

@@ -171,6 +171,10 @@ def keys(folder: Path) -> list[str]:
         (["evaluate", "KEY", "evaluation.extractor=cnn"], "extractor cnn needs labelled images"),
         (["evaluate", "KEY", "evaluation.reference_file=runs/train/KEY/spec.json"], "spec.json"),
         (["sample", "KEY"], "gaussians is not made of images"),
+        (
+            ["report", "train", "--guidance", "bset"],
+            "--guidance takes a scale, or best, got 'bset'",
+        ),
         (["report", "trian"], "/runs/; did you mean 'train'?"),
         (["status", "trian"], "did you mean 'train'?"),
     ],
@@ -207,6 +211,16 @@ def test_evaluating_or_sampling_an_unfinished_run(copied, monkeypatch, capsys):
     (run / "result.json").unlink()
     told = f"run {key} is not finished (running): train it to its end first"
     refused_here(["evaluate", key[:5], "evaluation.steps=[2]"], told, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("10", "unknown --class '10'"), ("cat", "(choices: 0 to 9)"), ("-1", "'-1'")]
+)
+def test_a_class_that_there_is_not(images, tmp_path, monkeypatch, capsys, name, told):
+    shutil.copytree(images, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    key = keys(tmp_path / "copy")[0]
+    refused_here(["sample", key, f"--class={name}"], told, monkeypatch, capsys)
 
 
 def test_sampling_without_a_checkpoint(images, tmp_path):

@@ -109,9 +109,13 @@ def test_sample_writes_a_picture(images, tmp_path):
     assert not (run / "evaluations").stat().st_mtime_ns > output.stat().st_mtime_ns
 
     same = tmp_path / "same.png"
-    succeed("sample", run, "--steps", 2, "--out", same, "--count", 16, cwd=tmp_path)
+    few = ("sample", run, "--steps", 2, "--out", same, "--count", 16)
+    succeed(*few, cwd=tmp_path)
     with Image.open(same) as picture:
         assert picture.size[0] == picture.size[1] < size[0]
+    mixed = same.read_bytes()
+    succeed(*few, "--class", 7, cwd=tmp_path)
+    assert same.read_bytes() != mixed
 
 
 def test_interrupted_and_failed_training_are_told_in_a_line(tmp_path):

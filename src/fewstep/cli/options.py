@@ -43,7 +43,13 @@ JsonFile = Annotated[
 
 # the cells of a table
 Weights = Annotated[str | None, typer.Option(help="ema or raw, if a sweep has both.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale, if there are several.")]
+Guidance = Annotated[
+    str | None,
+    typer.Option(
+        help="Guidance scale, if there are several; best: of each cell, chosen on one sample set "
+        "and measured on the others."
+    ),
+]
 SampleSet = Annotated[
     int | None, typer.Option(help="One sample set, if there are several; default: their mean.")
 ]

@@ -115,6 +115,14 @@ def test_labels_have_the_proportions_of_the_training_split(digits: Dataset, samp
         assert not torch.equal(drawn.y, drawn.y.sort().values)  # shuffled
 
 
+def test_one_class_in_place_of_the_mixture(digits: Dataset) -> None:
+    net = Recorder()
+    drawn = draw(tiny(Path("unused")), digits, net, SamplingConfig(1), 30, 1000, label=7)
+    assert drawn.y is not None
+    assert net.y[0] is not None
+    assert drawn.y.tolist() == net.y[0].tolist() == [7] * 30
+
+
 # --------------------------------------------------------------------------- how many, how often
 
 

@@ -9,10 +9,11 @@ import typer
 
 from fewstep.cli import options as opt
 from fewstep.cli.views.console import new_table, out
-from fewstep.errors import UserError, check_range, counted
+from fewstep.errors import UserError, check_range, counted, unknown
 
 if TYPE_CHECKING:
     from fewstep.experiments.config.run_config import RunConfig
+    from fewstep.experiments.data import Dataset
     from fewstep.experiments.store.run_directory import RunDirectory
 
 WEIGHTS = "ema, raw, ema-DECAY (one of training.ema) or sigma_rel-WIDTH."
@@ -54,12 +55,16 @@ def sample(
     count: Annotated[int, typer.Option(help="How many samples.")] = 64,
     weights: Annotated[str, typer.Option(help=WEIGHTS)] = "ema",
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 1.0,
+    of_class: Annotated[
+        str | None,
+        typer.Option("--class", help="One class for all, by number or name; default: a mixture."),
+    ] = None,
     overrides: opt.Overrides = None,
     runs: opt.Runs = None,
 ) -> None:
     """Draw samples of a run into an image.
 
-    Example: [bold]fewstep sample 3f2a --steps 4 --out grid.png[/]
+    Example: [bold]fewstep sample 3f2a --steps 4 --class 7 --guidance 2 --out grid.png[/]
     """
     from fewstep.experiments.config.averages import weights_name
     from fewstep.experiments.config.data_location import load_data
@@ -80,10 +85,12 @@ def sample(
     dataset = load_data(config, directory)
     if not dataset.is_image:
         raise UserError(f"{dataset.name} is not made of images: no image can be drawn")
+    label = None if of_class is None else _label(of_class, dataset)
     net = load_network(config, dataset, directory, weights)
     net.to(choose_device(config.training.device))
     cell = SamplingConfig(steps, None, weights, guidance, 0)
-    batch = draw(config, dataset, net, cell, count, config.evaluation.batch_size)
+    size = config.evaluation.batch_size
+    batch = draw(config, dataset, net, cell, count, size, label=label)
     write_mosaic(batch.x.numpy(), output)
     calls = counted(batch.nfe, "network call")
     out.print(f"{counted(count, 'sample')}, {calls} each: {output}")
@@ -143,6 +150,18 @@ def bias(
         figure = directory.diagnostics / f"{stem}.png"
         figure.write_bytes(render(bias_figure(label, records), "png"))
         out.print(f"figure: {figure}")
+
+
+def _label(name: str, dataset: Dataset) -> int:
+    """The class that ``--class`` names, by its name or its number."""
+    if not dataset.num_classes:
+        raise UserError(f"--class {name}: {dataset.name} has no classes")
+    if name in dataset.class_names:
+        return dataset.class_names.index(name)
+    if name.isdecimal() and int(name) < dataset.num_classes:
+        return int(name)
+    numbers = f"0 to {dataset.num_classes - 1}"
+    raise unknown("--class", name, [*dataset.class_names, numbers])
 
 
 def _weights(name: str, config: RunConfig) -> str:

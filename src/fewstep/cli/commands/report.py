@@ -204,9 +204,15 @@ def _writing(what: str, folder: Path) -> Iterator[None]:
 
 def _filters(options: Mapping[str, Any]) -> Any:
     """Those of a command's ``options`` that choose among cells, as far as they are given."""
-    from fewstep.analysis.filters import Filters
+    from fewstep.analysis.filters import BEST, Filters
 
-    return {name: options[name] for name in Filters.__annotations__ if options[name] is not None}
+    given = {n: options[n] for n in Filters.__annotations__ if options[n] is not None}
+    if (scale := given.get("guidance")) not in (None, BEST):
+        try:
+            given["guidance"] = float(scale)
+        except ValueError:
+            raise UserError(f"--guidance takes a scale, or {BEST}, got {scale!r}") from None
+    return given
 
 
 def _sweeps(first: str, others: list[str] | None, runs: str | None) -> list[SweepDirectory]:
