@@ -1,5 +1,6 @@
 """The paragraph of a paper that says how the numbers were made, from what the runs recorded."""
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,8 @@ def markdown(paragraphs: Sequence[str]) -> str:
 def latex(paragraphs: Sequence[str]) -> str:
     r"""Paragraphs to be \\input."""
     text = "\n\n".join(map(escape_latex, paragraphs))
+    hexadecimal = r"(?<![0-9a-f])[0-9a-f]{32,}(?![0-9a-f])"  # longer than a narrow column
+    text = re.sub(hexadecimal, lambda m: r"\allowbreak ".join(re.findall(".{1,8}", m[0])), text)
     return f"{{\\sloppy\n{text}\n\n}}\n"  # long names of settings do not hyphenate
 
 

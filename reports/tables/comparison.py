@@ -109,7 +109,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    """A ``table`` float to be \\input; its document needs ``\\usepackage{booktabs}``."""
+    """A ``table`` float to be \\input; its document needs booktabs and graphicx."""
     return plain.latex(_table(comparison))
 
 

@@ -148,7 +148,7 @@ def markdown(summary: Summary, costs: Costs) -> str:
 
 
 def latex(summary: Summary, costs: Costs) -> str:
-    """A ``table`` float of each to be \\input; their document needs ``\\usepackage{booktabs}``."""
+    """A ``table`` float of each to be \\input; their document needs booktabs and graphicx."""
     return plain.latex(*tables(summary, costs))
 
 

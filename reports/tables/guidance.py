@@ -43,7 +43,7 @@ def markdown(summary: Summary, curves: Mapping[int, Curves]) -> str:
 
 
 def latex(summary: Summary, curves: Mapping[int, Curves]) -> str:
-    """A ``table`` float to be \\input; its document needs ``\\usepackage{booktabs}``."""
+    """A ``table`` float to be \\input; its document needs booktabs and graphicx."""
     return plain.latex(table(summary, curves))
 
 

@@ -39,7 +39,7 @@ def failures(summary: Summary) -> Table:
 
 
 def latex(*tables: Table) -> str:
-    """``table`` floats to be \\input; their document needs ``\\usepackage{booktabs}``."""
+    """``table`` floats to be \\input; their document needs booktabs and graphicx."""
     floats = []
     for table in tables:
         head, *heads = table.header
@@ -52,9 +52,17 @@ def latex(*tables: Table) -> str:
     return latex_file(floats)
 
 
+FLOATS = r"""% \usepackage{booktabs,graphicx}
+\makeatletter % over both columns where there are two; smaller where it is wider than the text
+\providecommand{\fewstepfloat}{table\if@twocolumn*\fi}
+\providecommand{\fewstepfit}[1]{\sbox\z@{#1}\ifdim\wd\z@>\linewidth
+  \resizebox{\linewidth}{!}{\usebox\z@}\else\usebox\z@\fi}
+\makeatother"""
+
+
 def latex_file(lines: Iterable[str]) -> str:
-    """Lines that need booktabs, as a file that says so."""
-    return "\n".join([r"% \usepackage{booktabs}", *lines, ""])
+    """Lines with floats, as a file that says what it needs."""
+    return "\n".join([FLOATS, *lines, ""])
 
 
 def latex_float(
@@ -62,16 +70,16 @@ def latex_float(
 ) -> list[str]:
     """A ``table`` float with a plain-text caption above ``lines``, those of the tabular."""
     return [
-        r"\begin{table}[t]",
+        r"\begin{\fewstepfloat}[t]",
         rf"\centering\{size}\setlength{{\tabcolsep}}{{4pt}}\setlength{{\belowcaptionskip}}{{4pt}}",
         rf"\caption{{{formatting.latex(caption)}}}",
         *([rf"\label{{{label}}}"] if label else []),
-        rf"\begin{{tabular}}{{{columns}}}",
+        rf"\fewstepfit{{\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         *lines,
         r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
+        r"\end{tabular}}",
+        r"\end{\fewstepfloat}",
     ]
 
 
@@ -92,12 +100,23 @@ def latex_lines(lines: Sequence[str], align: str) -> str:
     return rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}" + r" \\ ".join(lines) + r"\end{tabular}"
 
 
-def latex_document(*files: str) -> str:
+LAYOUTS = {  # text width of NeurIPS; columns of CVPR
+    "landscape": (r"\documentclass{article}", "a4paper,landscape,margin=2cm"),
+    "neurips": (r"\documentclass{article}", "letterpaper,textwidth=5.5in,textheight=9in"),
+    "cvpr": (
+        r"\documentclass[10pt,twocolumn]{article}",
+        "letterpaper,textwidth=6.875in,textheight=8.875in,columnsep=0.3125in",
+    ),
+}
+
+
+def latex_document(*files: str, layout: str = "landscape") -> str:
     """A document of its own around files that hold tables and text, to look at."""
+    document, page = LAYOUTS[layout]
     return "\n".join([
-        r"\documentclass{article}",
-        r"\usepackage[a4paper,landscape,margin=2cm]{geometry}",
-        r"\usepackage{booktabs}",
+        document,
+        rf"\usepackage[{page}]{{geometry}}",
+        r"\usepackage{booktabs,graphicx}",
         r"\begin{document}",
         *(rf"\input{{{file}}}" for file in files),
         r"\end{document}",

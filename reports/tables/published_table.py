@@ -74,7 +74,7 @@ def markdown(rows: Sequence[Published], ours: Conditions) -> str:
 
 
 def latex(rows: Sequence[Published], ours: Conditions) -> str:
-    """A ``table`` float to be input, with booktabs; the sources are in its caption."""
+    """A ``table`` float to be input, with booktabs and graphicx; the sources are in its caption."""
     shown, sources = table(rows, ours), dict.fromkeys(row.where for row in rows)
     note = f"{shown.note} Sources: {'; '.join(sources)}."
     kept = [row[:-1] for row in shown.rows]

@@ -46,7 +46,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def latex(summary: Summary, published: Sequence[Published] = ()) -> str:
-    """A ``table`` float to be \\input; its document needs ``\\usepackage{booktabs}``."""
+    """A ``table`` float to be \\input; its document needs booktabs and graphicx."""
     steps, k, lines = summary.steps, len(summary.steps), []
     if k:
         lines.append(rf"& \multicolumn{{{k}}}{{c}}{{Sampling steps}} \\ \cmidrule(lr){{2-{k + 1}}}")

@@ -265,7 +265,8 @@ def test_round_numbers_on_axes() -> None:
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles_whatever_the_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", plain.LAYOUTS)
+def test_latex_compiles_whatever_the_names(tmp_path: Path, layout: str) -> None:
     frame = load(write_sweep(tmp_path, runs(HOSTILE), name="50%_x"))
     (view,) = views_of(frame, {})
     (tmp_path / "table.tex").write_text(
@@ -280,7 +281,7 @@ def test_latex_compiles_whatever_the_names(tmp_path: Path) -> None:
     one = compare(view.summary, view.summary, None, first)
     (tmp_path / "comparison.tex").write_text(comparison.latex(one))
     inputs = ("table", "published", "costs", "methods", "comparison")
-    (tmp_path / "all.tex").write_text(plain.latex_document(*inputs))
+    (tmp_path / "all.tex").write_text(plain.latex_document(*inputs, layout=layout))
     run = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
         cwd=tmp_path, capture_output=True, check=False, timeout=60,
