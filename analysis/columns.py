@@ -33,7 +33,9 @@ EVALUATION: dict[str, str] = {
     "better": "string",  # lower | higher | neither
     "value": "float64",
     "error": "float64",  # standard error over draws of the samples; few metrics know it
-    "floor": "float64", "nfe": "Int64", "samples": "Int64",
+    "floor": "float64",
+    "reconstruction": "float64",  # of latents: of what the autoencoder makes of held-out images
+    "nfe": "Int64", "samples": "Int64",
     "reference": "string", "reference_samples": "Int64", "reference_sha256": "string",
     "reference_file": "string",  # its name, where it is known to be that of another project
 }  # fmt: skip
@@ -183,6 +185,15 @@ def cell_origin(record: Json) -> Json:
         "evaluated_job": job(provenance.get("job")),
         "evaluation": shlex.join(f"{k}={format_override(v)}" for k, v in overrides.items()),
     }
+
+
+def of_real_images(record: Json) -> Json:
+    """The metric of real images, and of what an autoencoder makes of them, where it is told."""
+    floor, metric = record.get("floor"), record["metric"]
+    decoded = str(metric.get("extractor")).startswith("decoded-")
+    if "reconstruction" not in record and decoded and metric.get("reference") == "file":
+        return {"floor": None, "reconstruction": floor}  # as fewstep 0.2 called it
+    return {"floor": floor, "reconstruction": record.get("reconstruction")}
 
 
 def job(record: Json | None) -> str | None:

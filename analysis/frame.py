@@ -219,7 +219,8 @@ def _cells(
             times, sampler = cell.get("times"), sorted((cell.get("sampler") or {}).items())
             yield {
                 **{name: metric.get(name) for name in REFERENCE},
-                **{name: record.get(name) for name in ("error", "floor", "nfe")},
+                **{name: record.get(name) for name in ("error", "nfe")},
+                **columns.of_real_images(record),
                 **{name: cell[name] for name in ("steps", "weights", "guidance", "sample_set")},
                 **{f"metric_{name}": metric[name] for name in ("id", "name")},
                 "metric": metric["label"],

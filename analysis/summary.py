@@ -41,7 +41,7 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
     planned = (s for plan in runs["planned_cells"].dropna() for s in plan.split())
     measured = rows["steps"].unique()
     steps = tuple(sorted({int(s) for s in (measured if len(measured) else planned)}))
-    floor = _floor(rows)
+    floor, reconstruction = (_floor(rows, name) for name in ("floor", "reconstruction"))
     ends = _ends(runs)
     facts = runs[["key", "method", "seed", "failure_class", "failure_message"]]
     failed = facts[np.isin(ends, ("failed", "stopped"))]
@@ -53,6 +53,7 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
         steps=steps,
         cells=_ranked(cells, methods, steps, next(iter(rows["better"].dropna()), "lower")),
         floor=floor,
+        reconstruction=reconstruction,
         conditions=_conditions(rows, runs),
         failures=tuple(
             Failure(key, method, int(seed), kind, message)
@@ -62,24 +63,24 @@ def summarise(frame: pd.DataFrame, **filters: Unpack[Filters]) -> Summary:
     )
 
 
-def _floor(rows: pd.DataFrame) -> float | None:
+def _floor(rows: pd.DataFrame, column: str) -> float | None:
     """The metric's floor: one, but for the rounding of machines that measured it separately.
 
-    ``UserError`` for two: then it was not one metric.
+    ``UserError`` for two: then it was not one metric. ``column``: of the floor or its like.
     """
-    floors = rows[["floor", "key", "cell"]].dropna(subset="floor").drop_duplicates("floor")
+    floors = rows[[column, "key", "cell"]].dropna(subset=column).drop_duplicates(column)
     if floors.empty:
         return None
-    ordered = floors.sort_values("floor").to_dict("records")
+    ordered = floors.sort_values(column).to_dict("records")
     low, high = ordered[0], ordered[-1]
-    if not same_floor(low["floor"], high["floor"]):
+    if not same_floor(low[column], high[column]):
         label, identity = rows["metric"].iloc[0], rows["metric_id"].iloc[0]
         raise UserError(
-            f"{label} [{identity}] has two floors, {low['floor']:.4g} (run {low['key']}) and "
-            f"{high['floor']:.4g} (run {high['key']}): its code, or an extractor's, was changed "
+            f"{label} [{identity}] has two {column}s, {low[column]:.4g} (run {low['key']}) and "
+            f"{high[column]:.4g} (run {high['key']}): its code, or an extractor's, was changed "
             f"in between; remove the cells of one of them and evaluate them again"
         )
-    return float(floors["floor"].mean())
+    return float(floors[column].mean())
 
 
 def same_floor(one: float, other: float) -> bool:

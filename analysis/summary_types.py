@@ -128,6 +128,7 @@ class Summary:
     failures: tuple[Failure, ...]
     alpha: float = ALPHA
     two_phase: frozenset[str] = frozenset()  # methods that learn from a finished run
+    reconstruction: float | None = None  # between what an autoencoder makes of real, and real
     left_out: int = 0  # methods that a part of it does not have
 
     @property

@@ -240,6 +240,8 @@ def _record(
             "value": value.value,
             "floor": measure.floor,
         }
+        if measure.reconstruction is not None:
+            record["reconstruction"] = measure.reconstruction
         if value.error is not None:
             record["error"] = value.error
         directory.write_file(directory.cell_file(name), record)

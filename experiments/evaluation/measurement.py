@@ -96,9 +96,16 @@ class MetricInstance:
 
     @cached_property
     def floor(self) -> float | None:
-        """Real against real: N images of the other split; None where it has fewer than N."""
-        held_out = self.reference.held_out(self.samples)
-        return None if held_out is None else self.of(held_out).value
+        """Real against real: N images of the other split; None where there are not as many."""
+        return self._of_rows(self.reference.held_out(self.samples))
+
+    @cached_property
+    def reconstruction(self) -> float | None:
+        """Of latents: what the autoencoder makes of N images of the other split, against images."""
+        return self._of_rows(self.reference.reconstructed(self.samples))
+
+    def _of_rows(self, features: Array | None) -> float | None:
+        return None if features is None else self.of(features).value
 
 
 def features_of(wanted: Iterable[MetricInstance], x: Tensor) -> dict[Reference, Array]:

@@ -72,12 +72,14 @@ class GaussianStats:
         sigma = centred.T @ centred / max(len(x) - 1, 1)
         return cls(len(x), mu, sigma, extractor, preprocess)
 
-    def write(self, path: Path, spatial: "GaussianStats | None" = None) -> None:
-        """Write an npz of ``mu``, ``sigma`` (as pytorch-fid does), and our other fields.
+    def write(
+        self, path: Path, spatial: "GaussianStats | None" = None, **more: NDArray[Any]
+    ) -> None:
+        """Write an npz of ``mu``, ``sigma`` (as pytorch-fid does), our other fields, and ``more``.
 
         ``spatial``: statistics of the same images' spatial features, for ``mu_s`` and ``sigma_s``.
         """
-        arrays = {name: np.array(value) for name, value in vars(self).items()}
+        arrays = {**{name: np.array(value) for name, value in vars(self).items()}, **more}
         if spatial is not None:
             arrays |= {"mu_s": spatial.mu, "sigma_s": spatial.sigma}
         with path.open("wb") as file:  # by handle: np.savez appends .npz to a bare name

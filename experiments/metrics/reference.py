@@ -37,6 +37,7 @@ NO_ROWS = (
     "batch of images (arr_0), or a split"
 )
 NO_MOMENTS = "{} holds neither images (arr_0) nor {}, which a Frechet distance needs"
+HELD_OUT = "held_out"  # features of the other split, in a file of statistics
 SUFFIXES = {SPATIAL: "_s"}  # of mu and sigma, as ADM's evaluator writes them
 # how images are resized for features whose cached files are named without it, as they once were
 UNNAMED = ("none", "tf1-bilinear-299")
@@ -208,14 +209,47 @@ class Reference:
         """The name to keep something of the training split under."""
         return f"train-{self.dataset.train.sha256[:12]}-{what}"
 
+    @property
+    def other_features(self) -> Array:
+        """(M, D) features of the whole split that it is not."""
+        return self.features.extract(self._other.x)
+
     @cached_property
     def unseen(self) -> Array:
         """(M, D) features of the whole held-out split."""
         return self.features.extract(self.dataset.test.x)
 
     def held_out(self, n: int) -> Array | None:
-        """(n, D) features of real examples of the other split; None where it has fewer."""
-        other = (self.dataset.test if self.split == "train" else self.dataset.train).x
+        """(n, D) features of real examples of the other split; None where it has fewer.
+
+        Of latents against a file of images, those that the file has of held-out images.
+        """
+        if self.features.decode is None or self.file is None:
+            return self._of_other_split(n)
+        rows = self._held_out_in_file
+        if rows is None or len(rows) < n:
+            return None
+        return rows[torch.randperm(len(rows), generator=generator(0, "floor"))[:n].numpy()]
+
+    def reconstructed(self, n: int) -> Array | None:
+        """(n, D) features of what an autoencoder makes of real images of the other split.
+
+        None where data are no latents, have fewer, or the references are decoded latents, too.
+        """
+        if self.features.decode is None or self.file is None:
+            return None
+        return self._of_other_split(n)
+
+    @cached_property
+    def _held_out_in_file(self) -> Array | None:
+        assert self.file is not None
+        held = read_npz(self.file, (HELD_OUT, "extractor"))
+        if HELD_OUT not in held or str(held.get("extractor")) != self.features.label:
+            return None
+        return np.asarray(held[HELD_OUT], dtype=np.float64)
+
+    def _of_other_split(self, n: int) -> Array | None:
+        other = self._other.x
         if len(other) < n:
             return None
         if n not in self._held_out:
@@ -244,6 +278,10 @@ class Reference:
     @property
     def _split(self) -> Split:
         return self.dataset.train if self.split == "train" else self.dataset.test
+
+    @property
+    def _other(self) -> Split:
+        return self.dataset.test if self.split == "train" else self.dataset.train
 
     @cached_property
     def _sha256(self) -> str:

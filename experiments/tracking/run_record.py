@@ -199,6 +199,7 @@ def _cell_points(
         f"{name}_nfe_{nfe}{suffix}": value,
         f"images_per_second_nfe_{nfe}{suffix}": cell.get("images_per_second"),
         f"{name}_floor{suffix}": cell.get("floor"),
+        f"{name}_reconstruction{suffix}": cell.get("reconstruction"),
     }
     curve = _points({f"{name}_vs_nfe{suffix}": value}, nfe, when)
     return points + curve + _points(flat, 0, when)

@@ -10,7 +10,13 @@ from fewstep.reports.content.method_selection import note
 from fewstep.reports.content.published import MARK, Published
 from fewstep.reports.content.row_groups import groups
 
-FLOOR = "real vs real floor"
+FLOOR, RECONSTRUCTION = "real vs real floor", "autoencoder's reconstructions"
+
+
+def of_real_images(summary: Summary) -> list[tuple[str, float]]:
+    """The last rows of a table: what no method trained on these data can be expected to surpass."""
+    rows = (RECONSTRUCTION, summary.reconstruction), (FLOOR, summary.floor)
+    return [(label, value) for label, value in rows if value is not None]
 
 
 def caption(
@@ -170,6 +176,8 @@ def _marks(summary: Summary, c: Conditions, number: str) -> list[str]:
         lines.append(tie + ".")
     if summary.floor is not None:
         lines.append(f"Floor: {c.metric_name} of {c.samples:,} held-out real samples.")
+    if summary.reconstruction is not None:
+        lines.append(f"Reconstructions: of {c.samples:,} held-out images, encoded and decoded.")
     return lines
 
 

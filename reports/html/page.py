@@ -19,7 +19,7 @@ from markupsafe import Markup
 from fewstep.analysis.filters import RUN
 from fewstep.analysis.summary_types import Summary
 from fewstep.reports.content import formatting, provenance
-from fewstep.reports.content.captions import caption, figure_caption
+from fewstep.reports.content.captions import caption, figure_caption, of_real_images
 from fewstep.reports.content.method_selection import MOST, note
 from fewstep.reports.content.provenance import Json, Source
 from fewstep.reports.content.report_data import ReportData
@@ -65,6 +65,7 @@ def page(sweep: str, views: Sequence[ReportData], frame: pd.DataFrame) -> str:
         origin=provenance.summary(frame),
         formatting=formatting,
         caption=caption,
+        of_real_images=of_real_images,
         groups=groups,
         published_value=published_value,
         seed_values=chart_data.seed_values,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from fewstep.analysis.summary_types import Cell, Summary
 from fewstep.reports.content import formatting
-from fewstep.reports.content.captions import FLOOR, caption
+from fewstep.reports.content.captions import caption, of_real_images
 from fewstep.reports.content.formatting import exact
 from fewstep.reports.content.published import MARK, Published
 from fewstep.reports.content.row_groups import group_of, groups, published_value
@@ -28,8 +28,8 @@ def markdown(summary: Summary, published: Sequence[Published] = ()) -> str:
         for row in group.published:
             theirs = (f"*{formatting.markdown(published_value(row, s))}*" for s in steps)
             rows.append([f"*{formatting.markdown(row.label)}* {MARK}", *theirs])
-    if summary.floor is not None:
-        rows.append([f"*{FLOOR}*", *[f"*{formatting.number(summary.floor)}*"] * len(steps)])
+    for name, real in of_real_images(summary):
+        rows.append([f"*{name}*", *[f"*{formatting.number(real)}*"] * len(steps)])
     header = ["Method", *map(formatting.in_steps, steps)]
     table = formatting.markdown_table(header, rows, "-" + ">" * len(steps), escaped=True)
     return f"{table}\n\n{formatting.markdown(caption(summary, published))}\n"
@@ -62,9 +62,9 @@ def latex(summary: Summary, published: Sequence[Published] = ()) -> str:
             values = (formatting.latex(published_value(row, s)) for s in steps)
             label = rf"\textit{{{formatting.latex(row.label)}}}\,$^\dagger$"
             lines.append(latex_row([label, *(rf"\textit{{{value}}}" for value in values)]))
-    if summary.floor is not None:
-        lines.append(r"\midrule")
-        lines.append(latex_row([rf"\textit{{{FLOOR}}}", *[formatting.number(summary.floor)] * k]))
+    last = [latex_row([rf"\textit{{{name}}}", *[formatting.number(real)] * k])
+            for name, real in of_real_images(summary)]  # fmt: skip
+    lines += [r"\midrule", *last] if last else []
     label = f"tab:{re.sub(r'[^A-Za-z0-9]+', '-', summary.sweep)}"
     return latex_file(
         latex_float(caption(summary, published), "l" + "c" * k, lines, "small", label)
@@ -90,7 +90,7 @@ CSV_COLUMNS = (
     "method", "group", "steps", "nfe", "mean", "half_width", "n", "failed", "stopped", "missing",
     "expected", "floor",
     "best", "second", "tie", "p_value", "underpowered", "metric", "metric_id", "seeds", "keys",
-    "seed_sd", "sampling_sd",
+    "seed_sd", "sampling_sd", "reconstruction",
 )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def csv(summary: Summary) -> str:
             cell.n_expected, exact(summary.floor), int(cell.best), int(cell.second),
             int(cell.tie), exact(cell.p_value), int(cell.underpowered), conditions.metric or "",
             conditions.metric_id or "", " ".join(map(str, cell.values)), " ".join(cell.keys),
-            exact(cell.seed_sd), exact(cell.sampling_sd),
+            exact(cell.seed_sd), exact(cell.sampling_sd), exact(summary.reconstruction),
         ]
         for method in summary.methods for steps in summary.steps
         for cell in [summary.cells[method, steps]]

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from fewstep.analysis.summary_types import Cell, Summary
 from fewstep.reports.content import formatting
-from fewstep.reports.content.captions import FLOOR, caption
+from fewstep.reports.content.captions import caption, of_real_images
 from fewstep.reports.content.published import MARK, Published
 from fewstep.reports.content.row_groups import groups, published_value
 
@@ -30,10 +30,11 @@ def table(summary: Summary, published: Sequence[Published] = ()) -> Table:
         for row in group.published:
             theirs = [Text(published_value(row, s), style="italic dim") for s in summary.steps]
             shown.add_row(Text(f"{row.label} {MARK}", style="italic dim"), *theirs)
-    if summary.floor is not None:
-        floor = Text(formatting.number(summary.floor), style="italic")
-        shown.add_section()
-        shown.add_row(Text(FLOOR, style="italic"), *(floor for _ in summary.steps))
+    for i, (label, value) in enumerate(of_real_images(summary)):
+        if i == 0:
+            shown.add_section()
+        number = Text(formatting.number(value), style="italic")
+        shown.add_row(Text(label, style="italic"), *(number for _ in summary.steps))
     return shown
 
 

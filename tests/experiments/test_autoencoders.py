@@ -8,17 +8,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
+from fewstep.analysis import load, summarise
+from fewstep.cli.app import app
 from fewstep.errors import UserError
 from fewstep.experiments.autoencoders import AUTOENCODERS, Autoencoder, Diffusers, entry_of
 from fewstep.experiments.autoencoders.encode import Settings, encode
 from fewstep.experiments.data import Dataset, Split, to_model, to_uint8
+from fewstep.experiments.data.cifar import CIFAR10
 from fewstep.experiments.data.latents import Latents
+from fewstep.experiments.evaluation.measurement import main_metric
+from fewstep.experiments.metrics.frechet_distance import GaussianStats, frechet_distance
+from fewstep.experiments.run import run
 from fewstep.experiments.store.json_files import read_json
+from fewstep.reports.tables import quality
+from fewstep.sweeps.definition.parse import load as load_sweep
+from fewstep.sweeps.plan import plan
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -132,3 +143,74 @@ def test_taef2_says_what_it_lacks(taef2: Any, tmp_path: Path) -> None:
         Autoencoder(taef2(), CPU)
     with pytest.raises(UserError, match=r"no file .*taef2_encoder\.safetensors"):
         Autoencoder(taef2(str(tmp_path)), CPU)
+
+
+# ------------------------------------------------------------------- from images to a table
+
+
+def photographs(root: Path, train: int, test: int) -> None:
+    """Real CIFAR-10 as folders of PNGs, every class in each split."""
+    data = CIFAR10(root=str(REAL)).load()
+    for name, split, count in (("train", data.train, train), ("test", data.test, test)):
+        assert split.y is not None
+        for i in range(count):
+            folder = root / name / f"class{int(split.y[i])}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(split.x[i].permute(1, 2, 0).numpy()).save(folder / f"{i:05d}.png")
+
+
+def test_images_to_latents_to_samples_to_a_table(
+    taef2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encode at 64 pixels, train on 32x8x8, decode, and measure against real images."""
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "images", 250, 100)
+    images = ["data=image_folder", "data.root=images", "data.folder=.", "data.size=64"]
+    weights = f"{{name: taef2, path: {REAL / 'autoencoder'}}}"
+    eyes = "{name: efficientnet_lite0, size: 48}"
+    app(["encode", *images, f"autoencoder={weights}", "output=latents"], standalone_mode=False)
+    to = ["split=train", f"extractor={eyes}", "output=real.npz"]
+    app(["reference", *images, *to, "--held-out"], standalone_mode=False)
+    Path("latent.yaml").write_text(f"""
+name: latent
+base:
+  data: latents
+  data.root: {tmp_path}
+  data.folder: latents
+  backbone: dit_s_2
+  backbone.width: 64
+  backbone.depth: 2
+  backbone.heads: 2
+  training.steps: 150
+  training.batch_size: 32
+  training.lr: 2e-3
+  evaluation.steps: [2]
+  evaluation.samples: 100
+  evaluation.reference_file: {tmp_path / "real.npz"}
+  evaluation.extractor: {{name: decoded, autoencoder: {weights}, extractor: {eyes}}}
+axes:
+  objective: [flow_matching, shortcut]
+""")
+    planned = plan(load_sweep("latent.yaml"))
+    planned.write()
+    for member in planned.runs:
+        run(member.directory)
+    dataset = planned.runs[0].member.config.data.load()
+    assert dataset.shape == (32, 8, 8)
+    frame = load(planned.directory)
+    summary = summarise(frame)
+    floor, reconstruction = summary.floor, summary.reconstruction
+    assert floor is not None
+    assert reconstruction is not None
+    values = [summary.cells[place].mean for place in summary.cells]
+    measure = main_metric(planned.runs[0].member.config.evaluation, dataset, tmp_path / "cache")
+    noise = torch.randn(100, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert 0 < floor < reconstruction < min(values)
+    assert max(values) < measure.of_samples(noise).value
+    with np.load("real.npz") as file:
+        held_out = file["held_out"]
+    assert held_out.shape == (100, 1280)
+    real = GaussianStats.read(Path("real.npz"))
+    images_alone = GaussianStats.from_features(held_out, real.extractor, real.preprocess)
+    assert floor == pytest.approx(frechet_distance(images_alone, real), rel=1e-3)
+    assert "autoencoder's reconstructions" in quality.markdown(summary)

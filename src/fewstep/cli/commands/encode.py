@@ -9,7 +9,8 @@ from fewstep.cli.options import Overrides, pairs
 from fewstep.cli.views.console import err, meter, out
 from fewstep.errors import UserError
 
-OWN: dict[str, type] = {"autoencoder": object, "output": str, "device": str, "download": bool}
+AUTOENCODER = (str, dict)  # a folder, or a name with settings
+OWN: dict[str, type] = {"autoencoder": str, "output": str, "device": str, "download": bool}
 
 
 def encode(overrides: Overrides = None) -> int:
@@ -70,11 +71,9 @@ def _sorted_out(
         if key.split(".")[0] == "data":
             data.append((key, value))
             continue
-        if kinds[key] is str and not isinstance(value, str):
-            value = override.partition("=")[2]
-        if key == "autoencoder" and not isinstance(value, dict):
-            value = override.partition("=")[2]
-        elif type(value) is not kinds[key]:
+        if kinds[key] is str and not isinstance(value, str | dict):
+            value = override.partition("=")[2]  # text that Hydra took for a number
+        if not isinstance(value, AUTOENCODER if key == "autoencoder" else kinds[key]):
             raise UserError(f"{key} takes a {kinds[key].__name__}, got {value!r}")
         given[key] = value
     return data, given

@@ -60,6 +60,14 @@ def reference(
         bool, typer.Option("--images", help="Write the images (arr_0), not their statistics.")
     ] = False,
     runs: Runs = None,
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out",
+            help="Add the features of the other split's images: the floor of runs on latents of "
+            "them.",
+        ),
+    ] = False,
     known: Annotated[
         bool,
         typer.Option(
@@ -85,7 +93,7 @@ def reference(
     from fewstep.experiments.config.settings import SPLITS
     from fewstep.experiments.evaluation.measurement import extractor as chosen_extractor
     from fewstep.experiments.extractors.base import SPATIAL, prepared
-    from fewstep.experiments.metrics.reference import Reference
+    from fewstep.experiments.metrics.reference import HELD_OUT, Reference
     from fewstep.experiments.store.run_directory import CACHE
     from fewstep.files import replacing
 
@@ -114,10 +122,13 @@ def reference(
             spatial = None
             if SPATIAL in getattr(features, "layer_names", ()):
                 spatial = stats.of_layer(SPATIAL).moments
-            stats.moments.write(temporary, spatial)
+            rows = {HELD_OUT: stats.other_features.astype("float32")} if held_out else {}
+            stats.moments.write(temporary, spatial, **rows)
             content = f"{stats.moments.n:,} images in {stats.moments.dimension} dimensions"
             content += "" if spatial is None else f", and in {spatial.dimension} spatial ones,"
             content += f" of {stats.features.label}"
+            if held_out:
+                content += f", with {len(rows[HELD_OUT]):,} held-out images"
     out.print(f"{dataset.name} {split}: {content}: {output}")
 
 

@@ -27,11 +27,15 @@ def cells_table(cells: Sequence[dict[str, Any]]) -> Table:
             "guidance": f"{cell['guidance']:g}",
             "set": str(cell["sample_set"]),
             "value": _number(record["value"]) + (f" ± {_number(error)}" if error else ""),
-            "floor": "-" if floor is None else _number(floor),
+            "floor": _number(floor),
         }
+        if any("reconstruction" in r for r in cells):
+            row["reconstruction"] = _number(record.get("reconstruction"))
         rows.append({**row, "sampler": sampler} if any(samplers) else row)
     return new_table(rows, right=[name for name in rows[0] if name not in ("metric", "sampler")])
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
