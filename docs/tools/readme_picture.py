@@ -34,6 +34,8 @@ def table(text: str) -> tuple[list[int], dict[str, NDArray[np.float64]], float]:
         numbers = [[float(x) for x in re.findall(r"\d+\.?\d*", cell)[:2]] for cell in cells]
         if "floor" in method:
             return steps, values, numbers[0][0]
+        if not any(numbers):  # the name of a group
+            continue
         values[method] = np.array(numbers)
     raise SystemExit("docs/studies/mnist.md: its first table has no row of the floor")
 
