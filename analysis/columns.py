@@ -187,7 +187,7 @@ def cell_origin(record: Json) -> Json:
     }
 
 
-def of_real_images(record: Json) -> Json:
+def floor_and_reconstruction(record: Json) -> Json:
     """The metric of real images, and of what an autoencoder makes of them, where it is told."""
     floor, metric = record.get("floor"), record["metric"]
     decoded = str(metric.get("extractor")).startswith("decoded-")

@@ -220,7 +220,7 @@ def _cells(
             yield {
                 **{name: metric.get(name) for name in REFERENCE},
                 **{name: record.get(name) for name in ("error", "nfe")},
-                **columns.of_real_images(record),
+                **columns.floor_and_reconstruction(record),
                 **{name: cell[name] for name in ("steps", "weights", "guidance", "sample_set")},
                 **{f"metric_{name}": metric[name] for name in ("id", "name")},
                 "metric": metric["label"],
