@@ -189,8 +189,8 @@ def test_the_others_stand_in_a_table_that_says_what_differs(tmp_path: Path) -> N
     assert "All rows differ in: classes: unconditional, here class-conditional." in shown.note
     assert "(a) reference statistics: unknown, here train." in shown.note
     differs = {row[0]: row[-2] for row in shown.rows}
-    assert differs["sCT (DDPM++) (one-phase)"] == "a"
-    assert differs["SiD (two-phase)"] == "–"
+    assert differs["sCT (DDPM++) (two-phase)"] == "a"
+    assert differs["SiD (two-phase) ‡"] == "–"
     text = published_table.markdown(rows, ours)
     assert "version later than the first, which has 2.97 at 1 step" in text
     assert "| 2.85 | 2.06 |" in text
@@ -295,6 +295,8 @@ def test_the_numbers_are_there() -> None:
         ("MeanFlow", "imagenet_256", "DiT-XL/2", {"1": "3.43", "2": "2.93"}),
         ("Shortcut", "imagenet_256", "DiT-XL/2", {"128": "3.8", "4": "7.8", "1": "10.6"}),
         ("iCT-deep", "imagenet_64", "unknown", {"1": "3.25", "2": "2.77"}),
+        ("CTM", "cifar10", "unknown", {"1": "1.98", "2": "1.87"}),
+        ("TiM", "imagenet_256", "XL/2", {"1": "6.14"}),
     ):
         of = frame[(frame.method == method) & (frame.data == data) & (frame.network == network)]
         assert dict(zip(of.steps, of.value, strict=True)) == values
