@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from fewstep.analysis.filters import MAIN, counted
+from fewstep.analysis.filters import MAIN, counted, of_kinds
 from fewstep.analysis.statistics import Estimate, estimate
 
-KIND = ["method", "steps", "weights", "guidance", "sample_set", "sampler", "times"]
 FEWEST = 3  # methods: of two, the order is a coin
 
 
@@ -49,7 +48,7 @@ def agreements(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Agreement]:
     where there is one extractor, or fewer than three methods.
     """
     rows = frame[counted(frame) & frame["at_step"].isna() & frame["metric_name"].isin(MAIN)]
-    rows = rows[np.isfinite(rows["value"])].merge(cells[KIND].drop_duplicates(), on=KIND)
+    rows = of_kinds(rows[np.isfinite(rows["value"])], cells, "metric_id")
     values = rows.groupby(["metric_id", "seed", "steps", "method"], sort=False)["value"].mean()
     labels = dict(zip(rows["metric_id"], rows["metric"], strict=True))
     found = []

@@ -11,6 +11,8 @@ from fewstep.errors import UserError, nearest
 
 RUN = ["sweep", "key"]
 """What names a run; the same configuration has the same key in two sweeps."""
+KIND = ["method", "steps", "metric_id", "weights", "guidance", "sample_set", "sampler", "times"]
+"""What a cell is besides its run."""
 MAIN = ("FID", "FD")  # what a table holds by default
 BEST = "best"
 
@@ -78,6 +80,12 @@ def select(frame: pd.DataFrame, filters: Filters) -> pd.DataFrame:
             rows = _narrow(rows, column, has_it, wanted, others)
     _refuse_mixtures(rows, ("weights",) if best else ("weights", "guidance"))
     return _best_guidance(rows) if best else rows
+
+
+def of_kinds(rows: pd.DataFrame, cells: pd.DataFrame, *any_of: str) -> pd.DataFrame:
+    """The rows of the same kinds as ``cells``, but for the columns ``any_of`` of ``KIND``."""
+    columns = [column for column in KIND if column not in any_of]
+    return rows.merge(cells[columns].drop_duplicates(), on=columns)
 
 
 def _best_guidance(rows: pd.DataFrame) -> pd.DataFrame:

@@ -2,11 +2,10 @@
 
 import pandas as pd
 
-from fewstep.analysis.filters import counted
+from fewstep.analysis.filters import counted, of_kinds
 from fewstep.analysis.over_training import curves_by
 from fewstep.analysis.statistics import Curves
 
-KIND = ["method", "steps", "metric_id", "weights", "sample_set", "unguided", "times"]
 INTERVAL = r"(?:, )?guidance_interval=[^,]*"
 
 
@@ -19,16 +18,17 @@ def over_guidance(frame: pd.DataFrame, cells: pd.DataFrame) -> dict[int, Curves]
     rows = frame[counted(frame) & frame["at_step"].isna()]
     if rows["guidance"].nunique() < 2:
         return {}
-    rows, cells = (_with_unguided(part) for part in (rows, cells))
-    rows = rows.merge(cells[KIND].drop_duplicates(), on=KIND)
-    intervals = rows.groupby("guidance")["sampler"].nunique()
-    plain = rows.groupby("guidance")["unguided"].nunique()
+    guided = rows["sampler"]
+    rows, cells = (part.assign(sampler=_unguided(part["sampler"])) for part in (rows, cells))
+    rows = of_kinds(rows.assign(guided=guided), cells, "guidance")
+    intervals = rows.groupby("guidance")["guided"].nunique()
+    plain = rows.groupby("guidance")["sampler"].nunique()
     if rows["guidance"].nunique() < 2 or (intervals > plain).any():
         return {}
     return curves_by("guidance", rows, list(cells["method"].unique()))
 
 
-def _with_unguided(rows: pd.DataFrame) -> pd.DataFrame:
-    """With the sampler as it would be without guidance."""
-    bare = rows["sampler"].str.replace(INTERVAL, "", regex=True).str.removeprefix(", ")
-    return rows.assign(unguided=bare.mask(bare == "", "default"))
+def _unguided(samplers: "pd.Series[str]") -> "pd.Series[str]":
+    """Each sampler as it would be without guidance."""
+    bare = samplers.str.replace(INTERVAL, "", regex=True).str.removeprefix(", ")
+    return bare.mask(bare == "", "default")

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from fewstep.analysis.filters import RUN, counted
+from fewstep.analysis.filters import RUN, counted, of_kinds
 from fewstep.analysis.statistics import Curves, estimate
-
-KIND = ["method", "steps", "metric_id", "weights", "guidance", "sample_set", "sampler", "times"]
 
 
 def over_training(frame: pd.DataFrame, cells: pd.DataFrame) -> dict[int, Curves]:
@@ -18,7 +16,7 @@ def over_training(frame: pd.DataFrame, cells: pd.DataFrame) -> dict[int, Curves]
     nothing was evaluated but at the end.
     """
     earlier = frame[counted(frame) & frame["at_step"].notna()]
-    earlier = earlier.merge(cells[KIND].drop_duplicates(), on=KIND)
+    earlier = of_kinds(earlier, cells)
     if earlier.empty:
         return {}
     rows = pd.concat([cells, earlier], ignore_index=True)
