@@ -15,20 +15,24 @@ from fewstep.objectives.core.paths import LinearPath, ProbabilityPath, TrigPath
 from fewstep.objectives.core.samplers import sampling_fields
 from fewstep.objectives.core.teacher import Teacher
 from fewstep.objectives.ect import ECT
+from fewstep.objectives.esd import ESD
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import ICT
 from fewstep.objectives.improved_mean_flow import ImprovedMeanFlow
 from fewstep.objectives.live_reflow import LiveReflow
+from fewstep.objectives.lsd import LSD
 from fewstep.objectives.mean_flow import MeanFlow
 from fewstep.objectives.progressive_distillation import ProgressiveDistillation
+from fewstep.objectives.psd import PSD
 from fewstep.objectives.reflow import Reflow
 from fewstep.objectives.scm import SCD, SCM
 from fewstep.objectives.shortcut import Shortcut
 from fewstep.objectives.shortcut_continuous import ShortcutContinuous
 
 __all__ = [
-    "ECT", "ICT", "OBJECTIVES", "SCD", "SCM", "AlphaFlow", "Batch", "Consistency",
-    "ConsistencyDistillation", "FlowMatching", "GaussianFlow", "Guided", "ImprovedMeanFlow",
+    "ECT", "ESD", "ICT", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM", "AlphaFlow", "Batch",
+    "Consistency", "ConsistencyDistillation", "FlowMatching", "GaussianFlow", "Guided",
+    "ImprovedMeanFlow",
     "LinearPath", "LiveReflow", "Loss", "MeanFlow", "Net", "Nets", "Objective", "ProbabilityPath",
     "Progress", "ProgressiveDistillation", "Reflow", "Shortcut", "ShortcutContinuous", "Teacher",
     "TrigPath", "drop_conditions", "expand", "mean_square", "rand", "randn", "sampling_fields",

@@ -31,6 +31,7 @@ from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Pro
 from fewstep.objectives.core.batch_math import expand, randn
 from fewstep.objectives.core.edm import TrigConsistency
 from fewstep.objectives.core.guidance import guided
+from fewstep.objectives.core.learned_weight import LogWeight
 from fewstep.objectives.core.tangent import jvp
 from fewstep.objectives.core.times import trig_times
 
@@ -134,21 +135,3 @@ class SCD(SCM):
 
     def step_cost(self) -> float:
         return (5 if self.teacher_guidance == 1 else 6) / 3
-
-
-class LogWeight(nn.Module):
-    """w(t): (B,) -> (B,), a linear layer on a few cosines and sines of t; 0 at first."""
-
-    frequencies: Tensor
-
-    def __init__(self, features: int = 32) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", torch.linspace(0, 8, features // 2), persistent=False)
-        self.linear = nn.Linear(features, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, t: Tensor) -> Tensor:
-        phase = t.float()[:, None] * self.frequencies
-        features = torch.cat([phase.cos(), phase.sin()], dim=1) / math.sqrt(phase.shape[1])
-        return self.linear(features)[:, 0]

@@ -1,7 +1,7 @@
 """Derivatives of a network along a direction: the value and its tangent in one pass."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from fewstep.errors import UserError
 from fewstep.objectives.core.base import Net
 from fewstep.objectives.core.batch_math import same_dropout
 
@@ -18,42 +19,68 @@ Tensors = tuple[Tensor, ...]
 Function = Callable[..., Tensor]
 
 
-def jvp(net: Net, f: Function, primals: Tensors, tangents: Tensors) -> tuple[Tensor, Tensor]:
-    """``f(*primals)``, and its derivative along ``tangents``, which is detached.
+def jvp(
+    net: Net, f: Function, primals: Tensors, tangents: Tensors, *, keep_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
+    """``f(*primals)``, and its derivative along ``tangents``, detached unless ``keep_gradient``.
 
-    ``f`` calls ``net`` once. One dual-number pass gives both, and the value may be back-propagated.
+    ``f`` calls ``net`` once. One dual-number pass gives both, and the value may be back-propagated;
+    with ``keep_gradient`` the derivative may be, too, for twice the cost of the backward pass.
     Fused attention kernels have no forward-mode derivative in torch 2.13, hence the MATH backend.
 
     A compiled network needs the whole pass compiled: within an eager one, torch quietly runs it
     uncompiled (pytorch issue 128711). One that recomputes its activations in the backward pass
-    cannot do so under dual numbers, so its value and its tangent are taken apart.
+    cannot do so under dual numbers: its value and its tangent are taken apart, or, with
+    ``keep_gradient``, all activations kept.
     """
     module: Any = net
     compiled = hasattr(module, "_orig_mod")
     if compiled:
         module = module._orig_mod
-    derivative = torch.compile(_jvp) if compiled else _jvp
-    if getattr(module, "checkpointing", False) and torch.is_grad_enabled():
-        module.checkpointing = False
-        try:
-            with torch.no_grad(), same_dropout(primals[0]), sdpa_kernel(SDPBackend.MATH):
-                _, tangent = derivative(f, primals, tangents)
-        finally:
-            module.checkpointing = True
+    derivative = _jvp_with_gradient if keep_gradient else _jvp
+    if compiled:
+        derivative = torch.compile(derivative)
+    recomputes = getattr(module, "checkpointing", False) and torch.is_grad_enabled()
+    apart = recomputes and not keep_gradient
+    with contextlib.ExitStack() as during:
+        during.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if recomputes:
+            during.enter_context(_activations_kept(module))
+        if apart:
+            during.enter_context(torch.no_grad())
+            during.enter_context(same_dropout(primals[0]))
+        value, tangent = derivative(f, primals, tangents)
+    if apart:
         value = f(*primals)  # not under MATH: the backward pass, which repeats it, will not be
-    else:
-        with sdpa_kernel(SDPBackend.MATH):
-            value, tangent = derivative(f, primals, tangents)
     for observer in _observers:
-        observer(f, primals, tangents, tangent)
+        observer(f, primals, tangents, tangent.detach())
     return value, tangent
 
 
+@contextlib.contextmanager
+def _activations_kept(module: Any) -> Iterator[None]:
+    module.checkpointing = False
+    try:
+        yield
+    finally:
+        module.checkpointing = True
+
+
 def _jvp(f: Function, primals: Tensors, tangents: Tensors) -> tuple[Tensor, Tensor]:
-    own = tuple(p.clone() for p in primals)  # torch cannot compile a dual number in a view
     with LinearLayers():
-        value, tangent = torch.func.jvp(f, own, tangents)  # type: ignore[misc]
+        value, tangent = _dual(f, primals, tangents)
     return value, tangent.detach()
+
+
+def _jvp_with_gradient(f: Function, primals: Tensors, tangents: Tensors) -> tuple[Tensor, Tensor]:
+    with DifferentiableLayers():
+        return _dual(f, primals, tangents)
+
+
+def _dual(f: Function, primals: Tensors, tangents: Tensors) -> tuple[Tensor, Tensor]:
+    own = tuple(p.clone() for p in primals)  # torch cannot compile a dual number in a view
+    value, tangent = torch.func.jvp(f, own, tangents)  # type: ignore[misc]
+    return value, tangent
 
 
 class LinearLayers(TorchFunctionMode):
@@ -71,9 +98,52 @@ class LinearLayers(TorchFunctionMode):
             x, weight, bias, *rest = args if len(args) > 2 else (*args, None)
             value, tangent = forward_ad.unpack_dual(x, level=0)
             if tangent is not None:
-                slope = func(tangent.detach(), weight.detach(), None, *rest)
+                slope = self.slope(func, tangent, weight, *rest)
                 return forward_ad.make_dual(func(value, weight, bias, *rest), slope, level=0)
         return func(*args, **(kwargs or {}))
+
+    def slope(self, func: Any, tangent: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        return func(tangent.detach(), weight.detach(), None, *rest)
+
+
+class DifferentiableLayers(LinearLayers):
+    """The same for a tangent that is back-propagated.
+
+    torch 2.13 takes mean and variance of a layer norm for constants there, which gives wrong
+    gradients (pytorch issue 196700). So it is written out; a batch norm has the same fault.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (nnf.layer_norm, torch.layer_norm):
+            return layer_norm(*args, **(kwargs or {}))
+        if func in (nnf.batch_norm, torch.batch_norm):
+            raise UserError("the gradient of a batch norm's tangent is wrong in torch: use another")
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def slope(self, func: Any, tangent: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        return func(tangent, weight, None, *rest)
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    """``torch.nn.functional.layer_norm``, written out so that torch differentiates it twice.
+
+    Statistics are taken in float32 at least, as torch does.
+    """
+    axes = tuple(range(-len(normalized_shape), 0))
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    centred = exact - exact.mean(axes, keepdim=True)
+    out = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    out = out if weight is None else out * weight
+    return (out if bias is None else out + bias).to(x.dtype)
 
 
 TangentObserver = Callable[[Function, Tensors, Tensors, Tensor], None]
