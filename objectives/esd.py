@@ -26,10 +26,10 @@ from fewstep.objectives.core.tangent import jvp
 class ESD(SelfDistillation):
     """Jumps that do not depend on where on the learned flow they begin.
 
+    The settings of ``SelfDistillation``, and:
+
     Attributes:
         gradient_of: none | times | all, the derivatives that are back-propagated.
-
-    The others are those of ``SelfDistillation``.
     """
 
     gradient_of: str = "times"

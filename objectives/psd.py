@@ -25,10 +25,10 @@ from fewstep.objectives.core.self_distillation import SelfDistillation
 class PSD(SelfDistillation):
     """Jumps that are made of two.
 
+    The settings of ``SelfDistillation``, and:
+
     Attributes:
         split: uniform | middle, where a jump is cut in two.
-
-    The others are those of ``SelfDistillation``.
     """
 
     split: str = "uniform"
