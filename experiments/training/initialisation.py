@@ -124,6 +124,8 @@ def fill(network: nn.Module, teacher: nn.Module, key: str) -> None:
         n.network if isinstance(n, ConvertedNetwork) else n for n in (network, teacher)
     )
     missing = inner.load_state_dict(source.state_dict(), strict=False).missing_keys
+    # images as they are have augmentation labels of 0, of which those weights make 0
+    missing = [name for name in missing if not name.endswith("augmentation.weight")]
     if not missing:
         return
     silent: list[Any] = [m for m in inner.modules() if hasattr(m, "silence_jump")]

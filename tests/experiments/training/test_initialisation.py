@@ -10,12 +10,13 @@ import torch
 from helpers.tiny import tiny, trainer
 from torch import Tensor, nn
 
+from fewstep.backbones import BACKBONES, build_backbone
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import Override, RunConfig
 from fewstep.experiments.rng import generator
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.training.initialisation import NetworkForm, fill, own_form, taken_over
-from fewstep.experiments.training.network import build_network, load_network
+from fewstep.experiments.training.network import add_augmentation, build_network, load_network
 from fewstep.experiments.training.teacher import check_teacher, network_form
 from fewstep.objectives import (
     OBJECTIVES,
@@ -30,6 +31,7 @@ from fewstep.objectives import (
 from fewstep.objectives.core.batch_math import expand
 from fewstep.objectives.core.converted_network import ConvertedNetwork
 from fewstep.objectives.core.paths import convert_path
+from fewstep.registry import build
 
 TRIG: list[Override] = ["objective.interpolant=trig", "objective.sigma_d=0.7"]
 TEACHERS: dict[str, list[Override]] = {
@@ -199,3 +201,17 @@ def test_jumps_that_were_fixed_are_not_given_back(tmp_path: Path) -> None:
     assert form == NetworkForm(shortcut.values["objective"], True, 0.0, "a", "Shortcut")
     with pytest.raises(UserError, match="is asked for d = 0 only"):
         taken_over(tiny(tmp_path, "objective=mean_flow"), "b", scm, form)
+
+
+@pytest.mark.parametrize("objective", ["mean_flow", "flow_matching"])
+def test_augmentation_is_no_reason_to_forget_the_jumps(objective: str) -> None:
+    """With the labels of an image as it is, 0, the student is its teacher, at every jump length."""
+    jumps = objective == "mean_flow"
+    settings = {"name": "dit_digits", "width": 16, "depth": 1, "heads": 2}
+    backbone = build(BACKBONES, settings)
+    teacher, student = (noisy(build_backbone(backbone, (1, 8, 8), 10, jumps, 0)) for _ in "ab")
+    add_augmentation(student, "dit_digits")
+    fill(student, teacher, "3f2a")
+    x, t = torch.randn(8, 1, 8, 8).double(), torch.linspace(0.2, 0.9, 8).double()
+    for d in (0 * t, t / 2, t) if jumps else (None,):
+        torch.testing.assert_close(student(x, t, d), teacher(x, t, d), rtol=0, atol=0)
