@@ -6,9 +6,10 @@
     d > 0:  r is what X leaves of an identity of exact flow maps,  t > s two draws of U(0, 1)
 
 Three identities, three objectives: ``lsd`` (in s), ``esd`` (in t), ``psd`` (two jumps make one).
-The settings are of the authors' code (github.com/nmboffi/flow-maps): three quarters of the rows
-are flow matching, targets are the network's own. Their |r|^2 is the sum, which only shifts w by
-log D. Their time is our 1 - t: their s, where a jump begins, is our t.
+Times, weight and targets (the network's own) are those of the authors' code, read in a fork of
+github.com/nmboffi/flow-maps; that three quarters of the rows are flow matching is from memory.
+Their |r|^2 is the sum, which only shifts w by log D. Their time is our 1 - t: their s, where a jump
+begins, is our t.
 """
 
 from abc import abstractmethod
