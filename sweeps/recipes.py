@@ -7,7 +7,7 @@ from typing import Any
 from fewstep.errors import UserError, counted
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.store.json_files import Json
-from fewstep.experiments.training.teacher import teacher_directory
+from fewstep.experiments.training.teacher import config_of, teacher_directory
 from fewstep.sweeps.definition import parse
 from fewstep.sweeps.definition.member import Member, teacher_key
 from fewstep.sweeps.definition.recipe import Recipe
@@ -148,27 +148,50 @@ def _compare(
     members: Sequence[Member],
     label: str | None,
 ) -> Comparison:
-    known = {member.config.key: member.config for member in members}
+    known = {member.config.key: member for member in members}
     name = config.values["objective"]["name"]
     same = [m for m in members if m.config.values["objective"]["name"] == name]
     labelled = [m for m in same if label is not None and m.choices.get("objective") == label]
-    own, found = settings(config, others), list[tuple[int, Member, tuple[Difference, ...]]]()
-    for member in labelled or same or members:
-        method = member.choices.get("objective", "")
-        paper = settings(member.config, known)
-        differences = tuple(
-            Difference(s, own.get(s, ABSENT), paper.get(s, ABSENT), recipe.source(s, method))
-            for s in dict.fromkeys([*paper, *own])
-            if (same or not s.startswith("objective."))  # of another, they mean something else
-            and own.get(s, ABSENT) != paper.get(s, ABSENT)
-        )
-        found.append((len(differences), member, differences))
-    _, nearest, differences = min(found, key=lambda item: item[0])
-    return Comparison(recipe, nearest, bool(same), differences)
+    beside = [
+        Comparison(recipe, m, bool(same), tuple(_differences(config, others, recipe, m, known)))
+        for m in labelled or same or members
+    ]
+    return min(beside, key=lambda comparison: len(comparison.differences))
+
+
+def _differences(
+    config: RunConfig,
+    others: Mapping[str, RunConfig],
+    recipe: Recipe,
+    member: Member,
+    members: Mapping[str, Member],
+) -> list[Difference]:
+    """Those of the run, then those of its teacher that are not the same ones again."""
+    known = {key: one.config for key, one in members.items()}
+    own, paper = settings(config, others), settings(member.config, known)
+    method = member.choices.get("objective", "")
+    same = own["objective"] == paper["objective"]
+    found = [
+        Difference(s, own.get(s, ABSENT), paper.get(s, ABSENT), recipe.source(s, method))
+        for s in dict.fromkeys([*paper, *own])
+        if (same or not s.startswith("objective."))  # of another, they mean something else
+        and own.get(s, ABSENT) != paper.get(s, ABSENT)
+    ]
+    teacher, published = _teacher(config, others), members.get(member.teacher or "")
+    if teacher is None or published is None:
+        return found
+    told = {(d.setting, str(d.run), str(d.paper)) for d in found}
+    return found + [
+        replace(d, setting=f"teacher.{d.setting}")
+        for d in _differences(teacher, others, recipe, published, members)
+        if d.setting != "objective"  # the row "teacher" tells it
+        and not d.setting.startswith("evaluation")
+        and (d.setting, str(d.run), str(d.paper)) not in told
+    ]
 
 
 def settings(config: RunConfig, known: Mapping[str, RunConfig] = {}) -> dict[str, Any]:
-    """Every setting that belongs to a protocol, by its dotted name; ``teacher``: what it learned.
+    """Every setting that belongs to a protocol, by its dotted name; ``teacher``: its objective.
 
     ``known``: runs, by key, that may be the teacher and do not exist.
     """
@@ -181,8 +204,11 @@ def settings(config: RunConfig, known: Mapping[str, RunConfig] = {}) -> dict[str
                 value = _without_places(value)
             if f"{group}.{name}" not in NO_PROTOCOL:
                 found[f"{group}.{name}"] = value
-    if (key := teacher_key(config.values)) is not None:
-        found["teacher"] = _taught(config, known.get(key))
+    if teacher_key(config.values) is not None:
+        teacher = _teacher(config, known)
+        found["teacher"] = (
+            "a run that is lost" if teacher is None else str(teacher.values["objective"]["name"])
+        )
     return found
 
 
@@ -203,9 +229,8 @@ def _values(built: Any) -> Iterator[tuple[str, Any]]:
             yield f.name, list(value) if isinstance(value, tuple) else value
 
 
-def _taught(config: RunConfig, teacher: RunConfig | None) -> str:
-    if teacher is not None:
-        return str(teacher.values["objective"]["name"])
+def _teacher(config: RunConfig, known: Mapping[str, RunConfig]) -> RunConfig | None:
+    if (key := teacher_key(config.values) or "") in known:
+        return known[key]
     directory = teacher_directory(config)
-    spec = None if directory is None else directory.spec()
-    return "a run that is lost" if spec is None else str(spec["config"]["objective"]["name"])
+    return None if directory is None or directory.spec() is None else config_of(directory)

@@ -78,6 +78,8 @@ def decays(ema: Any) -> list[float]:
         if isinstance(decay, bool) or not isinstance(decay, int | float):
             raise UserError(f"training.ema takes a decay or a list of decays, got {ema!r}")
         check_range("training.ema", decay, 0, 1)
+        if decay == 1:
+            raise UserError("training.ema must be less than 1 (at 1 an average never changes)")
     if not several or len(set(several)) < len(several):
         raise UserError(f"training.ema takes one decay or several different ones, got {ema!r}")
     return [float(decay) for decay in several]

@@ -110,6 +110,8 @@ def _training_note(costs: Costs) -> str:
     note = f"Means over the runs in the table. Speed: steps a second, against {costs.baseline}."
     if any(row.teacher_images_seen > 0 for row in costs.rows):
         note += " Totals, of which in parentheses the teacher's."
+    if any(math.isfinite(row.flops) for row in costs.rows):
+        note += " FLOPs: the method's, without what is computed again to save memory."
     if costs.devices:
         note += f" Trained on {' and '.join(costs.devices)}"
         several = len(costs.devices) > 1

@@ -28,6 +28,9 @@ def test_smoke_prints_a_line_a_member_and_fails_if_one_does(tmp_path: Path) -> N
     assert re.fullmatch(fits, lines[0])
     assert lines[1].endswith("failed: backbone.patch must divide the image's side 8, got 3")
     assert tree(tmp_path) == before
+    both = fewstep("sweep", "small.yaml", "--smoke", "--plan", cwd=tmp_path)
+    assert (both.returncode, both.stdout) == (2, "")
+    assert "without --plan" in both.stderr
     assert succeed("sweep", "small.yaml", "--smoke", "backbone.patch=2", cwd=tmp_path)
 
 

@@ -64,11 +64,32 @@ def test_the_nearest_run_is_compared_setting_by_setting(sweep):
     }
 
 
-def test_a_teacher_is_known_by_its_objective(sweep, tmp_path):
+def test_a_teacher_is_compared_as_its_student_is(sweep, write):
     students = [m for m in sweep.members() if m.choices["objective"] == "CD"]
     known = {m.config.key: m.config for m in sweep.members()}
     assert recipes.settings(students[0].config, known)["teacher"] == "flow_matching"
     assert recipe_record(sweep)["settings"] == []
+    path, steps = "objective.interpolant: linear", "training.steps: 40, training.lr: 1.0e-3"
+    made = write(
+        f"recipe: {sweep.recipe.name}\n"
+        "base: {data: gaussians, training.lr: 1.0e-3}\n"
+        "axes: {objective: [{objective: flow_matching, label: short, "
+        f"{path}, {steps}}}, {{objective: scd, teacher: short, label: CD}}]}}"
+    )
+    record = recipe_record(made)["settings"]
+    of_students = [s for s in record if s.startswith("teacher")]
+    # the rate, which both differ in, is told once
+    assert of_students == ["teacher.objective.interpolant", "teacher.training.steps"]
+    student = next(m for m in made.members() if m.choices["objective"] == "CD")
+    own = {m.config.key: m.config for m in made.members()}
+    sources = {
+        d.setting: (d.run, d.paper, d.source)
+        for d in recipes._compare(
+            student.config, own, sweep.recipe, list(sweep.members()), "CD"
+        ).differences
+    }
+    assert sources["teacher.objective.interpolant"] == ("linear", "trig", "section 1")
+    assert "teacher" not in sources
 
 
 def test_an_objective_that_the_recipe_lacks(sweep):

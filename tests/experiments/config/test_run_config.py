@@ -194,6 +194,7 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["training.lr=0"], ["training.lr must be greater than 0", "got 0"]),
     (["training.lr=nan"], ["training.lr", "nan"]),
     (["training.ema=1.5"], ["training.ema", "at most 1", "1.5"]),
+    (["training.ema=[0.9,1]"], ["training.ema must be less than 1"]),
     (["training.clip=-1"], ["training.clip", "-1"]),
     (["evaluation.steps=[4,0]"], ["evaluation.steps", "at least 1", "got 0"]),
     (["evaluation.samples=1"], ["evaluation.samples", "at least 2", "got 1"]),

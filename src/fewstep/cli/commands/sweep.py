@@ -60,6 +60,8 @@ def sweep(
 
     if launcher not in LAUNCHERS:
         raise LAUNCHERS.lookup_error(launcher, "--launcher", LAUNCHERS.names())
+    if smoke and (plan or stopped or workers is not None):
+        raise UserError("--smoke trains on made-up data: without --plan, --stopped and --workers")
     chosen_sweep = definition.load(name).with_overrides(opt.with_root(overrides, runs))
     if smoke:
         return _smoke(chosen_sweep)
