@@ -25,7 +25,8 @@ EVALUATION: dict[str, str] = {
     "times": "string",  # "uniform" or the times given, space separated
     "sampler": "string",  # "solver=heun, ..." or "default"
     "weights": "string",  # ema | raw | ema-0.9999 | sigma_rel-0.1
-    "at_step": "Int64",  # training step whose weights they are; missing: the last
+    # training step whose weights they are; missing: the last. Costs are of the whole training
+    "at_step": "Int64",
     "guidance": "float64", "sample_set": "Int64",
     "metric": "string",  # label, e.g. FD-digits-cnn@597
     "metric_id": "string", "metric_name": "string",

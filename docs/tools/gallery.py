@@ -147,17 +147,17 @@ def published_numbers(methods: Sequence[str]) -> str:
     """The papers' numbers for these methods, from ``reports/content/published.csv``."""
     from fewstep.analysis.conditions import UNKNOWN
     from fewstep.reports.content.published import WORDS, published
+    from fewstep.reports.content.published_notes import check_mark, notes
     from fewstep.reports.content.row_groups import published_value
 
     found = [row for row in published() if row.method in methods]
     if not found:
         return "None in `reports/content/published.csv`."
     steps = sorted({step for row in found for step in row.values})
-    marks = {"secondary": " ‡", "memory": " §"}
     rows = []
     for row in found:
         values = [
-            published_value(row, s) + marks.get(row.checked, "") if s in row.values else ""
+            f"{published_value(row, s)} {check_mark(row)}".rstrip() if s in row.values else ""
             for s in steps
         ]
         network = "" if row.network == UNKNOWN else row.network
@@ -167,15 +167,7 @@ def published_numbers(methods: Sequence[str]) -> str:
         rows.append([row.data, network, conditions, name, *values, row.where])
     heads = ["data", "network", "conditions", "metric"]
     heads += [*(f"{s} step{'s' * (s > 1)}" for s in steps), "source"]
-    notes = []
-    if any(row.unintended for row in found):
-        notes.append("In parentheses: a number of steps that the method was not made for.")
-    checked = {row.checked for row in found}
-    if "secondary" in checked:
-        notes.append("‡ read in a transcription, not in the paper.")
-    if "memory" in checked:
-        notes.append("§ from memory, compared with nothing.")
-    return "\n\n".join(filter(None, [_table(heads, rows), " ".join(notes)]))
+    return "\n\n".join(filter(None, [_table(heads, rows), " ".join(notes(found, steps))]))
 
 
 def pictures() -> str:

@@ -39,7 +39,8 @@ def assign(config: DictConfig, key: str, value: Any, known: Sequence[str]) -> No
     if key not in known:
         inside = [k for k in known if k.startswith(key.rsplit(".", 1)[0] + ".")]
         hint = _elsewhere(config, key) or nearest(key, [*known, *GROUPS])
-        raise UserError(f"unknown setting {key!r}{hint}{listed(inside or known, hint)}")
+        name = key.rstrip("_")  # as it was written: run_config.field_key
+        raise UserError(f"unknown setting {name!r}{hint}{listed(inside or known, hint)}")
     is_list = OmegaConf.is_list(OmegaConf.select(config, key)) and key not in ONE_OR_SEVERAL
     if is_list and not isinstance(value, list | tuple):
         raise UserError(f"{key} takes a list, written [a,b], got {value!r}")

@@ -13,8 +13,9 @@ As their sources have it. Samples x in [-1, 1] become the level 127.5 (x + 1), c
                     parts of 5,000 samples, precision and recall (k = 3) of samples and all images
                     of the reference batch. It takes uint8 images: the rounding is the sampler's.
     edm             fid.py: FID of 50,000 images.
-    torch_fidelity  FID, Inception Score of ten parts in the order of RandomState(2020), precision
-                    and recall (k = 3). It takes uint8 images: the rounding is its example's.
+    torch_fidelity  FID, Inception Score of ten parts in the order of RandomState(2020). It takes
+                    uint8 images: the rounding is its example's. Its precision and recall are in
+                    features of a VGG16, which fewstep has not.
     clean_fid       FID of image files: the rounding is that of whatever writes them.
 
 The last two take kernel distances over random subsets, so no protocol has ``kid``.
@@ -47,18 +48,14 @@ class Protocol:
     samples: int | None = None
 
 
-PRECISION_AND_RECALL: dict[str, Settings] = {"precision": {"k": 3}, "recall": {"k": 3}}
 ADM: dict[str, Settings] = {
     "fd": {},
     "sfid": {},
     "inception_score": {"splits": 10, "order": None},
-    **PRECISION_AND_RECALL,
+    "precision": {"k": 3},
+    "recall": {"k": 3},
 }
-TORCH_FIDELITY: dict[str, Settings] = {
-    "fd": {},
-    "inception_score": {"splits": 10, "order": 2020},
-    **PRECISION_AND_RECALL,
-}
+TORCH_FIDELITY: dict[str, Settings] = {"fd": {}, "inception_score": {"splits": 10, "order": 2020}}
 PROTOCOLS = {
     "adm": Protocol("truncate", ADM, samples=50_000),
     "dit": Protocol("half_up", ADM, samples=50_000),

@@ -28,10 +28,10 @@ def names_by_sha256(root: Path) -> dict[str, str]:
     return names
 
 
-def record(root: Path, name: str, file: Path, shapes: Mapping[str, object], sha256: str) -> None:
-    """Note that ``file``, whose arrays have these ``shapes``, is the known reference ``name``.
+def check(name: str, file: Path, shapes: Mapping[str, object]) -> None:
+    """Whether ``file``, whose arrays have these ``shapes``, can be the known reference ``name``.
 
-    Raises ``UserError``: no such reference, other contents, or a contradiction to the record.
+    Raises ``UserError``: no such reference, or other contents.
     """
     check_choice("reference file", name, REFERENCES)
     expected = REFERENCES[name].arrays
@@ -45,6 +45,13 @@ def record(root: Path, name: str, file: Path, shapes: Mapping[str, object], sha2
             )
     if "arr_0" in shapes and "arr_0" not in expected:
         raise UserError(f"{file} is not {name}: it has images (arr_0), {name} has statistics alone")
+
+
+def record(root: Path, name: str, file: Path, sha256: str) -> None:
+    """Note that ``file`` is the known reference ``name``; ``check`` comes before.
+
+    Raises ``UserError``: a contradiction to the record.
+    """
     known: Json = read_json(root / FILE) or {}
     other = known.get(name, {}).get("sha256", sha256)
     if other != sha256:

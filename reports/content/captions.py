@@ -7,7 +7,8 @@ from statistics import median
 from fewstep.analysis.summary_types import Conditions, Summary
 from fewstep.reports.content.formatting import enumerated, listed, number
 from fewstep.reports.content.method_selection import note
-from fewstep.reports.content.published import MARK, Published
+from fewstep.reports.content.published import Published
+from fewstep.reports.content.published_notes import MARK, notes
 from fewstep.reports.content.row_groups import groups
 
 FLOOR, RECONSTRUCTION = "real vs real floor", "autoencoder's reconstructions"
@@ -41,9 +42,8 @@ def _sources(summary: Summary, published: Sequence[Published]) -> list[str]:
     labels = {where: [row.label for row in shown if row.where == where]
               for where in dict.fromkeys(row.where for row in shown)}  # fmt: skip
     sources = "; ".join(f"{enumerated(of)}: {where}" for where, of in labels.items())
-    odd = any(row.unintended & set(summary.steps) for row in shown)
-    note = " In parentheses: steps that the method was not made for." if odd else ""
-    return [f"{MARK}: published, not measured here and not ranked ({sources}).{note}"]
+    told = f"{MARK}: published, not measured here and not ranked ({sources})."
+    return [told, *notes(shown, summary.steps)]
 
 
 def measured(summary: Summary) -> list[str]:

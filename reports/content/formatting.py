@@ -19,6 +19,7 @@ _LATEX = {
     '"': "''",  # OT1, which a paper has unless it asks for another, lacks the straight one
     "±": r"$\pm$", "×": r"$\times$", "≈": r"$\approx$", "→": r"$\to$", "≤": r"$\leq$",
     "≥": r"$\geq$", "∞": r"$\infty$", "·": r"$\cdot$", "†": r"$\dagger$", "‡": r"$\ddagger$",
+    "§": r"\S{}",
     "−": r"$-$", "–": r"\textendash{}", "—": r"\textemdash{}", "’": "'", "…": r"\ldots{}",
 }  # fmt: skip
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~#$&])")

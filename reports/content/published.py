@@ -31,7 +31,6 @@ INCEPTION = "inception"
 GUIDANCE = re.compile(
     rf"{NONE}|{UNKNOWN}|{GUIDED}|scale \d+(\.\d+)?( in \[[\d.]+, [\d.]+\])?|trained in: \w+=.+"
 )
-MARK = "†"
 WORDS = {CLASSES: "class-conditional", NONE: "unconditional"}
 
 

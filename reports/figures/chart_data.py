@@ -127,9 +127,9 @@ def compute_measures(
 
 
 def _spent_axis(title: str, spent: Collection[float]) -> Axis:
-    """Log where it spans more than a factor of 3."""
+    """Log where it spans more than a factor of 3, and has no 0 (of guidance)."""
     low, high = min(spent), max(spent)
-    log = high > 3 * low
+    log = high > 3 * low > 0
     margin = 0.12 * (high - low) or 0.1 * high
     low, high = (low / 1.3, high * 1.3) if log else (low - margin, high + margin)
     ticks = (log_ticks if log else linear_ticks)(low, high, 4)

@@ -22,6 +22,7 @@ from fewstep.reports.content import formatting, provenance
 from fewstep.reports.content.captions import caption, figure_caption, of_real_images
 from fewstep.reports.content.method_selection import MOST, note
 from fewstep.reports.content.provenance import Json, Source
+from fewstep.reports.content.published_notes import marks as published_marks
 from fewstep.reports.content.report_data import ReportData
 from fewstep.reports.content.row_groups import groups, published_value
 from fewstep.reports.figures import chart_data
@@ -68,6 +69,7 @@ def page(sweep: str, views: Sequence[ReportData], frame: pd.DataFrame) -> str:
         of_real_images=of_real_images,
         groups=groups,
         published_value=published_value,
+        published_marks=published_marks,
         seed_values=chart_data.seed_values,
         short=provenance.short,
         place=Placed,

@@ -10,7 +10,8 @@ from fewstep.reports.tables import plain
 
 NOTE = (
     "Kendall's tau between the orders of the methods: 1 the same, 0 unrelated, −1 the reverse. "
-    "Mean ± half-width of the 95% Student-t interval over seeds, their number in parentheses."
+    "Mean [95% Student-t interval over seeds, within −1 and 1] (number of seeds); no interval "
+    "where all seeds agree."
 )
 
 
@@ -29,7 +30,8 @@ def table(agreements: Sequence[Agreement]) -> plain.Table:
 def _shown(point: Estimate | None) -> str:
     if point is None:
         return "–"
-    spread = f" ± {point.half_width:.2f}" if point.n > 1 else ""
+    low, high = max(-1.0, point.mean - point.half_width), min(1.0, point.mean + point.half_width)
+    spread = f" [{low:.2f}, {high:.2f}]" if point.half_width > 0 else ""
     return f"{point.mean:.2f}{spread} ({point.n})".replace("-", "−")
 
 

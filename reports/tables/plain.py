@@ -1,5 +1,6 @@
 """Tables of plain text, whatever is in it, as Markdown and LaTeX."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -38,18 +39,33 @@ def failures(summary: Summary) -> Table:
     return Table("Failed and stopped runs", header, rows, align="-----")
 
 
+MOST_ROWS, LONGEST_NOTE = 20, 900
+"""Of a float, which fits on a page then. More rows go into further floats, and a longer note
+below the last, as text."""
+
+
 def latex(*tables: Table) -> str:
     """``table`` floats to be \\input; their document needs booktabs and graphicx."""
+    return latex_file([line for table in tables for line in _floats(table)])
+
+
+def _floats(table: Table) -> list[str]:
+    head, *heads = table.header
+    header = [latex_row([formatting.latex(head), *(latex_name(h, "c", 12) for h in heads)])]
+    rows = [
+        latex_row([latex_name(name), *map(formatting.latex, cells)]) for name, *cells in table.rows
+    ]
+    long = len(table.note) > LONGEST_NOTE
+    note = "Notes: in the text." if long else table.note
     floats = []
-    for table in tables:
-        head, *heads = table.header
-        lines = [latex_row([formatting.latex(head), *(latex_name(h, "c", 12) for h in heads)])]
-        lines.append(r"\midrule")
-        for name, *cells in table.rows:
-            lines.append(latex_row([latex_name(name), *map(formatting.latex, cells)]))
-        columns = "l" + "r" * len(heads)
-        floats += latex_float(f"{table.title}. {table.note}", columns, lines)
-    return latex_file(floats)
+    pages = math.ceil(len(rows) / MOST_ROWS) or 1
+    size = math.ceil(len(rows) / pages) or 1
+    for first in range(0, pages * size, size):
+        caption = f"{table.title}. {note}" if first == 0 else f"{table.title}, continued."
+        lines = [*header, r"\midrule", *rows[first : first + size]]
+        floats += latex_float(caption, "l" + "r" * len(heads), lines)
+    text = rf"{{\footnotesize\noindent {formatting.latex(f'{table.title}. {table.note}')}\par}}"
+    return [*floats, text] if long else floats
 
 
 FLOATS = r"""% \usepackage{booktabs,graphicx}

@@ -7,15 +7,11 @@ from string import ascii_lowercase
 from fewstep.analysis.summary_types import Conditions
 from fewstep.reports.content import formatting
 from fewstep.reports.content.published import BY_STEP, COLUMNS, GROUPS, Published, differences
+from fewstep.reports.content.published_notes import check_mark, notes
 from fewstep.reports.content.row_groups import published_value
 from fewstep.reports.tables import plain
 
 NOTE = "Not comparable with the table of our runs."
-MARKS = {"secondary": "‡", "memory": "§"}
-MEANING = {
-    "secondary": "from a transcription, not read in the paper itself",
-    "memory": "from memory, compared with nothing",
-}
 
 
 def table(rows: Sequence[Published], ours: Conditions) -> plain.Table:
@@ -30,7 +26,7 @@ def table(rows: Sequence[Published], ours: Conditions) -> plain.Table:
     letters = {difference: _letters(i) for i, difference in enumerate(single)}
     lines = []
     for row, own in sorted(found, key=lambda pair: GROUPS.index(pair[0].group)):
-        mark = f" {MARKS[row.checked]}" if row.checked in MARKS else ""
+        mark = f" {check_mark(row)}".rstrip()
         phase = "" if len({r.group for r in rows}) == 1 else f" ({row.group})"
         values = (published_value(row, s) for s in steps)
         differs = ", ".join(letter for d, letter in letters.items() if d in own)
@@ -49,17 +45,14 @@ def _notes(
     rows: Sequence[Published], all_rows: Sequence[str], letters: dict[str, str]
 ) -> list[str]:
     kinds = dict.fromkeys(f"{row.metric} of {row.samples:,} samples" for row in rows)
-    notes = [NOTE]
+    told = [NOTE]
     if all_rows:
-        notes.append(f"All rows differ in: {'; '.join(all_rows)}.")
+        told.append(f"All rows differ in: {'; '.join(all_rows)}.")
     if letters:
         each = "; ".join(f"({letter}) {text}" for text, letter in letters.items())
-        notes.append(f"Rows differ in: {each}.")
-    notes.append(f"{' and '.join(kinds)}, as printed.")
-    if any(row.unintended for row in rows):
-        notes.append("In parentheses: steps that the method was not made for.")
-    shown = {row.checked for row in rows}
-    return notes + [f"{m}: {MEANING[kind]}." for kind, m in MARKS.items() if kind in shown]
+        told.append(f"Rows differ in: {each}.")
+    told.append(f"{' and '.join(kinds)}, as printed.")
+    return told + notes(rows, {s for row in rows for s in row.values})
 
 
 def _letters(i: int) -> str:

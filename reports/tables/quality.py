@@ -7,7 +7,8 @@ from fewstep.analysis.summary_types import Cell, Summary
 from fewstep.reports.content import formatting
 from fewstep.reports.content.captions import caption, of_real_images
 from fewstep.reports.content.formatting import exact
-from fewstep.reports.content.published import MARK, Published
+from fewstep.reports.content.published import Published
+from fewstep.reports.content.published_notes import marks
 from fewstep.reports.content.row_groups import group_of, groups, published_value
 from fewstep.reports.tables.plain import latex_file, latex_float, latex_lines, latex_name, latex_row
 
@@ -27,7 +28,7 @@ def markdown(summary: Summary, published: Sequence[Published] = ()) -> str:
             rows.append([formatting.markdown(m), *cells])
         for row in group.published:
             theirs = (f"*{formatting.markdown(published_value(row, s))}*" for s in steps)
-            rows.append([f"*{formatting.markdown(row.label)}* {MARK}", *theirs])
+            rows.append([f"*{formatting.markdown(row.label)}* {marks(row)}", *theirs])
     for name, real in of_real_images(summary):
         rows.append([f"*{name}*", *[f"*{formatting.number(real)}*"] * len(steps)])
     header = ["Method", *map(formatting.in_steps, steps)]
@@ -60,7 +61,7 @@ def latex(summary: Summary, published: Sequence[Published] = ()) -> str:
             lines.append(latex_row([latex_name(m), *cells]))
         for row in group.published:
             values = (formatting.latex(published_value(row, s)) for s in steps)
-            label = rf"\textit{{{formatting.latex(row.label)}}}\,$^\dagger$"
+            label = rf"\textit{{{formatting.latex(row.label)}}}\,{_raised(marks(row))}"
             lines.append(latex_row([label, *(rf"\textit{{{value}}}" for value in values)]))
     last = [latex_row([rf"\textit{{{name}}}", *[formatting.number(real)] * k])
             for name, real in of_real_images(summary)]  # fmt: skip
@@ -69,6 +70,10 @@ def latex(summary: Summary, published: Sequence[Published] = ()) -> str:
     return latex_file(
         latex_float(caption(summary, published), "l" + "c" * k, lines, "small", label)
     )
+
+
+def _raised(marked: str) -> str:
+    return "".join(f"$^{formatting.latex(m).strip('$')}$" for m in marked)
 
 
 def _latex_cell(cell: Cell) -> str:

@@ -8,7 +8,8 @@ from rich.text import Text
 from fewstep.analysis.summary_types import Cell, Summary
 from fewstep.reports.content import formatting
 from fewstep.reports.content.captions import caption, of_real_images
-from fewstep.reports.content.published import MARK, Published
+from fewstep.reports.content.published import Published
+from fewstep.reports.content.published_notes import marks
 from fewstep.reports.content.row_groups import groups, published_value
 
 
@@ -29,7 +30,7 @@ def table(summary: Summary, published: Sequence[Published] = ()) -> Table:
             shown.add_row(Text("\n".join(formatting.wrapped(method))), *cells)
         for row in group.published:
             theirs = [Text(published_value(row, s), style="italic dim") for s in summary.steps]
-            shown.add_row(Text(f"{row.label} {MARK}", style="italic dim"), *theirs)
+            shown.add_row(Text(f"{row.label} {marks(row)}", style="italic dim"), *theirs)
     for i, (label, value) in enumerate(of_real_images(summary)):
         if i == 0:
             shown.add_section()

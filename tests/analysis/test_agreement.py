@@ -58,7 +58,7 @@ def test_of_the_runs_that_both_have(tmp_path: Path) -> None:
     assert found.by_steps[1].half_width == pytest.approx(half, rel=1e-3)
     written = write_report(frame, {}, tmp_path / "report", metric="FD-digits-cnn@597")
     assert "Rank agreement of extractors" in written["report.html"].read_text()
-    assert "0.67 ± 4.24 (2)" in written["agreement.md"].read_text()
+    assert "0.67 \\[−1.00, 1.00\\] (2)" in written["agreement.md"].read_text()
     rows = list(csv.DictReader(io.StringIO(written["agreement.csv"].read_text())))
     assert [row["steps"] for row in rows] == ["1", "4", "0"]
     two = frame[frame["method"] != "C"]

@@ -96,6 +96,8 @@ def test_curves_figure_and_rows(tmp_path: Path) -> None:
         "method": "A", "steps": "1", "guidance": "2.0", "mean": "21.5",
         "half_width": rows[1]["half_width"], "n": "2",
     }  # fmt: skip
+    zero = frame.assign(guidance=frame["guidance"].replace(1.0, 0.0))  # it has no logarithm
+    assert "fd_vs_guidance.png" in write_report(zero, {}, tmp_path / "zero", guidance=2)
     page = written["report.html"].read_text()
     assert "Quality versus guidance scale" in page
     assert "FD by guidance scale" in written["report.md"].read_text()

@@ -42,7 +42,7 @@ def test_it_measures_all_images_of_the_file(
     found = json.loads(written.read_text())["metrics"]
     assert found[0]["value"] == pytest.approx(fd, rel=1e-6)
     assert f"{found[0]['value']:.6g}" in shown
-    assert found[0]["metric"]["label"].startswith("FD-samples-raw@597-vs-")
+    assert found[0]["metric"]["label"].startswith("FD-images-raw@597-vs-")
     assert found[0]["metric"]["id"] in shown
     assert found[1]["value"] == pytest.approx(Recall().of(x, y), abs=0.05)  # of all references
 

@@ -14,7 +14,7 @@ from helpers.tiny import tiny
 
 from fewstep.cli.commands.reference import reference
 from fewstep.errors import UserError
-from fewstep.experiments.config.protocols import PROTOCOLS
+from fewstep.experiments.config.protocols import ADM, PROTOCOLS, TORCH_FIDELITY, Protocol
 from fewstep.experiments.config.settings import Evaluation
 from fewstep.experiments.data import DATA, ROUNDINGS, Dataset, to_model, to_uint8
 from fewstep.experiments.evaluation import evaluate
@@ -251,9 +251,12 @@ def test_reference_files_have_spatial_statistics(
 
 
 def test_a_set_of_samples_passes_once_for_all_metrics(
-    digits: Dataset, tmp_path: Path, passes: list[int]
+    digits: Dataset, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = Evaluation(extractor=WEIGHTS, protocol="torch_fidelity", samples=70)
+    # ADM's with torch-fidelity's Inception Score, for any number of samples
+    of_both = {name: ADM[name] for name in ("fd", "inception_score", "precision", "recall")}
+    monkeypatch.setitem(PROTOCOLS, "both", Protocol("truncate", {**of_both, **TORCH_FIDELITY}))
+    asked = Evaluation(extractor=WEIGHTS, protocol="both", samples=70)
     config = tiny(tmp_path, "evaluation.samples=70")
     directory = directory_of(config)
     directory.path.mkdir(parents=True)

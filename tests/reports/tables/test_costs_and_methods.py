@@ -270,7 +270,7 @@ def test_latex_compiles_whatever_the_names(tmp_path: Path, layout: str) -> None:
     frame = load(write_sweep(tmp_path, runs(HOSTILE), name="50%_x"))
     (view,) = views_of(frame, {})
     (tmp_path / "table.tex").write_text(
-        quality.latex(view.summary, apart(view.summary.conditions, "cifar10"))
+        quality.latex(view.summary, apart(view.summary.conditions, "cifar10")[:8])
     )
     ours = view.summary.conditions
     others = apart(ours, "imagenet_256")
@@ -289,3 +289,4 @@ def test_latex_compiles_whatever_the_names(tmp_path: Path, layout: str) -> None:
     log = run.stdout.decode(errors="replace")
     assert run.returncode == 0, log[-2000:]
     assert "Overfull \\hbox" not in log
+    assert "Float too large" not in log

@@ -66,7 +66,10 @@ def test_a_row_stands_beside_ours_where_all_conditions_agree(tmp_path: Path) -> 
     assert r"\textit{MeanFlow (SongUNet)}\,$^\dagger$ & \textit{2.92}" in quality.latex(ours, rows)
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(terminal.table(ours, rows))
-    assert "SiD †" in console.export_text()
+    assert "SiD †‡" in console.export_text()
+    assert "‡: from a transcription, not read in the paper itself." in shown.replace("\\", "")
+    assert "51.2M images): reference: by memory of the authors' code" in shown
+    assert r"\textit{SiD}\,$^\dagger$$^\ddagger$ &" in quality.latex(ours, rows)
     assert not beside(ours.conditions, "none")
     assert not beside(Conditions())
 
@@ -208,6 +211,8 @@ def test_a_data_set_may_be_named(tmp_path: Path) -> None:
     assert f"{name} (280.5) | (63.3) | 7.3 |" in shown
     assert "FID of 50,000 samples, as printed. In parentheses: steps that the method was" in shown
     assert "‡: from a transcription" in shown
+    more = published_table.markdown(apart(ours, "imagenet_64"), ours)
+    assert "Network evaluations that are not the number of steps: TrigFlow takes 63 in 32." in more
     latex = published_table.latex(rows, ours)
     for told in (shown.replace("\\", ""), latex.replace("\\", "")):  # it may stand alone
         assert "Published numbers of celeba_hq_256. Not comparable with the table of our" in told

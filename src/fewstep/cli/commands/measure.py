@@ -66,7 +66,10 @@ def measure(
 
 
 def _dataset(file: Path) -> Dataset:
-    """The images as the held-out split of a data set that has no other."""
+    """The images as the held-out split of a data set that has no other.
+
+    Its name, which the metric's id contains, is not the file's: of equal images the ids are equal.
+    """
     import numpy as np
     import torch
 
@@ -77,4 +80,4 @@ def _dataset(file: Path) -> Dataset:
     if "arr_0" not in held or held["arr_0"].ndim != 4 or held["arr_0"].dtype != np.uint8:
         raise UserError(f"{file} holds no uint8 images arr_0 (N, H, W, C)")
     x = torch.from_numpy(held["arr_0"].transpose(0, 3, 1, 2).copy())
-    return Dataset(file.stem, Split(x[:1]), Split(x), 0)
+    return Dataset("images", Split(x[:1]), Split(x), 0)

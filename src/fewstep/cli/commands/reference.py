@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,7 +151,10 @@ def known_references(overrides: Overrides, images: bool, runs: str | None) -> No
             raise UserError(f"reference --known takes NAME=FILE, got {pair!r}")
         check_choice("reference file", name, REFERENCES)
         file = Path(path).expanduser()
-        store.record(root, name, file, shapes_in_npz(file), known_sha256(file))
+        shapes = shapes_in_npz(file)
+        store.check(name, file, shapes)
+        _check_statistics(file, name, shapes)
+        store.record(root, name, file, known_sha256(file))
     yours = {name: sha256 for sha256, name in store.names_by_sha256(root).items()}
     rows = [
         {
@@ -165,6 +168,18 @@ def known_references(overrides: Overrides, images: bool, runs: str | None) -> No
         for name, one in REFERENCES.items()
     ]
     out.print(new_table(rows, overflow="fold"))
+
+
+def _check_statistics(file: Path, name: str, arrays: Collection[str]) -> None:
+    """Raise ``UserError`` unless what a project has published as statistics are some."""
+    from fewstep.experiments.metrics.frechet_distance import GaussianStats, read_npz
+
+    if named := read_npz(file, ["extractor"]):
+        own = str(named["extractor"])
+        raise UserError(f"{file} is not {name}: fewstep reference wrote it, of {own} features")
+    for suffix in ("", "_s"):
+        if f"mu{suffix}" in arrays:
+            GaussianStats.read(file, "inception", "its own", suffix)
 
 
 def _choices(
