@@ -42,17 +42,22 @@ def kendall_tau(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def agreements(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Agreement]:
-    """Of each two of the distances (FD, FID) in which the runs behind ``cells`` were measured.
+    """Of each two extractors in whose features the runs behind ``cells`` have a distance (FD, FID).
 
+    Both of as many samples, against the same kind of reference.
     ``cells``: the rows of ``frame`` that a table shows; of each metric the same are compared. Empty
     where there is one extractor, or fewer than three methods.
     """
     rows = frame[counted(frame) & frame["at_step"].isna() & frame["metric_name"].isin(MAIN)]
     rows = of_kinds(rows[np.isfinite(rows["value"])], cells, "metric_id")
     values = rows.groupby(["metric_id", "seed", "steps", "method"], sort=False)["value"].mean()
-    labels = dict(zip(rows["metric_id"], rows["metric"], strict=True))
-    found = []
-    for one, other in combinations(labels, 2):
+    metrics = rows.drop_duplicates("metric_id").set_index("metric_id")
+    labels, found = metrics["metric"], []
+    for one, other in combinations(labels.index, 2):
+        a, b = metrics.loc[one], metrics.loc[other]
+        alike = all(str(a[column]) == str(b[column]) for column in ("samples", "reference"))
+        if not alike or all(str(a[c]) == str(b[c]) for c in ("extractor", "extractor_sha256")):
+            continue
         pair = pd.concat([values[one], values[other]], axis=1, join="inner")
         taus: dict[int, dict[int, float]] = {}  # steps -> seed -> tau
         most = 0

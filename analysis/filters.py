@@ -116,7 +116,7 @@ def _best_guidance(rows: pd.DataFrame) -> pd.DataFrame:
     wanted = [scales.get(place, math.nan) for place in places]
     kept = (rows["guidance"] == wanted) & (rows["sample_set"] != sets[0])
     *others, most = (f"{scale:g}" for scale in sorted(rows["guidance"].unique()))
-    among = f"{', '.join(others)} and {most}" if others else most
+    among = f"{', '.join(others)} and {most}" if others else f"{most} alone"
     return rows[kept].assign(selected_from=f"{among} on sample set {sets[0]}")
 
 

@@ -123,7 +123,7 @@ def views_of(
                 methods=methods.paragraphs(summary, part),
                 origins=provenance.origins(summary, cells),
                 published=beside(summary.conditions, published),
-                apart=apart(summary.conditions, published),
+                apart=apart(summary.conditions, published, summary.steps),
                 agreements=agreements(part, cells),
                 over_training=over_training(part, cells),
                 over_guidance=over_guidance(part, cells),

@@ -68,6 +68,21 @@ class Decoded:
     def _autoencoder(self) -> AutoencoderEntry:
         return entry_of("evaluation.extractor.autoencoder", self.autoencoder)
 
+    @cached_property
+    def _decoder(self) -> Autoencoder:
+        return Autoencoder(self._autoencoder, accelerator())
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.split(self.batch_size)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Latents (N, C, H, W) -> uint8 images; images pass through."""
+        return x if x.dtype == torch.uint8 else self._decoder.decode(x, self.rounding)
+
+    def images_of(self, latents: Tensor) -> Tensor:
+        """uint8 images of any number of ``latents``."""
+        return torch.cat([self.decode(part) for part in self._parts(latents)])
+
     @property
     def layer_names(self) -> tuple[str, ...]:
         return tuple(getattr(self._inner, "layer_names", ()))
@@ -92,7 +107,7 @@ class Decoded:
 
     def prepare(self, dataset: Dataset, cache: Path) -> Features:
         self.check(dataset)
-        autoencoder = Autoencoder(self._autoencoder, accelerator())
+        autoencoder = self._decoder
         shape = autoencoder.images_of(dataset.shape)
         one = Split(torch.zeros(1, *shape, dtype=torch.uint8))
         images = Dataset(f"{dataset.name}, decoded", one, one, 0)
@@ -104,16 +119,12 @@ class Decoded:
         if self.rounding != "nearest":
             identity += (self.rounding,)
 
-        def decode(x: Tensor) -> Tensor:
-            """Latents (N, C, H, W) -> uint8 images; images pass through."""
-            return x if x.dtype == torch.uint8 else autoencoder.decode(x, self.rounding)
-
         def extract(x: Tensor) -> np.ndarray:
-            return np.concatenate([of.extract(decode(part)) for part in x.split(self.batch_size)])
+            return np.concatenate([of.extract(self.decode(part)) for part in self._parts(x)])
 
         def layers(x: Tensor, names: Collection[str]) -> dict[str, np.ndarray]:
             assert of.layers is not None
-            parts = [of.layers(decode(part), names) for part in x.split(self.batch_size)]
+            parts = [of.layers(self.decode(part), names) for part in self._parts(x)]
             return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
         return Features(
@@ -123,7 +134,7 @@ class Decoded:
             resize=of.resize,
             is_fid=of.is_fid,
             of=of,
-            decode=decode,
+            decode=self.decode,
             image_shape=shape,
             layers=None if of.layers is None else layers,
         )

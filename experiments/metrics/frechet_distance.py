@@ -159,7 +159,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with np.load(path, allow_pickle=False) as file:
             yield file
     except FileNotFoundError:
-        raise UserError(f"no statistics at {path}") from None
+        raise UserError(f"no file {path}") from None
     except (OSError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not an npz that can be read ({error})") from None
     except (ValueError, EOFError, TypeError, AttributeError):  # numpy advises to unpickle it

@@ -4,7 +4,7 @@ import csv
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -134,8 +134,12 @@ def beside(ours: Conditions, choice: str = "auto") -> tuple[Published, ...]:
     return tuple(row for row in published() if not differences(row, ours))
 
 
-def apart(ours: Conditions, choice: str = "auto") -> tuple[Published, ...]:
+def apart(
+    ours: Conditions, choice: str = "auto", steps: Collection[int] | None = None
+) -> tuple[Published, ...]:
     """The rows for a table of their own, which differ from ours in a condition.
+
+    And those that could stand in ours but have none of its numbers of ``steps``.
 
     ``choice`` "auto": those of our data set and metric; "none": no rows; else those of the data
     set of that name. Raises ``UserError``: nothing published is known of it.
@@ -147,7 +151,11 @@ def apart(ours: Conditions, choice: str = "auto") -> tuple[Published, ...]:
         rows = [row for row in of_ours if row.metric == ours.metric_name]
     else:
         rows = [row for row in published() if row.data == choice]
-    return tuple(row for row in rows if differences(row, ours))
+    return tuple(
+        row
+        for row in rows
+        if differences(row, ours) or (steps is not None and not row.values.keys() & set(steps))
+    )
 
 
 @cache
@@ -180,8 +188,10 @@ def _row(file: Path, rows: Sequence[Mapping[str, str]]) -> Published:
     try:
         _check(first)
         for row in rows:
-            if not math.isfinite(float(row["value"])) or int(row["evaluations"]) < 1:
-                raise ValueError(f"{row['value']} at {row['evaluations']} evaluations is no value")
+            value, steps, calls = float(row["value"]), int(row["steps"]), int(row["evaluations"])
+            if not (0 < value < math.inf and 1 <= steps <= calls):
+                said = f"{row['value']} in {steps} steps of {calls} evaluations"
+                raise ValueError(f"{said} is no value")
             check_choice("unintended", row["unintended"], ("0", "1"))
         return Published(
             **{name: first[name] for name in COLUMNS if name not in (*BY_STEP, "samples")},
@@ -201,6 +211,13 @@ def _check(row: Mapping[str, str]) -> None:
     check_choice("conditional", row["conditional"], (CLASSES, NONE, UNKNOWN))
     check_choice("reference", row["reference"], (TRAIN, UNKNOWN, *REFERENCES))
     check_choice("checked", row["checked"], CHECKED)
+    check_choice("metric", row["metric"], ("FID",))
+    if not re.fullmatch(rf"{INCEPTION}(, .+)?", row["extractor"]):
+        raise ValueError(f"extractor {row['extractor']!r} is not {INCEPTION}, or that and a remark")
+    if (of := REFERENCES.get(row["reference"])) and of.data != row["data"]:
+        raise ValueError(f"reference {row['reference']!r} is of {of.data}")
+    if int(row["samples"]) < 2:
+        raise ValueError(f"samples must be at least 2, got {row['samples']}")
     if not GUIDANCE.fullmatch(row["guidance"]):
         raise ValueError(f"guidance {row['guidance']!r} is none of the forms in docs/report.md")
     if row["conditional"] == NONE != row["guidance"]:

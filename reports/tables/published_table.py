@@ -11,6 +11,7 @@ from fewstep.reports.content.published_notes import check_mark, notes
 from fewstep.reports.content.row_groups import published_value
 from fewstep.reports.tables import plain
 
+OTHER_STEPS = "steps: none of our numbers of sampling steps"
 NOTE = "Not comparable with the table of our runs."
 
 
@@ -20,7 +21,7 @@ def table(rows: Sequence[Published], ours: Conditions) -> plain.Table:
     Each difference has a letter, which stands in the rows and is explained in the note.
     """
     steps = sorted({s for row in rows for s in row.values})
-    found = [(row, differences(row, ours)) for row in rows]
+    found = [(row, differences(row, ours) or (OTHER_STEPS,)) for row in rows]
     all_rows = [d for d in found[0][1] if all(d in own for _, own in found)]
     single = dict.fromkeys(d for _, own in found for d in own if d not in all_rows)
     letters = {difference: _letters(i) for i, difference in enumerate(single)}

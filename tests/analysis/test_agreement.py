@@ -61,6 +61,10 @@ def test_of_the_runs_that_both_have(tmp_path: Path) -> None:
     assert "0.67 \\[−1.00, 1.00\\] (2)" in written["agreement.md"].read_text()
     rows = list(csv.DictReader(io.StringIO(written["agreement.csv"].read_text())))
     assert [row["steps"] for row in rows] == ["1", "4", "0"]
+    fewer = frame.assign(samples=frame["samples"].where(frame["extractor"] == "cnn", 99))
+    assert agreements(fewer, cells) == []  # of another number of samples
+    same = frame.assign(extractor="cnn", extractor_sha256="x")
+    assert agreements(same, cells) == []
     two = frame[frame["method"] != "C"]
     assert agreements(two, cells) == []
     one = frame[frame["extractor"] == "cnn"]

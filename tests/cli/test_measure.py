@@ -67,7 +67,8 @@ def test_bad_input(files: tuple[Path, Path], more: list[str], says: str, tmp_pat
 
 def test_a_file_without_images(tmp_path: Path) -> None:
     file = tmp_path / "floats.npz"
-    for arrays in ({"arr_0": np.zeros((2, 8, 8, 3))}, {"mu": np.zeros(3)}):
+    none = np.zeros((0, 8, 8, 3), np.uint8)
+    for arrays in ({"arr_0": np.zeros((2, 8, 8, 3))}, {"arr_0": none}, {"mu": np.zeros(3)}):
         np.savez(file, **arrays)  # type: ignore[arg-type]
         with pytest.raises(UserError, match=r"floats\.npz holds no uint8 images arr_0"):
             measure(file, [*RAW, f"evaluation.reference_file={file}"], runs=str(tmp_path))

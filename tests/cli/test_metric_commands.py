@@ -123,7 +123,7 @@ def test_files_of_other_projects_are_known_by_what_they_hold(
         (f"stats={both}", r"it has images \(arr_0\), stats has statistics alone"),
         (f"stats={other}", "stats is known by sha256 .*: of two files one is another"),
         (f"both={known_file(tmp_path / 'd.npz', arr_0=images[:1])}", r"shape \(1, 4, 4, 3\)"),
-        ("stats=nowhere.npz", "no statistics at nowhere.npz"),
+        ("stats=nowhere.npz", "no file nowhere.npz"),
         (f"stats={known_file(tmp_path / 'e.npz', np.nan)}", "features are not finite"),
         (f"stats={known_file(tmp_path / 'f.npz', -1.0)}", "sigma is no covariance"),
         (f"stats={known_file(tmp_path / 'g.npz', extractor='cnn')}", "wrote it, of cnn features"),

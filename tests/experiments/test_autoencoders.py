@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.real_data import real_data
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
@@ -33,7 +33,6 @@ from fewstep.sweeps.plan import plan
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
-REAL = Path(os.environ.get("FEWSTEP_TEST_DATA", ROOT.parent / "shared" / "data"))
 needs_diffusers = pytest.mark.skipif(
     find_spec("diffusers") is None, reason="no diffusers: pip install 'fewstep[latents]'"
 )
@@ -119,7 +118,8 @@ def taef2(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_taef2_keeps_what_a_photograph_shows(taef2: Any) -> None:
     """PSNR, and latents of a standard deviation near 1; with half of them lost it is far lower."""
-    entry = entry_of("autoencoder", {"name": "taef2", "path": str(REAL / "autoencoder")})
+    weights = real_data("autoencoder") / "autoencoder"
+    entry = entry_of("autoencoder", {"name": "taef2", "path": str(weights)})
     ours = Autoencoder(entry, CPU)
     x = torch.from_numpy(load_sample_image("flower.jpg").copy()).permute(2, 0, 1)[
         None, :, :256, :256
@@ -150,7 +150,7 @@ def test_taef2_says_what_it_lacks(taef2: Any, tmp_path: Path) -> None:
 
 def photographs(root: Path, train: int, test: int) -> None:
     """Real CIFAR-10 as folders of PNGs, every class in each split."""
-    data = CIFAR10(root=str(REAL)).load()
+    data = CIFAR10(root=str(real_data("cifar10"))).load()
     for name, split, count in (("train", data.train, train), ("test", data.test, test)):
         assert split.y is not None
         for i in range(count):
@@ -166,7 +166,7 @@ def test_images_to_latents_to_samples_to_a_table(
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "images", 250, 100)
     images = ["data=image_folder", "data.root=images", "data.folder=.", "data.size=64"]
-    weights = f"{{name: taef2, path: {REAL / 'autoencoder'}}}"
+    weights = f"{{name: taef2, path: {real_data('autoencoder') / 'autoencoder'}}}"
     eyes = "{name: efficientnet_lite0, size: 48}"
     app(["encode", *images, f"autoencoder={weights}", "output=latents"], standalone_mode=False)
     to = ["split=train", f"extractor={eyes}", "output=real.npz"]
@@ -197,6 +197,9 @@ axes:
         run(member.directory)
     dataset = planned.runs[0].member.config.data.load()
     assert dataset.shape == (32, 8, 8)
+    app(["sample", planned.runs[0].directory.key, "--count", "9"], standalone_mode=False)
+    with Image.open("grid.png") as drawn:
+        assert drawn.size == (3 * 64 + 4, 3 * 64 + 4)  # decoded, with gaps of 2
     frame = load(planned.directory)
     summary = summarise(frame)
     floor, reconstruction = summary.floor, summary.reconstruction

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
+from helpers.real_data import real_data
 
 from fewstep.experiments.config.run_config import RunConfig, compose
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.training.augmentation import randomised
 from fewstep.objectives import Batch
 
-REAL = Path(os.environ.get("FEWSTEP_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SMALL = {
     "unet_32": ["backbone.width=16", "backbone.depth=1", "backbone.multipliers=[1,2]"],
     "dit_s_2": ["backbone.width=32", "backbone.depth=2", "backbone.heads=2", "backbone.patch=8"],
@@ -20,8 +19,9 @@ SMALL = {
 
 
 def config_of(backbone: str, root: Path, *overrides: str) -> RunConfig:
+    data = real_data("cifar10")
     return compose([
-        "data=cifar10", f"data.root={REAL}", f"backbone={backbone}", *SMALL[backbone],
+        "data=cifar10", f"data.root={data}", f"backbone={backbone}", *SMALL[backbone],
         "training.batch_size=32", "training.flip=true", "evaluation.extractor=random_conv",
         *overrides, ("runs", str(root)),
     ])  # fmt: skip

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.real_data import real_data
 
 from fewstep.errors import UserError
 from fewstep.experiments.data import Dataset, DataShape, cifar, shape_of
 from fewstep.experiments.data.cifar import BINARY, CIFAR10, PYTHON, load_cifar10, parse_python
 from fewstep.experiments.data.safe_unpickle import NotPlain, load_plain
 
-REAL = Path(os.environ.get("FEWSTEP_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 IMAGES = 20  # of a batch, where the real ones have 10,000
 Files = dict[str, bytes]
 
@@ -334,9 +334,7 @@ def test_labels_as_an_array_are_labels() -> None:
 
 
 def test_real_files() -> None:
-    if not (REAL / "cifar10").is_dir():
-        pytest.skip(f"no {REAL / 'cifar10'}: set FEWSTEP_DATA to the folder with cifar10")
-    data = CIFAR10(root=str(REAL)).load()
+    data = CIFAR10(root=str(real_data("cifar10"))).load()
     assert (len(data.train), len(data.test)) == (50_000, 10_000)
     # the published channel means
     means = data.train.x.double().mean((0, 2, 3)) / 255

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.real_data import real_data
 
 from fewstep.errors import UserError
 from fewstep.experiments.data import Dataset
 from fewstep.experiments.data.mnist import FILES, MNIST, FashionMNIST, load_idx
 
-REAL = Path(os.environ.get("FEWSTEP_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 FASHION = ("fashion-mnist", "fashion_mnist", ".")
 
 
@@ -133,9 +132,8 @@ MNIST_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 def test_real_files(
     name: str, folder: str, mean: float, first: list[int], train_counts: list[int]
 ) -> None:
-    if not (REAL / folder).is_dir():
-        pytest.skip(f"no {REAL / folder}: set FEWSTEP_DATA to the folder with the idx files")
-    data = {"mnist": MNIST, "fashion_mnist": FashionMNIST}[name](root=str(REAL)).load()
+    real = real_data(folder)
+    data = {"mnist": MNIST, "fashion_mnist": FashionMNIST}[name](root=str(real)).load()
     assert (data.name, data.shape, data.num_classes) == (name, (1, 28, 28), 10)
     assert (len(data.train), len(data.test)) == (60_000, 10_000)
     assert data.train.x.double().mean() / 255 == pytest.approx(mean, abs=5e-5)
@@ -165,10 +163,9 @@ def test_another_file_than_the_published_one_is_refused(tmp_path: Path) -> None:
 def test_real_files_in_the_place_of_others(
     tmp_path: Path, place: str, source: str, says: str
 ) -> None:
-    if not (REAL / "mnist").is_dir() or not (REAL / "fashion-mnist").is_dir():
-        pytest.skip(f"no mnist and fashion-mnist in {REAL}: set FEWSTEP_DATA to their folder")
-    shutil.copytree(REAL / "mnist", tmp_path / "mnist")
-    shutil.copy(REAL / f"{source}.gz", tmp_path / "mnist" / f"{place}.gz")
+    real = real_data("mnist", "fashion-mnist")
+    shutil.copytree(real / "mnist", tmp_path / "mnist")
+    shutil.copy(real / f"{source}.gz", tmp_path / "mnist" / f"{place}.gz")
     with pytest.raises(UserError, match=says) as caught:
         MNIST(root=str(tmp_path)).load()
     assert f"{place}.gz" in str(caught.value)

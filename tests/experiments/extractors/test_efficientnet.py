@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as nnf
+from helpers.real_data import real_data
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
@@ -18,7 +17,6 @@ from fewstep.experiments.data.cifar import CIFAR10
 from fewstep.experiments.extractors import EfficientNetLite0, efficientnet
 from fewstep.experiments.metrics.frechet_distance import GaussianStats, frechet_distance
 
-REAL = Path(os.environ.get("FEWSTEP_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 BELL_COTE, MONASTERY, PALACE, DAISY = 442, 663, 698, 985  # of ImageNet's classes
 QUICK = EfficientNetLite0(size=48)
 COUNT = 500
@@ -49,7 +47,7 @@ def test_it_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def cifar() -> Dataset:
-    return CIFAR10(root=str(REAL)).load()
+    return CIFAR10(root=str(real_data("cifar10"))).load()
 
 
 @pytest.fixture(scope="module")

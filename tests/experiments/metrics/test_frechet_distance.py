@@ -335,7 +335,7 @@ def test_what_is_no_npz_is_refused_by_name(tmp_path: Path, content: bytes) -> No
     with pytest.raises(UserError, match=r"bad\.npz is not an npz") as caught:
         GaussianStats.read(path)
     assert "pickle" not in str(caught.value)  # which numpy would have us do
-    with pytest.raises(UserError, match="no statistics at"):
+    with pytest.raises(UserError, match="no file "):
         GaussianStats.read(tmp_path / "absent.npz")
     with path.open("wb") as file:
         np.save(file, np.zeros(3))  # a bare array

@@ -68,7 +68,7 @@ def test_a_row_stands_beside_ours_where_all_conditions_agree(tmp_path: Path) -> 
     console.print(terminal.table(ours, rows))
     assert "SiD †‡" in console.export_text()
     assert "‡: from a transcription, not read in the paper itself." in shown.replace("\\", "")
-    assert "51.2M images): reference: by memory of the authors' code" in shown
+    assert "51.2M images): reference: the code takes fid50k\\_full, all training images" in shown
     assert r"\textit{SiD}\,$^\dagger$$^\ddagger$ &" in quality.latex(ours, rows)
     assert not beside(ours.conditions, "none")
     assert not beside(Conditions())
@@ -187,6 +187,11 @@ def test_the_others_stand_in_a_table_that_says_what_differs(tmp_path: Path) -> N
     rows = apart(ours)
     assert {row.data for row in rows} == {"cifar10"}
     assert not apart(ours, "none")
+    alike = cifar(tmp_path / "alike").conditions
+    assert "SiD" not in {row.method for row in apart(alike, steps=[1, 4])}
+    others = apart(alike, steps=[16])  # what may stand in our table, but has nothing in it
+    told = {r[0]: r[-2] for r in published_table.table(others, alike).rows}["SiD (two-phase) ‡"]
+    assert f"({told}) {published_table.OTHER_STEPS}" in published_table.table(others, alike).note
     assert not apart(replace(ours, metric_name="FD"))
     shown = published_table.table(rows, ours)
     assert "All rows differ in: classes: unconditional, here class-conditional." in shown.note
@@ -277,7 +282,14 @@ def test_rows_without_conditions_and_bad_values_are_refused(tmp_path: Path) -> N
         ({"guidance": "1.5"}, "guidance '1.5' is none of the forms"),
         ({"guidance": "scale 2"}, "guidance 'scale 2' of an unconditional model"),
         ({"value": "2,5"}, "could not convert string to float"),
-        ({"value": "nan"}, "nan at 1 evaluations is no value"),
+        ({"value": "nan"}, "nan in 1 steps of 1 evaluations is no value"),
+        ({"value": "-3"}, "-3 in 1 steps"),
+        ({"steps": "0"}, "in 0 steps of 1"),
+        ({"steps": "2"}, "in 2 steps of 1"),
+        ({"samples": "0"}, "samples must be at least 2, got 0"),
+        ({"metric": "FDI"}, "unknown metric 'FDI'"),
+        ({"extractor": "incpetion"}, "extractor 'incpetion' is not inception"),
+        ({"reference": "adm_imagenet_256"}, "reference 'adm_imagenet_256' is of imagenet_256"),
         ({"checked": "yes"}, "unknown checked 'yes'"),
         ({"images_seen": "many"}, "invalid literal"),
     ]

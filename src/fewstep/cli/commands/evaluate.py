@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,10 @@ from fewstep.cli.views.console import new_table, out
 from fewstep.errors import UserError, check_range, counted, unknown
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fewstep.experiments.config.run_config import RunConfig
+    from fewstep.experiments.config.settings import Evaluation
     from fewstep.experiments.data import Dataset
     from fewstep.experiments.store.run_directory import RunDirectory
 
@@ -70,6 +74,7 @@ def sample(
     from fewstep.experiments.config.data_location import load_data
     from fewstep.experiments.evaluation.sampling import SamplingConfig, draw
     from fewstep.experiments.training.network import choose_device, load_network
+    from fewstep.files import relative_to
     from fewstep.reports.figures.image_grid import write_mosaic
 
     check_range("--steps", steps, 1)
@@ -83,17 +88,20 @@ def sample(
     directory, config = _find(run, overrides, runs)
     weights = _weights(weights, config)
     dataset = load_data(config, directory)
-    if not dataset.is_image:
-        raise UserError(f"{dataset.name} is not made of images: no image can be drawn")
+    with relative_to(directory.made_in()):
+        images_of = _to_images(config.evaluation, dataset)
     label = None if of_class is None else _label(of_class, dataset)
     net = load_network(config, dataset, directory, weights)
     net.to(choose_device(config.training.device))
     cell = SamplingConfig(steps, None, weights, guidance, 0)
     size = config.evaluation.batch_size
     batch = draw(config, dataset, net, cell, count, size, label=label)
-    write_mosaic(batch.x.numpy(), output)
+    write_mosaic(images_of(batch.x).numpy(), output)
     calls = counted(batch.nfe, "network call")
-    out.print(f"{counted(count, 'sample')}, {calls} each: {output}")
+    what = counted(count, "sample") + ("" if label is None else f" of class {label}")
+    if label is not None and dataset.class_names:
+        what += f" ({dataset.class_names[label]})"
+    out.print(f"{what}, {calls} each: {output}")
 
 
 def bias(
@@ -150,6 +158,23 @@ def bias(
         figure = directory.diagnostics / f"{stem}.png"
         figure.write_bytes(render(bias_figure(label, records), "png"))
         out.print(f"figure: {figure}")
+
+
+def _to_images(evaluation: Evaluation, dataset: Dataset) -> Callable[[Tensor], Tensor]:
+    """What makes pictures of samples: nothing, or the decoder that the evaluation names."""
+    from fewstep.experiments.evaluation.measurement import extractor
+    from fewstep.experiments.extractors.decoded import Decoded
+
+    if dataset.is_image:
+        return lambda x: x
+    for request in evaluation.extractors:
+        if isinstance(chosen := extractor(request, dataset), Decoded):
+            chosen.check(dataset)
+            return chosen.images_of
+    raise UserError(
+        f"{dataset.name} is not made of images; of latents they are drawn with "
+        "evaluation.extractor={name: decoded, autoencoder: FOLDER, extractor: raw}"
+    )
 
 
 def _label(name: str, dataset: Dataset) -> int:

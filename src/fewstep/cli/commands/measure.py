@@ -77,7 +77,8 @@ def _dataset(file: Path) -> Dataset:
     from fewstep.experiments.metrics.frechet_distance import read_npz
 
     held = read_npz(file, ("arr_0",))
-    if "arr_0" not in held or held["arr_0"].ndim != 4 or held["arr_0"].dtype != np.uint8:
+    x = held.get("arr_0", np.zeros(0))
+    if x.ndim != 4 or x.dtype != np.uint8 or not x.size:
         raise UserError(f"{file} holds no uint8 images arr_0 (N, H, W, C)")
-    x = torch.from_numpy(held["arr_0"].transpose(0, 3, 1, 2).copy())
-    return Dataset("images", Split(x[:1]), Split(x), 0)
+    images = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    return Dataset("images", Split(images[:1]), Split(images), 0)
