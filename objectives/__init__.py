@@ -16,6 +16,7 @@ from fewstep.objectives.core.samplers import sampling_fields
 from fewstep.objectives.core.teacher import Teacher
 from fewstep.objectives.ect import ECT
 from fewstep.objectives.esd import ESD
+from fewstep.objectives.facm import FACM, FACMDistillation
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import ICT
 from fewstep.objectives.improved_mean_flow import ImprovedMeanFlow
@@ -28,13 +29,19 @@ from fewstep.objectives.reflow import Reflow
 from fewstep.objectives.scm import SCD, SCM
 from fewstep.objectives.shortcut import Shortcut
 from fewstep.objectives.shortcut_continuous import ShortcutContinuous
+from fewstep.objectives.soflow import SoFlow
+from fewstep.objectives.tim import TiM
+from fewstep.objectives.tvm import TVM
 
 __all__ = [
-    "ECT", "ESD", "ICT", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM", "AlphaFlow", "Batch",
-    "Consistency", "ConsistencyDistillation", "FlowMatching", "GaussianFlow", "Guided",
+    "ECT", "ESD", "FACM", "ICT", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM", "TVM", "AlphaFlow",
+    "Batch",
+    "Consistency", "ConsistencyDistillation", "FACMDistillation", "FlowMatching", "GaussianFlow",
+    "Guided",
     "ImprovedMeanFlow",
     "LinearPath", "LiveReflow", "Loss", "MeanFlow", "Net", "Nets", "Objective", "ProbabilityPath",
-    "Progress", "ProgressiveDistillation", "Reflow", "Shortcut", "ShortcutContinuous", "Teacher",
+    "Progress", "ProgressiveDistillation", "Reflow", "Shortcut", "ShortcutContinuous", "SoFlow",
+    "Teacher", "TiM",
     "TrigPath", "drop_conditions", "expand", "mean_square", "rand", "randn", "sampling_fields",
 ]  # fmt: skip
 

@@ -94,6 +94,10 @@ class AlphaFlow(MeanFlow):
         logs = {"squared_error": squared.detach().mean(), "alpha": now}
         return Loss(weight.to(squared) * squared, t, logs, d)
 
+    def step_cost(self) -> float | None:
+        # of two parts or of an exact tangent; by differences the latter costs more than the former
+        return super().step_cost() if self.tangent_step is None else None
+
     @torch.no_grad()
     def two_parts(
         self, F: Net, x_t: Tensor, t: Tensor, d: Tensor, v: Tensor, alpha: float, y: Tensor | None

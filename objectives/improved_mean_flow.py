@@ -52,4 +52,5 @@ class ImprovedMeanFlow(MeanFlow):
         return v + (1 - 1 / self.guidance) * (net(x_t, t, now, y) - net(x_t, t, now, None))
 
     def step_cost(self) -> float:
-        return (3 + 2 * self.jump_share + (0 if self.guidance == 1 else 2)) / 3
+        passes = 2 if self.tangent_step is None else 3
+        return (3 + passes * self.jump_share + (0 if self.guidance == 1 else 2)) / 3

@@ -31,6 +31,7 @@ from fewstep.objectives.core.label_dropout import kept_rows
 from fewstep.objectives.core.paths import LinearPath
 from fewstep.objectives.core.tangent import jvp
 from fewstep.objectives.core.times import logit_normal
+from fewstep.registry import added
 
 
 @OBJECTIVES.register("mean_flow")
@@ -44,6 +45,7 @@ class MeanFlow(AverageVelocity):
         p, c: power and offset of the adaptive weight; p = 0 is the squared error.
         guidance, mixing: w and k of the guidance trained in; 1 and 0 for none.
         guidance_interval: [from, to], the times t at which it acts.
+        tangent_step: h of du/dt by central differences over +-h, in place of the exact tangent.
     """
 
     jump_share: float = 0.25
@@ -54,6 +56,7 @@ class MeanFlow(AverageVelocity):
     guidance: float = 1.0
     mixing: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    tangent_step: float | None = added(None)
 
     title: ClassVar[str] = "MeanFlow"
     path: ClassVar[LinearPath] = LinearPath()
@@ -61,7 +64,7 @@ class MeanFlow(AverageVelocity):
     def __post_init__(self) -> None:
         check_range("objective.jump_share", self.jump_share, 0, 1)
         check_fields("objective", self, "p guidance mixing", 0)
-        check_fields("objective", self, "t_std c", 0, open_low=True)
+        check_fields("objective", self, "t_std c tangent_step", 0, open_low=True)
         low, high = self.guidance_interval
         if not 0 <= low < high <= 1:
             raise UserError(
@@ -77,11 +80,15 @@ class MeanFlow(AverageVelocity):
         x_t, v = self.path.mix(x, eps, t), self.path.velocity(x, eps, t)
         v_g = self.guided(nets.online, x_t, t, v, batch)
         F, target = self.identity(nets.online, x_t, t, d, v_g, y, n)
-        squared = (F - target).square().flatten(1).sum(1)
+        squared = self.error(F, target)
         logs = {"squared_error": squared.detach().mean()}
         if n:  # of d du/dt
             logs["tangent_norm"] = (target - v_g)[:n].flatten(1).norm(dim=1).mean()
         return Loss(squared / (squared.detach() + self.c) ** self.p, t, logs, d)
+
+    def error(self, F: Tensor, target: Tensor) -> Tensor:
+        """|F - target|^2, (B,)."""
+        return (F - target).square().flatten(1).sum(1)
 
     def times(self, x: Tensor, n: int, g: Generator) -> tuple[Tensor, Tensor]:
         """(t, d), each (B,): two draws in order; d = 0 but for the first n rows."""
@@ -104,11 +111,18 @@ class MeanFlow(AverageVelocity):
                 lambda x, t, d: net(x, t, d, y_jump),
                 (x_t[:n], t[:n], d[:n]),
                 (direction, one, one),
+                step=self.steps_within(t[:n], d[:n]),
             )
             target[:n] -= expand(d[:n], v) * du_dt
         if n < len(t):
             F_flow = net(x_t[n:], t[n:], d[n:], None if y is None else y[n:])
         return torch.cat([F_jump, F_flow]), target
+
+    def steps_within(self, t: Tensor, d: Tensor) -> Tensor | None:
+        """``tangent_step``, but so that no time is above 1 and no jump of negative length."""
+        if self.tangent_step is None:
+            return None
+        return torch.minimum(1 - t, d).clamp(1e-4 * self.tangent_step, self.tangent_step)
 
     def direction(self, net: Net, x_t: Tensor, t: Tensor, v: Tensor, y: Tensor | None) -> Tensor:
         """dx_t/dt along which u is differentiated: the sample's own velocity."""
@@ -134,6 +148,7 @@ class MeanFlow(AverageVelocity):
     def uses_guidance(self) -> bool:
         return self.guidance != 1 or self.mixing != 0
 
-    def step_cost(self) -> float:
+    def step_cost(self) -> float | None:
         extra = 0 if self.guidance == 1 and self.mixing == 0 else 1 + (self.mixing > 0)
-        return (3 + self.jump_share + extra) / 3
+        tangent = 1 if self.tangent_step is None else 2  # passes forward
+        return (3 + tangent * self.jump_share + extra) / 3

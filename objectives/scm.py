@@ -34,6 +34,7 @@ from fewstep.objectives.core.guidance import guided
 from fewstep.objectives.core.learned_weight import LogWeight
 from fewstep.objectives.core.tangent import jvp
 from fewstep.objectives.core.times import trig_times
+from fewstep.registry import added
 
 
 @OBJECTIVES.register("scm")
@@ -48,6 +49,7 @@ class SCM(TrigConsistency):
             r < 1 the fixed point is no consistency function.
         tangent_norm: c of the normalisation, beside the size of the whole tangent.
         tangent_size: l2 | rms, that size: the norm over all dimensions, or it over sqrt(D).
+        tangent_step: h of dF/dt by central differences over +-h, in place of the exact tangent.
     """
 
     sigma_d: float = 0.5
@@ -56,11 +58,12 @@ class SCM(TrigConsistency):
     tangent_warmup: int = 10_000
     tangent_norm: float = 0.1
     tangent_size: str = "l2"
+    tangent_step: float | None = added(None)
 
     title: ClassVar[str] = "sCM"
 
     def __post_init__(self) -> None:
-        check_fields("objective", self, "sigma_d p_std tangent_norm", 0, open_low=True)
+        check_fields("objective", self, "sigma_d p_std tangent_norm tangent_step", 0, open_low=True)
         check_range("objective.tangent_warmup", self.tangent_warmup, 0)
         check_choice("objective.tangent_size", self.tangent_size, ("l2", "rms"))
 
@@ -100,6 +103,7 @@ class SCM(TrigConsistency):
             lambda x, t: net(x, t, y=y),
             (x_t / sd, t),
             (cos * sin * dx_t / sd, t.cos() * t.sin()),
+            step=self.tangent_step,
         )
         warmup = min(self.tangent_warmup, progress.total // 2)
         r = min(1.0, progress.step / warmup) if warmup else 1.0
@@ -108,6 +112,9 @@ class SCM(TrigConsistency):
 
     def auxiliary_module(self) -> nn.Module:
         return LogWeight()
+
+    def step_cost(self) -> float:
+        return (4 if self.tangent_step is None else 5) / 3
 
 
 @OBJECTIVES.register("scd")
@@ -134,4 +141,4 @@ class SCD(SCM):
             return teacher(x_t, t, y=batch.y)
 
     def step_cost(self) -> float:
-        return (5 if self.teacher_guidance == 1 else 6) / 3
+        return super().step_cost() + (1 if self.teacher_guidance == 1 else 2) / 3

@@ -263,7 +263,8 @@ def trained_jump_lengths(objective: Objective) -> list[float]:
     A straightened flow, trained on pairs, ends where the data's flow does but gets there another
     way; other networks are left with a single jump from t_max.
     """
-    straightened = objective.needs_pairs or objective.jump_is_flag
+    one_flow = not objective.jump_is_flag or objective.jump_range == "to_data"
+    straightened = objective.needs_pairs or not one_flow
     only_whole = straightened or objective.jump_range == "one_step"
     return [2.0**-k for k in range(1 if only_whole else FINEST + 1)]
 

@@ -49,7 +49,7 @@ class AverageVelocity(Objective):
         s2 = self.half_jump(F, self.clipped(x_t - expand(half, x_t) * s1), t - half, half, y)
         return self.clipped((s1 + s2) / 2)
 
-    def gaussian_optimum(self, flow: GaussianFlow, progress: Progress) -> Net:
+    def gaussian_optimum(self, flow: GaussianFlow, progress: Progress) -> Net | None:
         def F(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
             assert d is not None
             is_flow = d == self.network_d(torch.zeros_like(d))

@@ -17,6 +17,11 @@ def mean_square(error: Tensor) -> Tensor:
     return error.square().flatten(1).mean(1)
 
 
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(B, C, ...) -> (B,): 1 - the cosine over channels, its mean over the rest."""
+    return 1 - torch.cosine_similarity(a, b, dim=1).reshape(len(a), -1).mean(1)
+
+
 def rand(like: Tensor, g: Generator) -> Tensor:
     """(B,) uniform numbers in [0, 1)."""
     return torch.rand(len(like), generator=g, device=like.device, dtype=like.dtype)

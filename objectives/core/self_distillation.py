@@ -7,7 +7,7 @@
 
 Three identities, three objectives: ``lsd`` (in s), ``esd`` (in t), ``psd`` (two jumps make one).
 Times, weight and targets (the network's own) are those of the authors' code, read in a fork of
-github.com/nmboffi/flow-maps; that three quarters of the rows are flow matching is from memory.
+github.com/nmboffi/flow-maps; three quarters of flow matching are those of forks' configurations.
 Their |r|^2 is the sum, which only shifts w by log D. Their time is our 1 - t: their s, where a jump
 begins, is our t.
 """
@@ -50,6 +50,10 @@ class SelfDistillation(AverageVelocity):
         check_choice("objective.weight", self.weight, ("learned", "none"))
         check_target(self)
 
+    def flow_times(self, a: Tensor, b: Tensor) -> Tensor:
+        """The times of flow matching, of two draws of U(0, 1)."""
+        return a
+
     @abstractmethod
     def residual(
         self, nets: Nets, x_t: Tensor, t: Tensor, d: Tensor, y: Tensor | None, g: Generator
@@ -62,7 +66,7 @@ class SelfDistillation(AverageVelocity):
         n = min(round((1 - self.flow_share) * len(x)), len(x) - 1)
         a, b, eps = rand(x, g), rand(x, g), randn(x, g)
         jumps = torch.arange(len(x), device=x.device) < n
-        t = torch.where(jumps, torch.maximum(a, b), a)
+        t = torch.where(jumps, torch.maximum(a, b), self.flow_times(a, b))
         d = torch.where(jumps, (a - b).abs(), torch.zeros_like(a))
         x_t, v = self.path.mix(x, eps, t), self.path.velocity(x, eps, t)
 

@@ -197,7 +197,7 @@ def test_keys_stay(tmp_path: Path) -> None:
     """One decay is one decay, however it is written; what came later is in no old key."""
     plain = tiny(tmp_path, "training.ema=0.9")
     assert plain.key == tiny(tmp_path, "training.ema=[0.9]").key
-    assert tiny(tmp_path, "training.ema=1").key == tiny(tmp_path, "training.ema=1.0").key
+    assert tiny(tmp_path, "training.ema=0").key == tiny(tmp_path, "training.ema=0.0").key
     assert plain.key != tiny(tmp_path, "training.ema=[0.9,0.8]").key
     old = json.loads(json.dumps(plain.values))
     for name in ("ema_warmup", "posthoc_ema", "posthoc_every"):
