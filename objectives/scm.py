@@ -49,7 +49,8 @@ class SCM(TrigConsistency):
             r < 1 the fixed point is no consistency function.
         tangent_norm: c of the normalisation, beside the size of the whole tangent.
         tangent_size: l2 | rms, that size: the norm over all dimensions, or it over sqrt(D).
-        tangent_step: h of dF/dt by central differences over +-h, in place of the exact tangent.
+        tangent_step: h, at most 1, of dF/dt by central differences in place of the exact tangent:
+            over +-h along its direction, so that t moves by h cos(t) sin(t).
     """
 
     sigma_d: float = 0.5
@@ -63,7 +64,8 @@ class SCM(TrigConsistency):
     title: ClassVar[str] = "sCM"
 
     def __post_init__(self) -> None:
-        check_fields("objective", self, "sigma_d p_std tangent_norm tangent_step", 0, open_low=True)
+        check_fields("objective", self, "sigma_d p_std tangent_norm", 0, open_low=True)
+        check_fields("objective", self, "tangent_step", 0, 1, open_low=True)
         check_range("objective.tangent_warmup", self.tangent_warmup, 0)
         check_choice("objective.tangent_size", self.tangent_size, ("l2", "rms"))
 

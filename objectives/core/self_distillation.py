@@ -50,10 +50,6 @@ class SelfDistillation(AverageVelocity):
         check_choice("objective.weight", self.weight, ("learned", "none"))
         check_target(self)
 
-    def flow_times(self, a: Tensor, b: Tensor) -> Tensor:
-        """The times of flow matching, of two draws of U(0, 1)."""
-        return a
-
     @abstractmethod
     def residual(
         self, nets: Nets, x_t: Tensor, t: Tensor, d: Tensor, y: Tensor | None, g: Generator
@@ -66,7 +62,7 @@ class SelfDistillation(AverageVelocity):
         n = min(round((1 - self.flow_share) * len(x)), len(x) - 1)
         a, b, eps = rand(x, g), rand(x, g), randn(x, g)
         jumps = torch.arange(len(x), device=x.device) < n
-        t = torch.where(jumps, torch.maximum(a, b), self.flow_times(a, b))
+        t = torch.where(jumps, torch.maximum(a, b), a)
         d = torch.where(jumps, (a - b).abs(), torch.zeros_like(a))
         x_t, v = self.path.mix(x, eps, t), self.path.velocity(x, eps, t)
 

@@ -42,6 +42,8 @@ def jvp(
     ``keep_gradient``, all activations kept.
     """
     if step is not None:
+        if keep_gradient:
+            raise ValueError("a derivative by differences has no gradient here")
         value, tangent = by_differences(f, primals, tangents, step)
         _observe(f, primals, tangents, tangent)
         return value, tangent

@@ -1,5 +1,6 @@
 """Distributions of training times, each (B,) for a batch shaped (B, ...)."""
 
+import torch
 from torch import Generator, Tensor
 
 from fewstep.objectives.core.batch_math import rand, randn
@@ -14,6 +15,16 @@ def normal(like: Tensor, g: Generator, mean: float, std: float) -> Tensor:
 def logit_normal(like: Tensor, g: Generator, mean: float, std: float) -> Tensor:
     """Times in (0, 1) whose logit is normal (Esser et al. 2024, eq. 19)."""
     return normal(like, g, mean, std).sigmoid()
+
+
+def logit_normal_below(bound: Tensor, u: Tensor, mean: float, std: float) -> Tensor:
+    """Times whose logit is normal, and which are at most ``bound``; ``u``: uniform draws. (B,).
+
+    By the inverse of the distribution function: F^-1(u F(bound)).
+    """
+    share = torch.special.ndtr((torch.logit(bound) - mean) / std)
+    smallest = torch.finfo(u.dtype).tiny
+    return (mean + std * torch.special.ndtri((u * share).clamp(min=smallest))).sigmoid()
 
 
 def path_times(

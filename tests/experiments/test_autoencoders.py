@@ -164,7 +164,7 @@ def test_images_to_latents_to_samples_to_a_table(
 ) -> None:
     """Encode at 64 pixels, train on 32x8x8, decode, and measure against real images."""
     monkeypatch.chdir(tmp_path)
-    photographs(tmp_path / "images", 250, 100)
+    photographs(tmp_path / "images", 120, 50)
     images = ["data=image_folder", "data.root=images", "data.folder=.", "data.size=64"]
     weights = f"{{name: taef2, path: {real_data('autoencoder') / 'autoencoder'}}}"
     eyes = "{name: efficientnet_lite0, size: 48}"
@@ -181,11 +181,11 @@ base:
   backbone.width: 64
   backbone.depth: 2
   backbone.heads: 2
-  training.steps: 150
+  training.steps: 80
   training.batch_size: 32
   training.lr: 2e-3
   evaluation.steps: [2]
-  evaluation.samples: 100
+  evaluation.samples: 50
   evaluation.reference_file: {tmp_path / "real.npz"}
   evaluation.extractor: {{name: decoded, autoencoder: {weights}, extractor: {eyes}}}
 axes:
@@ -207,12 +207,12 @@ axes:
     assert reconstruction is not None
     values = [summary.cells[place].mean for place in summary.cells]
     measure = main_metric(planned.runs[0].member.config.evaluation, dataset, tmp_path / "cache")
-    noise = torch.randn(100, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(50, 32, 8, 8, generator=torch.Generator().manual_seed(0))
     assert 0 < floor < reconstruction < min(values)
     assert max(values) < measure.of_samples(noise).value
     with np.load("real.npz") as file:
         held_out = file["held_out"]
-    assert held_out.shape == (100, 1280)
+    assert held_out.shape == (50, 1280)
     real = GaussianStats.read(Path("real.npz"))
     images_alone = GaussianStats.from_features(held_out, real.extractor, real.preprocess)
     assert floor == pytest.approx(frechet_distance(images_alone, real), rel=1e-3)

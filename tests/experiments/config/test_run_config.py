@@ -238,7 +238,7 @@ def test_bad_input_is_told_in_one_line(overrides: list[str], told: list[str]) ->
 
 
 # settings that may only change along with another one
-BOUND = {"adaptive_decay", "dt_bias", "mixing", "p", "target", "target_decay"}
+BOUND = {"adaptive_decay", "dt_bias", "mixing", "p", "tangent_step", "target", "target_decay"}
 
 
 def others(base: list[Any], key: str, value: Any) -> Iterator[RunConfig]:

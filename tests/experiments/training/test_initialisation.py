@@ -42,6 +42,8 @@ TEACHERS: dict[str, list[Override]] = {
 }
 CANNOT = {
     ("shortcut", "live_reflow"): "its d means something else",
+    ("shortcut", "facm"): "its d means something else",
+    ("shortcut", "facm_distillation"): "its d means something else",
     ("shortcut", "shortcut_kvfrans"): "jumps cannot be taken over",
 }
 POINTS = 1000

@@ -8,7 +8,11 @@ from torch import Generator, Tensor
 
 from fewstep.errors import UserError
 from fewstep.objectives import (
+    FACM,
+    LSD,
+    PSD,
     SCM,
+    TVM,
     Batch,
     Consistency,
     FlowMatching,
@@ -22,6 +26,7 @@ from fewstep.objectives import (
     Progress,
     Shortcut,
     ShortcutContinuous,
+    SoFlow,
     drop_conditions,
 )
 from fewstep.objectives.conformance.case import CallRecorder
@@ -68,7 +73,8 @@ def optimum(objective: Objective) -> CallRecorder:
 
 OBJECTIVES = [
     FlowMatching(), Consistency(), Shortcut(), ShortcutContinuous(), MeanFlow(),
-    ImprovedMeanFlow(), SCM(), LiveReflow(),
+    ImprovedMeanFlow(), SCM(), LiveReflow(), LSD(weight="none"), PSD(weight="none"),
+    SoFlow(), TVM(), FACM(cosine=0.0),
 ]  # fmt: skip
 
 
