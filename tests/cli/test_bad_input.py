@@ -34,7 +34,7 @@ def assert_one_line(out: str, err: str, told: str | list[str]) -> None:
 
 
 def test_train(tmp_path: Path) -> None:
-    told = ["unknown objective 'scmm'", "did you mean 'scm'?", "flow_matching"]
+    told = ["unknown objective 'scmm'", "did you mean 'scm'? (", " choices)"]
     refused("train", "training.steps=3", "objective=scmm", cwd=tmp_path, told=told)
 
 
