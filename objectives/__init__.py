@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from fewstep.deprecation import renamed
 from fewstep.objectives.alpha_flow import AlphaFlow
+from fewstep.objectives.ayf import AYFEMD, AYFLMD
 from fewstep.objectives.consistency import Consistency
 from fewstep.objectives.consistency_distillation import ConsistencyDistillation
 from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Objective, Progress
@@ -34,8 +35,8 @@ from fewstep.objectives.tim import TiM
 from fewstep.objectives.tvm import TVM
 
 __all__ = [
-    "ECT", "ESD", "FACM", "ICT", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM", "TVM", "AlphaFlow",
-    "Batch",
+    "AYFEMD", "AYFLMD", "ECT", "ESD", "FACM", "ICT", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM",
+    "TVM", "AlphaFlow", "Batch",
     "Consistency", "ConsistencyDistillation", "FACMDistillation", "FlowMatching", "GaussianFlow",
     "Guided",
     "ImprovedMeanFlow",

@@ -19,13 +19,13 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import check_fields, check_range
+from fewstep.errors import check_fields
 from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Objective, Progress
 from fewstep.objectives.core.batch_math import cosine_distance, expand, mean_square, randn
 from fewstep.objectives.core.gaussian import GaussianFlow
-from fewstep.objectives.core.guidance import guided
 from fewstep.objectives.core.paths import LinearPath
 from fewstep.objectives.core.tangent import jvp
+from fewstep.objectives.core.teachers_flow import TeachersFlow
 from fewstep.objectives.core.times import normal
 
 
@@ -101,26 +101,12 @@ class FACM(Objective):
 
 @OBJECTIVES.register("facm_distillation")
 @dataclass(frozen=True)
-class FACMDistillation(FACM):
+class FACMDistillation(TeachersFlow, FACM):
     """FACM along a teacher's flow, which is how the paper trains its best models.
 
     Attributes:
         teacher_guidance: guidance scale of the teacher; 1 for none.
+        autoguidance: of the teacher, beside a weaker one (``weak_teacher=RUN``); 1 for none.
     """
 
-    teacher_guidance: float = 1.0
-
     title: ClassVar[str] = "FACM distillation"
-    needs_teacher: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("objective.teacher_guidance", self.teacher_guidance, 0)
-
-    def drift(self, nets: Nets, batch: Batch, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        teacher = guided(nets.teacher_on(self.path), self.teacher_guidance, batch.y)
-        with torch.no_grad():
-            return teacher(x_t, t, y=batch.y)
-
-    def step_cost(self) -> float:
-        return super().step_cost() + (1 if self.teacher_guidance == 1 else 2) / 3

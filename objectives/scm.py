@@ -23,16 +23,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Generator, Tensor, nn
 
 from fewstep.errors import check_choice, check_fields, check_range
 from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress
 from fewstep.objectives.core.batch_math import expand, randn
 from fewstep.objectives.core.edm import TrigConsistency
-from fewstep.objectives.core.guidance import guided
 from fewstep.objectives.core.learned_weight import LogWeight
 from fewstep.objectives.core.tangent import jvp
+from fewstep.objectives.core.teachers_flow import TeachersFlow
 from fewstep.objectives.core.times import trig_times
 from fewstep.registry import added
 
@@ -121,26 +120,12 @@ class SCM(TrigConsistency):
 
 @OBJECTIVES.register("scd")
 @dataclass(frozen=True)
-class SCD(SCM):
+class SCD(TeachersFlow, SCM):
     """Continuous-time consistency distillation (sCD) of a teacher's flow.
 
     Attributes:
         teacher_guidance: guidance scale of the teacher; 1 for none.
+        autoguidance: of the teacher, beside a weaker one (``weak_teacher=RUN``); 1 for none.
     """
 
-    teacher_guidance: float = 1.0
-
     title: ClassVar[str] = "sCD"
-    needs_teacher: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("objective.teacher_guidance", self.teacher_guidance, 0)
-
-    def drift(self, nets: Nets, batch: Batch, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        teacher = guided(nets.teacher_on(self.path), self.teacher_guidance, batch.y)
-        with torch.no_grad():
-            return teacher(x_t, t, y=batch.y)
-
-    def step_cost(self) -> float:
-        return super().step_cost() + (1 if self.teacher_guidance == 1 else 2) / 3

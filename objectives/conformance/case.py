@@ -155,6 +155,7 @@ class Case:
             teacher=teacher or self.teacher,
             auxiliary=self.auxiliary,
             snapshot=snapshot or self.snapshot,
+            weak_teacher=self.teacher,
         )
 
     def batch(

@@ -57,9 +57,11 @@ class Nets:
         teacher: Net | None = None,
         auxiliary: nn.Module | None = None,
         snapshot: Net | None = None,
+        weak_teacher: Net | None = None,
     ) -> None:
         self.online, self.ema = online, online if ema is None else ema
         self._teacher, self._auxiliary, self._snapshot = teacher, auxiliary, snapshot
+        self._weak_teacher = weak_teacher
 
     @property
     def teacher(self) -> Net:
@@ -71,6 +73,12 @@ class Nets:
         if (its := getattr(self.teacher, "path", path)) != path:
             raise UserError(f"Nets.teacher gives velocities on {its}, this objective needs {path}")
         return self.teacher
+
+    @property
+    def weak_teacher(self) -> Net:
+        """As ``teacher``, of a worse one: what both get wrong, guidance takes away."""
+        argument = "weak_teacher=Teacher(its_objective, its_net, objective.path)"
+        return _passed(self._weak_teacher, argument)
 
     @property
     def auxiliary(self) -> nn.Module:
@@ -239,6 +247,11 @@ class Objective(ABC):
     def make_pairs(self, teacher: Net, eps: Tensor, y: Tensor | None) -> Tensor:
         """The data (B, ...) that belongs to ``eps``, for objectives with ``needs_pairs``."""
         raise NotImplementedError
+
+    @property
+    def needs_weak_teacher(self) -> bool:
+        """Whether the loss asks ``Nets.weak_teacher``."""
+        return False
 
     @property
     def uses_guidance(self) -> bool:
