@@ -40,6 +40,7 @@ EVALUATION: dict[str, str] = {
     "reference": "string", "reference_samples": "Int64", "reference_sha256": "string",
     "reference_file": "string",  # its name, where it is known to be that of another project
 }  # fmt: skip
+TEACHERS = ("teacher", "weak_teacher")
 PROTOCOL: dict[str, str] = {
     "batch_size": "Int64",
     "optimiser": "string",  # "adamw", "muon (momentum=0.9)"
@@ -87,6 +88,7 @@ COLUMNS: dict[str, str] = {
     "device": "string",  # what a person would call it
     "device_hours": "float64",  # of training: processes x hours
     "train_flops": "float64",  # where the record has them
+    "weak_teacher": "string",  # key of the run that autoguidance compares with
     "teacher": "string",  # key of the run it learned from; what that one and its teachers took:
     "teacher_images_seen": "Int64", "teacher_train_seconds": "float64",
     "teacher_device_hours": "float64", "teacher_train_flops": "float64",
@@ -121,8 +123,8 @@ def protocol(config: Json) -> Json:
         settings = given.items() if isinstance(given, Mapping) else ()
         pairs = [f"{k}={format_override(v)}" for k, v in settings if k not in PLACES]
         known[f"{group}_settings"] = ", ".join(pairs) or None
-    teacher = config.get("teacher")
-    return {**known, "teacher": None if teacher is None else Path(teacher).name}
+    named = {role: config.get(role) for role in TEACHERS}
+    return {**known, **{k: None if v is None else Path(v).name for k, v in named.items()}}
 
 
 def _with_settings(value: Any) -> str:
@@ -205,32 +207,39 @@ def job(record: Json | None) -> str | None:
 
 
 def add_teachers(facts: Sequence[Json], root: Path) -> None:
-    """Add to each of the runs what its teacher, and the teacher's own, have cost.
+    """Add to each of the runs what its teachers, and theirs, have cost.
 
     A teacher that is not among them is looked for by its key in the run root's other sweeps.
     """
     known = {str(fact["key"]): fact for fact in facts}
 
-    def spent(key: str | None, column: str, depth: int = 0) -> float | None:
-        if key is None or pd.isna(key) or depth > 10:
+    def has(fact: Json, role: str) -> bool:
+        return fact.get(role) is not None and not pd.isna(fact[role])
+
+    def spent(key: str, column: str, depth: int = 0) -> float | None:
+        if depth > 10:
             return None
         if key not in known:
             known[key] = _elsewhere(key, root)
         fact = known[key]
-        before = spent(fact.get("teacher"), column, depth + 1)
-        own = fact.get(column)
+        own, before = fact.get(column), taught(fact, column, depth + 1)
         return own if before is None or own is None else own + before
+
+    def taught(fact: Json, column: str, depth: int = 0) -> float | None:
+        both = [spent(fact[role], column, depth) for role in TEACHERS if has(fact, role)]
+        known = [cost for cost in both if cost is not None]
+        return sum(known) if known and len(known) == len(both) else None
 
     for fact in facts:
         for column in ("images_seen", "train_seconds", "device_hours", "train_flops"):
-            fact[f"teacher_{column}"] = spent(fact["teacher"], column)
+            fact[f"teacher_{column}"] = taught(fact, column)
 
 
 def _elsewhere(key: str, root: Path) -> Json:
     for file in sorted(root.glob(f"*/{key}/result.json")):
         run = RunDirectory(file.parent)
         result, spec = run.result() or {}, run.spec() or {}
-        teacher = protocol(spec.get("config", {}))["teacher"]
+        known = protocol(spec.get("config", {}))
         spent = {name: result.get(name) for name in ("images_seen", "train_seconds")}
-        return {**spent, **costs(result), "teacher": teacher}
+        return {**spent, **costs(result), **{role: known[role] for role in TEACHERS}}
     return {}

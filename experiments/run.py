@@ -23,7 +23,7 @@ from fewstep.experiments.config.data_location import (
     with_location,
 )
 from fewstep.experiments.config.reproduce import command
-from fewstep.experiments.config.run_config import RunConfig
+from fewstep.experiments.config.run_config import TEACHERS, RunConfig
 from fewstep.experiments.config.settings import Training
 from fewstep.experiments.cost.flops import train_flops
 from fewstep.experiments.data import Dataset
@@ -370,10 +370,10 @@ def _data(config: RunConfig, directory: RunDirectory) -> Dataset:
     everyone = ranks()
     dataset = load_data(config, directory)
     record = data_record(dataset)
-    teacher = None if directory.result() is not None else teacher_directory(config)
-    if teacher is not None:
-        with in_front(f"teacher of {directory.key}"):
-            check_data(teacher, record)
+    for role in () if directory.result() is not None else TEACHERS:
+        if (teacher := teacher_directory(config, role)) is not None:
+            with in_front(f"{role} of {directory.key}"):
+                check_data(teacher, record)
     if everyone.is_main and directory.result() is None and directory.data() is None:
         directory.write("data", record)
     first = everyone.broadcast(record)

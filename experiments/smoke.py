@@ -222,7 +222,7 @@ def _shapes(
         taught.requires_grad_(False)
         own = teachers[0].objective
         teacher = Teacher(own, converted(taught, teachers[0], its), objective.path)
-    nets = Nets(net, frozen, teacher, objective.auxiliary_module(), frozen)
+    nets = Nets(net, frozen, teacher, objective.auxiliary_module(), frozen, teacher)
     x = to_model(data.train.x)
     eps = torch.randn_like(x) if objective.needs_pairs else None
     for step in _steps(config):

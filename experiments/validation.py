@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fewstep.backbones import Backbone
 from fewstep.errors import UserError, located
-from fewstep.experiments.config.run_config import RunConfig
+from fewstep.experiments.config.run_config import TEACHERS, RunConfig
 from fewstep.experiments.data import Dataset, DataSource
 from fewstep.experiments.data.base import placeholder_of
 from fewstep.experiments.data.expected import EXAMPLE
@@ -90,10 +90,11 @@ def check(
             if missing is None:
                 raise
             missing.measures.append(str(error))
-        taught_by = None if learned(config) else teacher_directory(config)
-        if taught_by is not None and taught_by.data() is not None:
-            with located(f"teacher of {config.key}"):
-                check_data(taught_by, data_record(dataset), getattr(config.data, "root", None))
+        for role in () if learned(config) else TEACHERS:
+            taught_by = teacher_directory(config, role)
+            if taught_by is not None and taught_by.data() is not None:
+                with located(f"{role} of {config.key}"):
+                    check_data(taught_by, data_record(dataset), getattr(config.data, "root", None))
     note_left_out(measured)
     return loaded
 

@@ -7,7 +7,7 @@ from typing import Any
 from fewstep.errors import UserError, counted
 from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.store.json_files import Json
-from fewstep.experiments.training.teacher import config_of, teacher_directory
+from fewstep.experiments.training.teacher import WEAK, config_of, teacher_directory
 from fewstep.sweeps.definition import parse
 from fewstep.sweeps.definition.member import Member, teacher_key
 from fewstep.sweeps.definition.recipe import Recipe
@@ -209,6 +209,9 @@ def settings(config: RunConfig, known: Mapping[str, RunConfig] = {}) -> dict[str
         found["teacher"] = (
             "a run that is lost" if teacher is None else str(teacher.values["objective"]["name"])
         )
+    weak = teacher_directory(config, WEAK)
+    if weak is not None and weak.spec() is not None:
+        found[WEAK] = str(config_of(weak).values["objective"]["name"])
     return found
 
 

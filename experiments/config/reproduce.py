@@ -7,7 +7,7 @@ from typing import Any
 
 from fewstep.experiments.config.hydra_schema import GROUPS
 from fewstep.experiments.config.overrides import format_override
-from fewstep.experiments.config.run_config import Override, RunConfig, compose
+from fewstep.experiments.config.run_config import TEACHERS, Override, RunConfig, compose
 from fewstep.experiments.config.settings import Training
 
 
@@ -32,6 +32,7 @@ def overrides(config: RunConfig) -> list[tuple[str, Any]]:
             for name, value in config.values[part].items()
             if value != default[part][name] and f"{part}.{name}" not in {"data.root", *book}
         ]
-    if config.values["teacher"] is not None:
-        assignments.append(("teacher", Path(config.values["teacher"]).name))
+    for role in TEACHERS:
+        if config.values.get(role) is not None:
+            assignments.append((role, Path(config.values[role]).name))
     return [*assignments, ("seed", config.seed)]

@@ -52,6 +52,7 @@ NAME_BYTES = 200  # of the 255 that a file name may have: others are made of it
 HOST_STATE = (ConfigStore, GlobalHydra, HydraConfig, JobRuntime, VersionBase)
 # paths, records and evaluation: nothing that could change the training
 NOT_IN_KEY = ("runs", "sweep", "tracking", "evaluation")
+TEACHERS = ("teacher", "weak_teacher")
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Root:
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = field(default_factory=Tracking)
     teacher: str | None = None
+    weak_teacher: str | None = None
     seed: int = 0
     runs: str = "runs"
     sweep: str = "train"
@@ -160,10 +162,11 @@ class RunConfig:
             for f in fields(built):
                 if f.metadata.get("omit_default") and getattr(built, f.name) == class_default(f):
                     values[group].pop(f.name, None)
-        if values.get("teacher") is None:
-            values.pop("teacher", None)
-        else:  # a run's directory is named by its key
-            values["teacher"] = Path(values["teacher"]).name
+        for role in TEACHERS:
+            if values.get(role) is None:
+                values.pop(role, None)
+            else:  # a run's directory is named by its key
+                values[role] = Path(values[role]).name
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
@@ -222,8 +225,9 @@ def compose(overrides: Iterable[Override]) -> RunConfig:
     if said is not None and said == getattr(DATA[chosen["data"]], "root", None):
         # said, though it is the default: then it counts, and not FEWSTEP_DATA
         values["data"]["root"] = os.path.join(".", values["data"]["root"])
-    if values["teacher"] is not None:
-        values["teacher"] = _teacher(str(values["teacher"]), Path(values["runs"]))
+    for role in TEACHERS:
+        if values[role] is not None:
+            values[role] = _teacher(role, str(values[role]), Path(values["runs"]))
     return RunConfig(values)
 
 
@@ -239,7 +243,7 @@ def _defaults() -> dict[str, str]:
     return {str(k): str(v) for entry in listed for k, v in entry.items()}
 
 
-def _teacher(teacher: str, root: Path) -> str:
+def _teacher(role: str, teacher: str, root: Path) -> str:
     # a path that ends in a key need not hold a run yet: a sweep names its runs before it makes them
     path = Path(teacher)
     is_key = re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", path.name)
@@ -249,10 +253,10 @@ def _teacher(teacher: str, root: Path) -> str:
         run = find_run(teacher, root)
         spec = run.spec() or {}
     except UserError as error:
-        raise UserError(f"teacher: {error}") from None
+        raise UserError(f"{role}: {error}") from None
     if spec.get("key") != run.key:  # the student's key has the folder's name in it
         raise UserError(
-            f"teacher: {run.path} holds run {spec.get('key')}; call the folder by that key"
+            f"{role}: {run.path} holds run {spec.get('key')}; call the folder by that key"
         )
     return str(run.path)
 
@@ -324,7 +328,7 @@ def _parsed(override: str) -> tuple[str, Any]:
 
 def setting_names() -> list[str]:
     """The dotted names of all settings that a run can have, whatever its groups."""
-    names = ["seed", "teacher"]
+    names = ["seed", *TEACHERS]
     for group, kind in (("training", Training), ("evaluation", Evaluation)):
         names += [f"{group}.{f.name}" for f in fields(kind)]
     for group, registry in GROUPS.items():

@@ -179,7 +179,7 @@ class Subject:
             self.auxiliary.zero_grad(set_to_none=True)
         online = self.eager if eager else self.compiled
         teacher = bench.teacher if objective.needs_teacher else None
-        nets = Nets(online, self.frozen, teacher, self.auxiliary, snapshot=self.frozen)
+        nets = Nets(online, self.frozen, teacher, self.auxiliary, self.frozen, teacher)
         eps = bench.eps if objective.needs_pairs else None
         batch = Batch(bench.x, bench.y, bench.y, eps)
         with bench.setting.autocast():

@@ -22,7 +22,7 @@ from fewstep.experiments.rng import Order, generator
 from fewstep.experiments.store.json_files import Json, write_json
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training import network as networks
-from fewstep.experiments.training.teacher import load_teacher
+from fewstep.experiments.training.teacher import WEAK, load_teacher
 from fewstep.files import replacing
 from fewstep.objectives import Batch, Loss, Nets, Objective, ProbabilityPath, Progress
 from fewstep.objectives.core.batch_math import randint, randn
@@ -78,11 +78,14 @@ def load_nets(
     if auxiliary is not None:
         networks.load_weights(auxiliary, saved, "auxiliary")
         auxiliary.requires_grad_(False).to(device)
-    loaded = load_teacher(config, dataset, device) if config.objective.needs_teacher else None
+    objective = config.objective
+    loaded = load_teacher(config, dataset, device) if objective.needs_teacher else None
+    weak = load_teacher(config, dataset, device, WEAK) if objective.needs_weak_teacher else None
     has_snapshot = any(name.startswith("snapshot.") for name in saved.tensors)
     ema, snapshot = network("ema"), network("snapshot") if has_snapshot else None
     target = ema if config.objective.target_decay is None else network("target")
-    return Nets(ema, target, None if loaded is None else loaded.velocity, auxiliary, snapshot)
+    teacher, weak_teacher = (None if run is None else run.velocity for run in (loaded, weak))
+    return Nets(ema, target, teacher, auxiliary, snapshot, weak_teacher)
 
 
 def diagnose(

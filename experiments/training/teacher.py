@@ -15,15 +15,17 @@ from fewstep.experiments.training.initialisation import NetworkForm, kept_form, 
 from fewstep.experiments.training.network import check_guidance, load_checkpoint, load_saved
 from fewstep.objectives import OBJECTIVES, ProbabilityPath, Teacher
 
+WEAK = "weak_teacher"
 
-def teacher_directory(config: RunConfig) -> RunDirectory | None:
-    """Where the run's teacher is; None if it has none.
+
+def teacher_directory(config: RunConfig, role: str = "teacher") -> RunDirectory | None:
+    """Where the run's teacher, or ``weak_teacher``, is; None if it has none.
 
     By the path it was named with, or, when that was moved, by its key under the run root.
     """
-    if config.values.get("teacher") is None:
+    if config.values.get(role) is None:
         return None
-    path = Path(config.values["teacher"])
+    path = Path(config.values[role])
     if not (path / "spec.json").is_file():
         moved = Path(config.values["runs"]).glob(f"*/{path.name}/spec.json")
         copies = sorted(p.parent for p in moved)
@@ -41,6 +43,7 @@ def check_teacher(
     loaded.
     """
     objective, name = config.objective, config.values["objective"]["name"]
+    _check_weak_teacher(config, dataset)
     directory = teacher_directory(config)
     if directory is None:
         if objective.needs_teacher:
@@ -57,46 +60,58 @@ def check_teacher(
             f"(to start from its weights, training.init=teacher)"
         )
     teacher = to_come.get(directory.key) or _finished(directory)
-    _check(config, directory.key, teacher, to_come, dataset)
+    _check(config, f"teacher {directory.key}", teacher, dataset)
+    if config.training.init == "teacher":
+        network_form(config, to_come)
 
 
-def _finished(directory: RunDirectory) -> RunConfig:
+def _check_weak_teacher(config: RunConfig, dataset: Dataset | None) -> None:
+    directory, needed = teacher_directory(config, WEAK), config.objective.needs_weak_teacher
+    if directory is not None and needed:
+        _check(config, f"{WEAK} {directory.key}", _finished(directory, WEAK), dataset)
+    elif needed:
+        scale = getattr(config.objective, "autoguidance", None)
+        raise UserError(
+            f"objective.autoguidance={scale} needs a second, worse teacher: name a finished run "
+            f"with {WEAK}=RUN (its directory, or the beginning of its key)"
+        )
+    elif directory is not None:
+        name = config.values["objective"]["name"]
+        raise UserError(
+            f"objective {name!r} asks no weak teacher, got {WEAK}={directory.path} "
+            f"(objective.autoguidance, where the objective has it, does)"
+        )
+
+
+def _finished(directory: RunDirectory, role: str = "teacher") -> RunConfig:
     key, path, status = directory.key, directory.path, directory.status()
     if directory.spec() is None:
-        raise UserError(f"teacher: no run in {path}")
+        raise UserError(f"{role}: no run in {path}")
     if directory.result() is None:
-        raise UserError(f"teacher {key} is not finished ({status}): train {path} to its end first")
+        raise UserError(f"{role} {key} is not finished ({status}): train {path} to its end first")
     return config_of(directory)
 
 
-def _check(
-    config: RunConfig,
-    key: str,
-    teacher: RunConfig,
-    to_come: Mapping[str, RunConfig],
-    dataset: Dataset | None,
-) -> None:
-    """Whether a run of ``teacher``, called ``key``, can teach one of ``config``."""
+def _check(config: RunConfig, who: str, teacher: RunConfig, dataset: Dataset | None) -> None:
+    """Whether a run of ``teacher``, called ``who``, can teach one of ``config``."""
     own, its = config.which_data(), teacher.which_data()
     if own != its:
         shown, expected = _describe_data(its), _describe_data(own)
-        raise UserError(f"teacher {key} learns from other data: {shown}, this run from {expected}")
+        raise UserError(f"{who} learns from other data: {shown}, this run from {expected}")
     if config.objective.needs_teacher and not teacher.objective.can_teach:
         can = [name for name in OBJECTIVES.names() if OBJECTIVES[name].can_teach]
         raise UserError(
-            f"teacher {key} is trained with {teacher.values['objective']['name']!r}, "
+            f"{who} is trained with {teacher.values['objective']['name']!r}, "
             f"which learns no velocity that could be taught (choices: {', '.join(can)})"
         )
     guidance = getattr(config.objective, "teacher_guidance", 1)
     if guidance != 1 and (dataset := dataset or config.data.load()).has_conditions:
-        check_guidance(teacher, dataset, f"objective.teacher_guidance {guidance:g} of {key}", True)
+        check_guidance(teacher, dataset, f"objective.teacher_guidance {guidance:g} of {who}", True)
     asks_it = config.objective.needs_teacher and not config.objective.needs_pairs
     dropout = config.training.label_dropout
     if asks_it and dropout and (dataset := dataset or config.data.load()).has_conditions:
-        what = f'training.label_dropout {dropout:g} asks teacher {key} for "no label", which'
+        what = f'training.label_dropout {dropout:g} asks {who} for "no label", which'
         check_guidance(teacher, dataset, what, True)
-    if config.training.init == "teacher":
-        network_form(config, to_come)
 
 
 def _describe_data(data: dict[str, object]) -> str:
@@ -172,10 +187,12 @@ class LoadedTeacher:
         return Teacher(own, self.network, self.path) if own.can_teach else None
 
 
-def load_teacher(config: RunConfig, dataset: Dataset, device: torch.device) -> LoadedTeacher | None:
-    """The run's teacher, checked as above; None if it has none."""
+def load_teacher(
+    config: RunConfig, dataset: Dataset, device: torch.device, role: str = "teacher"
+) -> LoadedTeacher | None:
+    """The run's teacher, or ``weak_teacher``, checked as above; None if it has none."""
     check_teacher(config)
-    directory = teacher_directory(config)
+    directory = teacher_directory(config, role)
     if directory is None:
         return None
     own = config_of(directory)

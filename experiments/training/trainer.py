@@ -38,7 +38,7 @@ from fewstep.experiments.training.network import (
 from fewstep.experiments.training.optimiser import Updater
 from fewstep.experiments.training.prefetch import Loader, Source
 from fewstep.experiments.training.reflow_pairs import Pairs, stored_pairs
-from fewstep.experiments.training.teacher import LoadedTeacher, first_form, load_teacher
+from fewstep.experiments.training.teacher import WEAK, LoadedTeacher, first_form, load_teacher
 from fewstep.files import append, patiently, replacing
 from fewstep.objectives import Batch, Net, Nets, Objective, Progress
 
@@ -70,7 +70,7 @@ class Trainer:
         directory: RunDirectory,
         teacher: LoadedTeacher | None = None,
     ) -> None:
-        """``teacher``: in place of the finished run that the configuration names."""
+        """``teacher``: in place of the finished runs that the configuration names."""
         self.config, self.dataset, self.directory = config, dataset, directory
         self.training = config.training
         self.objective: Objective = config.objective
@@ -79,6 +79,10 @@ class Trainer:
         self.parallel = data_parallel.strategy(self.training.parallel, self.ranks, self.device)
         loaded = teacher or load_teacher(config, dataset, self.device)
         self.teacher = loaded.velocity if loaded and self.objective.needs_teacher else None
+        self.weak_teacher: Net | None = None
+        if self.objective.needs_weak_teacher:
+            weak = teacher or load_teacher(config, dataset, self.device, WEAK)
+            self.weak_teacher = None if weak is None else weak.velocity
         self.form = first_form(config, loaded)
         self.net = build_network(config, dataset, self.form)
         if loaded is not None and self.form.run is not None:
@@ -119,13 +123,13 @@ class Trainer:
     def nets(self, online: Net) -> Nets:
         """What a loss may ask, with ``online`` in the first place."""
         shard = self.parallel.shard_batch
-        frozen = self.teacher, self.snapshot
-        teacher, snapshot = (None if net is None else shard(net) for net in frozen)
+        frozen = self.teacher, self.snapshot, self.weak_teacher
+        teacher, snapshot, weak = (None if net is None else shard(net) for net in frozen)
         target = self.ema if self.target is None else self.target
         trained, rows = shard(online), self.training.microbatch
         if rows is not None:
             trained = MicrobatchedNet(trained, rows)
-        return Nets(trained, shard(target), teacher, self.auxiliary, snapshot)
+        return Nets(trained, shard(target), teacher, self.auxiliary, snapshot, weak)
 
     def prepare(self, stop: Callable[[], bool], on_block: OnStep) -> None:
         """Draw the pairs that an objective trains on; ``Interrupted`` if ``stop()`` became true."""

@@ -16,7 +16,7 @@ from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.cost.flops import pairs_flops, step_flops
 from fewstep.experiments.run import read_spec
 from fewstep.experiments.store.run_directory import SweepDirectory
-from fewstep.experiments.training.teacher import teacher_directory
+from fewstep.experiments.training.teacher import WEAK, config_of, teacher_directory
 from fewstep.setting_types import check_type
 from fewstep.sweeps.definition.conditions import read_condition
 from fewstep.sweeps.throughput import speed_of
@@ -117,6 +117,8 @@ class BudgetAccount:
             return 0.0
         teacher = self._teacher(config)
         spent = self.spent(teacher)
+        if (weak := teacher_directory(config, WEAK)) is not None:
+            spent += self.spent(config_of(weak))
         if config.objective.needs_pairs and self.budget.equal == "flops":
             spent += _known(pairs_flops(config, teacher), teacher)
         elif config.objective.needs_pairs and self.budget.equal == "seconds":

@@ -16,7 +16,7 @@ PARTS = ("name", "description", "base", "axes", "seeds", "exclude", "sample", "b
 """The fields of a sweep file beside those of launchers."""
 
 SETTINGS = ("objective", "backbone", "data", "training", "evaluation", "tracking", "teacher",
-            "seed", "runs", "sweep")  # fmt: skip
+            "weak_teacher", "seed", "runs", "sweep")  # fmt: skip
 """What begins the name of a run's setting: on the command line ``training.steps=5`` is one."""
 
 LAUNCHERS: Registry[Any] = Registry(

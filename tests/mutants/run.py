@@ -58,6 +58,8 @@ CLOSE = {
     "soflow": ["flow_map_variants"],
     "tim": ["flow_map_variants"],
     "facm": ["flow_map_variants"],
+    "ayf": ["ayf"],
+    "teachers_flow": ["ayf"],
     "flow_matching": ["times_and_solvers"],
     "shortcut": ["shortcut_rows"],
     "shortcut_continuous": ["shortcut_rows"],

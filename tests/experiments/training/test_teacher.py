@@ -9,8 +9,11 @@ import pytest
 import torch
 from helpers.tiny import flat, taught, tiny, train, trainer
 
+from fewstep.analysis.columns import add_teachers, protocol
 from fewstep.errors import UserError
+from fewstep.experiments.config import reproduce
 from fewstep.experiments.config.run_config import Override, amend, compose
+from fewstep.experiments.evaluation.diagnostics import diagnose_run
 from fewstep.experiments.run import prepare, run
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training.network import load_network
@@ -50,6 +53,45 @@ def test_its_key_is_part_of_the_students_key_and_its_place_is_not(
     another = prepare(tiny(root, "training.steps=3"))
     assert tiny(root, "objective=scd", ("teacher", str(another.path))).key != config.key
     assert tiny(root).key == tiny(root, "teacher=null").key
+
+
+def test_a_second_teacher(root: Path, teacher: RunDirectory) -> None:
+    """Autoguidance: trained with, part of the key, counted, and refused where nobody asks it."""
+    worse = prepare(tiny(root, "training.steps=1"))
+    run(worse)
+    flow: Override = ("teacher", str(teacher.path))
+    asked: list[Override] = ["objective=scd", flow, "objective.autoguidance=2", "training.steps=2"]
+    given: Override = ("weak_teacher", worse.key[:8])
+    config = tiny(root, *asked, given)
+    alone = tiny(root, "objective=scd", flow, "training.steps=2")
+    assert config.values["weak_teacher"] == str(worse.path)
+    assert "weak_teacher" not in dict(reproduce.overrides(alone))
+    assert dict(reproduce.overrides(config))["weak_teacher"] == worse.key
+    check([config])
+    directory = prepare(config)
+    run(directory)
+    trained, plain = train(config), train(alone)
+    assert trained.weak_teacher is not None
+    assert plain.weak_teacher is None
+    assert trained.last["loss"] != plain.last["loss"]
+    known = [protocol(r.spec()["config"]) | r.result() for r in (teacher, worse, directory)]
+    rows = [
+        {"key": r.key, **row} for r, row in zip((teacher, worse, directory), known, strict=True)
+    ]
+    add_teachers(rows, root)
+    assert rows[2]["weak_teacher"] == worse.key
+    assert rows[2]["teacher_images_seen"] == (2 + 1) * config.training.batch_size
+    facts = diagnose_run(directory, config, rows=64)
+    assert facts["key"] == config.key
+    for settings, message in (
+        (asked, "autoguidance=2.0 needs a second, worse teacher: name a finished run with weak_"),
+        (["objective=scd", flow, given], "'scd' asks no weak teacher, got weak_teacher="),
+        ([*asked, given, "data.test_images=100"], "learns from other data: digits"),
+        ([*asked, ("weak_teacher", "nobody")], "weak_teacher: no run"),
+    ):
+        with pytest.raises(UserError) as told:
+            check([tiny(root, *settings)])
+        assert message in str(told.value)
 
 
 def test_bad_teachers_are_told_in_one_line(root: Path, teacher: RunDirectory) -> None:
