@@ -17,6 +17,7 @@ from fewstep.backbones.base import BACKBONES
 from fewstep.backbones.embeddings import ConditionEmbedding, Conditions
 from fewstep.backbones.layers import NORMS, CheckpointedNetwork, Modulation, normalise, zero_init
 from fewstep.errors import UserError, check_choice, check_fields, check_range
+from fewstep.registry import added
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class DiT(AttentionSettings):
         patch: side of a patch in pixels; the image's side must be a multiple of it.
         mlp_ratio: hidden width of the feed-forward layers over W.
         norm: layer | rms, how tokens are normalised.
+        jump_blocks: so many of the last blocks, and the output, are told the time t - d where a
+            jump ends, in place of t; the others t alone (decoupled MeanFlow, Lee et al. 2025,
+            arXiv:2510.24474). There is no embedding of d then, and at d = 0 the network is the one
+            without jumps, whose weights it can start from. null: all blocks are told t and d.
 
     The others are those of ``ConditioningSettings`` and ``AttentionSettings``.
     """
@@ -38,6 +43,7 @@ class DiT(AttentionSettings):
     patch: int = 2
     mlp_ratio: float = 4.0
     norm: str = "layer"
+    jump_blocks: int | None = added(None)
 
     repeated: ClassVar[str] = "depth"  # says of how many blocks of one kind it is
 
@@ -45,6 +51,7 @@ class DiT(AttentionSettings):
         super().__post_init__()
         check_fields("backbone", self, "width depth heads patch", 1)
         check_range("backbone.mlp_ratio", self.mlp_ratio, 0, open_low=True)
+        check_fields("backbone", self, "jump_blocks", 1, self.depth)
         check_choice("backbone.norm", self.norm, NORMS)
         if self.width % self.heads or self.width % 4:
             raise UserError(
@@ -92,7 +99,10 @@ class DiTNetwork(CheckpointedNetwork):
         channels, side, _ = shape
         self.patch, self.norm = settings.patch, settings.norm
         width, pixels = settings.width, channels * settings.patch**2
-        self.condition = ConditionEmbedding(settings, width, conditions)
+        num_classes, jump, condition_dim = conditions
+        self.jump_blocks = settings.jump_blocks if jump else None
+        embedded = jump and self.jump_blocks is None
+        self.condition = ConditionEmbedding(settings, width, (num_classes, embedded, condition_dim))
         self.embed = nn.Linear(pixels, width)
         self.register_buffer(
             "positions", position_embedding(side // self.patch, width), persistent=False
@@ -106,10 +116,17 @@ class DiTNetwork(CheckpointedNetwork):
     def forward(
         self, x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
-        c = nnf.silu(self.condition(t, d, y))
+        if self.jump_blocks is None:
+            c = end = nnf.silu(self.condition(t, d, y))
+        elif d is None:
+            raise ValueError("this network was built with a jump length, got d=None")
+        else:
+            c, end = (nnf.silu(self.condition(time, None, y)) for time in (t, t - d))
         h_BNW = self.embed(patchify(x, self.patch)) + self.positions.to(x.dtype)
-        for block in self.blocks:
-            h_BNW = self.run(block, h_BNW, c)
+        first = len(self.blocks) - (self.jump_blocks or 0)
+        for i, block in enumerate(self.blocks):
+            h_BNW = self.run(block, h_BNW, c if i < first else end)
+        c = end
         shift, factor = (part[:, None] for part in self.modulation(c))
         h_BNW = self.unembed(torch.addcmul(shift, normalise(h_BNW, self.norm), factor))
         return unpatchify(h_BNW, self.patch, x.shape).to(x.dtype)

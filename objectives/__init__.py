@@ -15,6 +15,7 @@ from fewstep.objectives.core.label_dropout import drop_conditions
 from fewstep.objectives.core.paths import LinearPath, ProbabilityPath, TrigPath
 from fewstep.objectives.core.samplers import sampling_fields
 from fewstep.objectives.core.teacher import Teacher
+from fewstep.objectives.decoupled_mean_flow import DecoupledMeanFlow
 from fewstep.objectives.ect import ECT
 from fewstep.objectives.esd import ESD
 from fewstep.objectives.facm import FACM, FACMDistillation
@@ -37,8 +38,8 @@ from fewstep.objectives.tvm import TVM
 __all__ = [
     "AYFEMD", "AYFLMD", "ECT", "ESD", "FACM", "ICT", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM",
     "TVM", "AlphaFlow", "Batch",
-    "Consistency", "ConsistencyDistillation", "FACMDistillation", "FlowMatching", "GaussianFlow",
-    "Guided",
+    "Consistency", "ConsistencyDistillation", "DecoupledMeanFlow", "FACMDistillation",
+    "FlowMatching", "GaussianFlow", "Guided",
     "ImprovedMeanFlow",
     "LinearPath", "LiveReflow", "Loss", "MeanFlow", "Net", "Nets", "Objective", "ProbabilityPath",
     "Progress", "ProgressiveDistillation", "Reflow", "Shortcut", "ShortcutContinuous", "SoFlow",

@@ -90,6 +90,11 @@ class RunConfig:
             with_sampler(self.objective, sampler)
         self.evaluation.weights_of(self.training)
         self._check_auxiliary()
+        if self.objective.jump_is_flag and getattr(self.backbone, "jump_blocks", None) is not None:
+            raise UserError(
+                f"backbone.jump_blocks={self.backbone.jump_blocks} needs jump lengths, objective "  # type: ignore[attr-defined]
+                f"{self.values['objective']['name']!r} has none: leave it at null"
+            )
 
     def _check_auxiliary(self) -> None:
         if (lr := self.training.auxiliary_lr) is None:

@@ -20,6 +20,7 @@ from fewstep.objectives.core.converted_network import ConvertedNetwork
 from fewstep.registry import build
 
 WEIGHTLESS = ("dropout", "attention")  # settings of a backbone, the kernel of attention the latter
+OF_JUMPS = ("jump_embedding", "jump_blocks")  # settings that mean nothing to a network without d
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,13 @@ def taken_over(config: RunConfig, key: str, teacher: RunConfig, its: NetworkForm
     """
     own, taught = config.objective, teacher.objective
     cannot = f"the network of {key} ({taught.title}) cannot become one of {own.title}"
-    if not same_weights(config.backbone, teacher.backbone):
+    ignored = WEIGHTLESS if its.takes_d else (*WEIGHTLESS, *OF_JUMPS)
+    if not same_weights(config.backbone, teacher.backbone, ignored):
         names = [c.values["backbone"]["name"] for c in (config, teacher)]
         differ = f"is {names[1]}, this run's is {names[0]}"
         if names[0] == names[1]:
             a, b = config.values["backbone"], teacher.values["backbone"]
-            other = next(name for name in a if a[name] != b.get(name) and name not in WEIGHTLESS)
+            other = next(name for name in a if a[name] != b.get(name) and name not in ignored)
             differ = f"has {other}={b.get(other)}, this run's has {other}={a[other]}"
         raise UserError(f"training.init 'teacher': the backbone of {key} {differ}")
     if not own.uses_jump:
@@ -86,9 +88,9 @@ def taken_over(config: RunConfig, key: str, teacher: RunConfig, its: NetworkForm
     return replace(its, takes_d=True, run=key, title=taught.title)
 
 
-def same_weights(a: Backbone, b: Backbone) -> bool:
-    """Whether the two are the same network, but for what has no weights and acts in training."""
-    shared: dict[str, Any] = {name: getattr(b, name) for name in WEIGHTLESS if hasattr(b, name)}
+def same_weights(a: Backbone, b: Backbone, ignored: tuple[str, ...] = WEIGHTLESS) -> bool:
+    """Whether the two are the same network, but for the settings that are ``ignored``."""
+    shared: dict[str, Any] = {name: getattr(b, name) for name in ignored if hasattr(b, name)}
     if type(a) is not type(b):
         return False
     return bool(replace(a, **shared) == b)  # type: ignore[type-var]

@@ -59,6 +59,7 @@ CLOSE = {
     "tim": ["flow_map_variants"],
     "facm": ["flow_map_variants"],
     "ayf": ["ayf"],
+    "decoupled_mean_flow": ["decoupled_mean_flow"],
     "teachers_flow": ["ayf"],
     "flow_matching": ["times_and_solvers"],
     "shortcut": ["shortcut_rows"],

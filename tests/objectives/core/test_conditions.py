@@ -15,6 +15,7 @@ from fewstep.objectives import (
     TVM,
     Batch,
     Consistency,
+    DecoupledMeanFlow,
     FlowMatching,
     GaussianFlow,
     Guided,
@@ -74,7 +75,7 @@ def optimum(objective: Objective) -> CallRecorder:
 OBJECTIVES = [
     FlowMatching(), Consistency(), Shortcut(), ShortcutContinuous(), MeanFlow(),
     ImprovedMeanFlow(), SCM(), LiveReflow(), LSD(weight="none"), PSD(weight="none"),
-    SoFlow(), TVM(), FACM(cosine=0.0),
+    SoFlow(), TVM(), FACM(cosine=0.0), DecoupledMeanFlow(),
 ]  # fmt: skip
 
 
