@@ -51,7 +51,7 @@ class DiT(AttentionSettings):
         super().__post_init__()
         check_fields("backbone", self, "width depth heads patch", 1)
         check_range("backbone.mlp_ratio", self.mlp_ratio, 0, open_low=True)
-        check_fields("backbone", self, "jump_blocks", 1, self.depth)
+        check_fields("backbone", self, "jump_blocks", 1)
         check_choice("backbone.norm", self.norm, NORMS)
         if self.width % self.heads or self.width % 4:
             raise UserError(
@@ -123,7 +123,7 @@ class DiTNetwork(CheckpointedNetwork):
         else:
             c, end = (nnf.silu(self.condition(time, None, y)) for time in (t, t - d))
         h_BNW = self.embed(patchify(x, self.patch)) + self.positions.to(x.dtype)
-        first = len(self.blocks) - (self.jump_blocks or 0)
+        first = max(0, len(self.blocks) - (self.jump_blocks or 0))
         for i, block in enumerate(self.blocks):
             h_BNW = self.run(block, h_BNW, c if i < first else end)
         c = end

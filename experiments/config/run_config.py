@@ -90,11 +90,17 @@ class RunConfig:
             with_sampler(self.objective, sampler)
         self.evaluation.weights_of(self.training)
         self._check_auxiliary()
-        if self.objective.jump_is_flag and getattr(self.backbone, "jump_blocks", None) is not None:
+        self._check_jump_blocks()
+
+    def _check_jump_blocks(self) -> None:
+        blocks = getattr(self.backbone, "jump_blocks", None)
+        if blocks is not None and self.objective.jump_is_flag:
             raise UserError(
-                f"backbone.jump_blocks={self.backbone.jump_blocks} needs jump lengths, objective "  # type: ignore[attr-defined]
+                f"backbone.jump_blocks={blocks} needs jump lengths, objective "
                 f"{self.values['objective']['name']!r} has none: leave it at null"
             )
+        if blocks is not None and blocks > (depth := self.values["backbone"]["depth"]):
+            raise UserError(f"backbone.jump_blocks must be at most depth {depth}, got {blocks}")
 
     def _check_auxiliary(self) -> None:
         if (lr := self.training.auxiliary_lr) is None:

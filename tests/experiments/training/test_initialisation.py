@@ -102,7 +102,7 @@ def test_the_students_first_denoiser_is_the_teachers(tmp_path: Path, kind: str, 
     assert not untouched
 
 
-@pytest.mark.parametrize("setting", ["jump_blocks=2", "jump_embedding=linear"])
+@pytest.mark.parametrize("setting", ["jump_blocks=1", "jump_embedding=linear"])
 def test_settings_of_jumps_mean_nothing_to_a_flow(tmp_path: Path, setting: str) -> None:
     asked: list[Override] = ["objective=mean_flow", "training.init=teacher", f"backbone.{setting}"]
     source, network = taken(tiny(tmp_path, *asked), tiny(tmp_path))
