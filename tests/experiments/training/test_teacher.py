@@ -21,7 +21,7 @@ from fewstep.experiments.training.reflow_pairs import BLOCK
 from fewstep.experiments.training.teacher import check_teacher, teacher_directory
 from fewstep.experiments.training.trainer import Interrupted
 from fewstep.experiments.validation import check
-from fewstep.objectives import OBJECTIVES, Progress, TrigPath
+from fewstep.objectives import OBJECTIVES, Progress, Teacher, TrigPath
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,18 @@ def test_a_second_teacher(root: Path, teacher: RunDirectory) -> None:
         with pytest.raises(UserError) as told:
             check([tiny(root, *settings)])
         assert message in str(told.value)
+
+
+def test_a_flow_map_can_teach(root: Path) -> None:
+    """By its velocity, the jump of length 0; and its weights can be the first ones."""
+    flow_map = prepare(tiny(root, "objective=mean_flow", "training.steps=2"))
+    run(flow_map)
+    given: list[Override] = [("teacher", str(flow_map.path)), "training.init=teacher"]
+    student = train(tiny(root, "objective=ayf_lmd", *given, "training.steps=2"))
+    assert isinstance(student.teacher, Teacher)
+    x, t = torch.randn(3, 1, 8, 8), torch.full((3,), 0.6)
+    own = student.teacher.net(x, t, torch.zeros(3), None)
+    torch.testing.assert_close(student.teacher(x, t), own)
 
 
 def test_bad_teachers_are_told_in_one_line(root: Path, teacher: RunDirectory) -> None:
