@@ -88,6 +88,12 @@ class RunConfig:
             with_sampler(self.objective, sampler)
         self.evaluation.weights_of(self.training)
         self._check_auxiliary()
+        if (lr := self.training.companion_lr) is not None and not self.objective.companion_updates:
+            name = self.values["objective"]["name"]
+            raise UserError(
+                f"training.companion_lr={lr:g}: objective {name!r} has no companion network to "
+                f"train; leave it at null"
+            )
 
     def _check_auxiliary(self) -> None:
         if (lr := self.training.auxiliary_lr) is None:

@@ -82,7 +82,9 @@ def load_nets(
     has_snapshot = any(name.startswith("snapshot.") for name in saved.tensors)
     ema, snapshot = network("ema"), network("snapshot") if has_snapshot else None
     target = ema if config.objective.target_decay is None else network("target")
-    return Nets(ema, target, None if loaded is None else loaded.velocity, auxiliary, snapshot)
+    companion = network("companion") if config.objective.companion_updates else None
+    teacher = None if loaded is None else loaded.velocity
+    return Nets(ema, target, teacher, auxiliary, snapshot, companion)
 
 
 def diagnose(
