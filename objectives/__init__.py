@@ -36,14 +36,14 @@ from fewstep.objectives.tim import TiM
 from fewstep.objectives.tvm import TVM
 
 __all__ = [
-    "DMD2", "ECT", "ESD", "FACM", "ICT", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM", "TVM", "AlphaFlow",
-    "Batch",
+    "DMD2", "ECT", "ESD", "FACM", "ICT", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM", "TVM",
+    "AlphaFlow", "Batch",
     "Consistency", "ConsistencyDistillation", "FACMDistillation", "FlowMatching", "GaussianFlow",
     "Guided",
     "ImprovedMeanFlow",
     "LinearPath", "LiveReflow", "Loss", "MeanFlow", "Net", "Nets", "Objective", "ProbabilityPath",
-    "Progress", "ProgressiveDistillation", "Reflow", "Shortcut", "ShortcutContinuous", "SiD", "SoFlow",
-    "Teacher", "TiM",
+    "Progress", "ProgressiveDistillation", "Reflow", "Shortcut", "ShortcutContinuous", "SiD",
+    "SoFlow", "Teacher", "TiM",
     "TrigPath", "drop_conditions", "expand", "mean_square", "rand", "randn", "sampling_fields",
 ]  # fmt: skip
 
