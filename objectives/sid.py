@@ -9,9 +9,9 @@ E[x | x_t], the mean of (f_real - f_fake) . (f_real - x) is that of |f_real - f_
 divergence of samples and data. At alpha = 1/2 the numerator is half of
     |f_real - x|^2 - |f_fake - x|^2
 and its gradient half that of the divergence: f_fake is where it is largest. Larger alphas take away
-a part that has its own sign. Up to alpha = 1 it never outweighs the rest if data and samples are
-Gaussian; at 1.2, the paper's best and the default, samples more than 2.4 times as wide as the data
-can drift away. Above t = 0 the bound is wider.
+a part that has its own sign. On Gaussians that part outweighs the rest, and pushes samples apart,
+where they are wider than sqrt(alpha / (alpha - 1)) times the data: nowhere up to alpha = 1, 2.4 at
+1.2, the paper's best and the default (as t -> 0; later elsewhere; less the normalisation).
 
 Normalisation (not below 1e-5), noise levels and input (of level 2.5) are those of the authors' code
 (github.com/mingyuanzhou/SiD: training/sid_loss.py), which takes sums over coordinates, times 100.
