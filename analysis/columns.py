@@ -44,7 +44,7 @@ TEACHERS = ("teacher", "weak_teacher")
 PROTOCOL: dict[str, str] = {
     "batch_size": "Int64",
     "optimiser": "string",  # "adamw", "muon (momentum=0.9)"
-    "lr": "float64", "auxiliary_lr": "float64",
+    "lr": "float64", "auxiliary_lr": "float64", "companion_lr": "float64",
     "schedule": "string", "warmup": "Int64", "decay_from": "Int64",
     "betas": "string", "eps": "float64", "weight_decay": "float64", "clip": "float64",
     "ema": "float64", "ema_warmup": "boolean", "label_dropout": "float64", "flip": "boolean",

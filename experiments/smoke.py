@@ -109,6 +109,7 @@ def requirements(
     copies = COPIES + len(decays(training.ema)) + len(training.posthoc_ema)
     copies += config.objective.target_decay is not None
     copies += config.objective.has_snapshots
+    copies += COPIES if config.objective.companion_updates else 0
     total = own * copies
     if teachers:
         total += parameters_of(teachers[0], shape)
@@ -222,18 +223,19 @@ def _shapes(
         taught.requires_grad_(False)
         own = teachers[0].objective
         teacher = Teacher(own, converted(taught, teachers[0], its), objective.path)
-    nets = Nets(net, frozen, teacher, objective.auxiliary_module(), frozen, teacher)
+    nets = Nets(net, frozen, teacher, objective.auxiliary_module(), frozen, teacher, net)
     x = to_model(data.train.x)
     eps = torch.randn_like(x) if objective.needs_pairs else None
     for step in _steps(config):
         g = generator(config.seed, "train", step)
         batch = Batch(x, data.train.y, data.train.y, eps)
         batch = augmentation.randomised(config, batch, data.num_classes, step, g)
-        loss = objective.loss(nets, batch, Progress(step, training.steps), g)
-        mean = loss.per_sample.float().mean()
-        mean.backward()
-        if not bool(torch.isfinite(mean)):
-            raise FloatingPointError(f"the loss is not finite at step {step + 1}")
+        losses = [objective.companion_loss] if objective.companion_updates else []
+        for take in [*losses, objective.loss]:
+            mean = take(nets, batch, Progress(step, training.steps), g).per_sample.float().mean()
+            mean.backward()
+            if not bool(torch.isfinite(mean)):
+                raise FloatingPointError(f"the loss is not finite at step {step + 1}")
     shape = DataShape(data.shape, data.num_classes, data.condition_dim, data.is_image)
     call_on_meta(config, shape, form.takes_d, online.calls | other.calls)
     if taught is not None:

@@ -16,6 +16,7 @@ from fewstep.objectives.core.paths import LinearPath, ProbabilityPath, TrigPath
 from fewstep.objectives.core.samplers import sampling_fields
 from fewstep.objectives.core.teacher import Teacher
 from fewstep.objectives.decoupled_mean_flow import DecoupledMeanFlow
+from fewstep.objectives.dmd2 import DMD2
 from fewstep.objectives.ect import ECT
 from fewstep.objectives.esd import ESD
 from fewstep.objectives.facm import FACM, FACMDistillation
@@ -31,20 +32,19 @@ from fewstep.objectives.reflow import Reflow
 from fewstep.objectives.scm import SCD, SCM
 from fewstep.objectives.shortcut import Shortcut
 from fewstep.objectives.shortcut_continuous import ShortcutContinuous
+from fewstep.objectives.sid import SiD
 from fewstep.objectives.soflow import SoFlow
 from fewstep.objectives.tim import TiM
 from fewstep.objectives.tvm import TVM
 
 __all__ = [
-    "AYFEMD", "AYFLMD", "ECT", "ESD", "FACM", "ICT", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM",
-    "TVM", "AlphaFlow", "Batch",
-    "Consistency", "ConsistencyDistillation", "DecoupledMeanFlow", "FACMDistillation",
-    "FlowMatching", "GaussianFlow", "Guided",
-    "ImprovedMeanFlow",
-    "LinearPath", "LiveReflow", "Loss", "MeanFlow", "Net", "Nets", "Objective", "ProbabilityPath",
-    "Progress", "ProgressiveDistillation", "Reflow", "Shortcut", "ShortcutContinuous", "SoFlow",
-    "Teacher", "TiM",
-    "TrigPath", "drop_conditions", "expand", "mean_square", "rand", "randn", "sampling_fields",
+    "AYFEMD", "AYFLMD", "DMD2", "ECT", "ESD", "FACM", "ICT", "LSD", "OBJECTIVES", "PSD", "SCD",
+    "SCM", "TVM", "AlphaFlow", "Batch", "Consistency", "ConsistencyDistillation",
+    "DecoupledMeanFlow", "FACMDistillation", "FlowMatching", "GaussianFlow", "Guided",
+    "ImprovedMeanFlow", "LinearPath", "LiveReflow", "Loss", "MeanFlow", "Net", "Nets",
+    "Objective", "ProbabilityPath", "Progress", "ProgressiveDistillation", "Reflow", "Shortcut",
+    "ShortcutContinuous", "SiD", "SoFlow", "Teacher", "TiM", "TrigPath", "drop_conditions",
+    "expand", "mean_square", "rand", "randn", "sampling_fields",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

@@ -91,9 +91,10 @@ def draw(
         panel.set_title(f"{steps} step{'s' * (steps > 1)}", fontsize=9)
         panel.grid(False)
     curve = panels[3]
-    for other in others:
+    for other in filter(None, others):
         curve.plot(*np.transpose(other), "-" if len(other) > 1 else "o", color="0.85", ms=3, lw=1)
-    curve.plot(*np.transpose(error), "o-", ms=4)
+    if error:  # a matched distribution has no map to err from
+        curve.plot(*np.transpose(error), "o-", ms=4)
     curve.set(xscale="log", yscale="log", xlabel="length d of a jump")
     curve.set_xticks([1 / 128, 1 / 32, 1 / 8, 1 / 2], ["1/128", "1/32", "1/8", "1/2"])
     curve.set_yticks([0.001, 0.01, 0.1], ["0.001", "0.01", "0.1"])

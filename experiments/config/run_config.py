@@ -91,6 +91,12 @@ class RunConfig:
         self.evaluation.weights_of(self.training)
         self._check_auxiliary()
         self._check_jump_blocks()
+        if (lr := self.training.companion_lr) is not None and not self.objective.companion_updates:
+            name = self.values["objective"]["name"]
+            raise UserError(
+                f"training.companion_lr={lr:g}: objective {name!r} has no companion network to "
+                f"train; leave it at null"
+            )
 
     def _check_jump_blocks(self) -> None:
         blocks = getattr(self.backbone, "jump_blocks", None)

@@ -31,7 +31,7 @@ class Training:
         optimiser: adamw | adam | radam | muon, or {name: muon, momentum: 0.9} to set what it has.
         lr: peak learning rate. warmup: steps of linear warm-up to it.
         auxiliary_lr: that of the objective's auxiliary module (sCM's weight of the loss, say), on
-            the same schedule; null for lr.
+            the same schedule; null for lr. companion_lr: that of its companion network.
         schedule: constant | cosine | linear (both to 0 at the last step) | inverse_sqrt.
         decay_from: step at which the schedule begins to fall, t_ref of inverse_sqrt; null for the
             end of the warm-up.
@@ -65,6 +65,7 @@ class Training:
     optimiser: Any = added("adamw")
     lr: float = 1e-3
     auxiliary_lr: float | None = added(None)
+    companion_lr: float | None = added(None)
     warmup: int = 0
     schedule: str = "constant"
     decay_from: int | None = added(None)
@@ -95,7 +96,7 @@ class Training:
         check_fields(
             "training", self, "warmup weight_decay log_every validate_every checkpoint_every", 0
         )
-        check_fields("training", self, "lr auxiliary_lr eps clip", 0, open_low=True)
+        check_fields("training", self, "lr auxiliary_lr companion_lr eps clip", 0, open_low=True)
         check_fields("training", self, "label_dropout augment", 0, 1)
         decays(self.ema)
         self._check_posthoc_ema()

@@ -70,6 +70,8 @@ def checkpoint_bytes(config: RunConfig, dataset: Dataset) -> int | None:
     networks = (
         1 + _averages(training) + (objective.target_decay is not None) + objective.has_snapshots
     )
+    if objective.companion_updates:
+        networks, slots = networks + 1, 2 * slots
     auxiliary = objective.auxiliary_module()
     beside = [] if auxiliary is None else list(auxiliary.parameters())
     kept = networks * (weights + buffers) + sum(p.nbytes for p in beside)

@@ -54,23 +54,25 @@ def step_flops(
 
 
 def recomputed_flops(config: RunConfig, dataset: Dataset) -> float | None:
-    """Of the second pass forward that a step with ``microbatch`` or checkpointed activations takes.
+    """Of the second pass forward of an update with ``microbatch`` or checkpointed activations.
 
     It saves memory and is no part of the method, so that ``step_flops`` does not count it.
     """
     if config.training.microbatch is None and not config.training.activation_checkpointing:
         return 0.0
     forward = forward_flops(config, dataset)
-    return None if forward is None else float(config.training.batch_size * forward)
+    if forward is None:
+        return None
+    return float(config.training.batch_size * (1 + config.objective.companion_updates) * forward)
 
 
 def validation_flops(config: RunConfig, dataset: Dataset) -> float | None:
     """Of computing the validation loss once: a training step's passes forward, on some batches."""
-    cost, forward = config.objective.step_cost(), forward_flops(config, dataset)
-    if cost is None or forward is None:
+    passes, forward = config.objective.forward_passes(), forward_flops(config, dataset)
+    if passes is None or forward is None:
         return None
     rows = min(config.training.batch_size, len(dataset.test))
-    return VALIDATION_BATCHES * rows * (3 * cost - 2) * forward
+    return VALIDATION_BATCHES * rows * passes * forward
 
 
 def sampling_flops(

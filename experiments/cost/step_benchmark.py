@@ -27,6 +27,7 @@ from fewstep.errors import UserError, check_choice, check_range
 from fewstep.experiments.config.settings import PRECISIONS
 from fewstep.experiments.progress import OnProgress
 from fewstep.experiments.store.classify_error import failure_class
+from fewstep.experiments.training.companion import take_turns
 from fewstep.objectives import Batch, LinearPath, Loss, Nets, Objective, Progress
 from fewstep.objectives.core.batch_math import mean_square, rand, randn
 from fewstep.objectives.core.wrappers import CountedNet
@@ -170,6 +171,9 @@ class Subject:
         self.eager, self.frozen, self.compiled = bench.networks(self.jump)
         auxiliary = objective.auxiliary_module()
         self.auxiliary = None if auxiliary is None else auxiliary.to(bench.setting.device)
+        self.companion = copy.deepcopy(self.eager) if objective.companion_updates else None
+        compiles = bench.setting.compile and self.companion is not None
+        self.asked: Any = torch.compile(self.companion) if compiles else self.companion
 
     def step(self, eager: bool = False) -> None:
         """A loss and its gradient; the device may still be at work when this returns."""
@@ -178,13 +182,24 @@ class Subject:
         if self.auxiliary is not None:
             self.auxiliary.zero_grad(set_to_none=True)
         online = self.eager if eager else self.compiled
+        companion = self.companion if eager else self.asked
         teacher = bench.teacher if objective.needs_teacher else None
-        nets = Nets(online, self.frozen, teacher, self.auxiliary, self.frozen, teacher)
+        nets = Nets(online, self.frozen, teacher, self.auxiliary, self.frozen, teacher, companion)
         eps = bench.eps if objective.needs_pairs else None
         batch = Batch(bench.x, bench.y, bench.y, eps)
-        with bench.setting.autocast():
-            loss = objective.loss(nets, batch, bench.setting.progress, bench.g)
-        loss.per_sample.float().mean().backward()
+
+        def back(take: Callable[..., Loss]) -> None:
+            with bench.setting.autocast():
+                loss = take(nets, batch, bench.setting.progress, bench.g)
+            loss.per_sample.float().mean().backward()
+
+        if self.companion is not None:
+            take_turns(self.companion, self.eager)
+            for _ in range(objective.companion_updates):
+                self.companion.zero_grad(set_to_none=True)
+                back(objective.companion_loss)
+            take_turns(self.eager, self.companion)
+        back(objective.loss)
 
     def flops(self) -> int:
         """Of a step, exact; attention is counted as its matrix products, whatever the kernel.

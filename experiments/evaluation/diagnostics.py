@@ -85,7 +85,8 @@ def load_nets(
     ema, snapshot = network("ema"), network("snapshot") if has_snapshot else None
     target = ema if config.objective.target_decay is None else network("target")
     teacher, weak_teacher = (None if run is None else run.velocity for run in (loaded, weak))
-    return Nets(ema, target, teacher, auxiliary, snapshot, weak_teacher)
+    companion = network("companion") if objective.companion_updates else None
+    return Nets(ema, target, teacher, auxiliary, snapshot, weak_teacher, companion)
 
 
 def diagnose(
@@ -264,8 +265,11 @@ def trained_jump_lengths(objective: Objective) -> list[float]:
     """Lengths, as shares of t_max, of the jumps that should follow the flow of the *data*.
 
     A straightened flow, trained on pairs, ends where the data's flow does but gets there another
-    way; other networks are left with a single jump from t_max.
+    way; other networks are left with a single jump from t_max. Samples that match the data's
+    distribution, by a companion, need not end where the flow does.
     """
+    if objective.companion_updates:
+        return []
     one_flow = not objective.jump_is_flag or objective.jump_range == "to_data"
     straightened = objective.needs_pairs or not one_flow
     only_whole = straightened or objective.jump_range == "one_step"

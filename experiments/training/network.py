@@ -110,6 +110,14 @@ def frozen_copy(network: nn.Module) -> nn.Module:
     return copied
 
 
+def checkpoint_activations(config: RunConfig, network: nn.Module) -> None:
+    """From now on ``network`` recomputes activations; ``UserError`` where it cannot."""
+    if not hasattr(network, "checkpointing"):
+        setting, name = "training.activation_checkpointing", config.values["backbone"]["name"]
+        raise UserError(f"{setting}: backbone {name!r} has no ``checkpointing``")
+    network.checkpointing = True  # type: ignore[assignment]
+
+
 def load_weights(
     module: nn.Module,
     saved: Checkpoint,

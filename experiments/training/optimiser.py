@@ -1,6 +1,6 @@
 """An optimiser at work: which parameters it updates together, and its state in the open."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,3 +68,27 @@ class Updater:
     def fresh(self, parameter: Tensor) -> dict[str, Tensor]:
         """The slots of a parameter before its first update."""
         return self.optimiser.slots(parameter, self.rules.get(parameter, ""))
+
+    def saved(self, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """The state of ``named`` parameters, by the names that checkpoints have for it."""
+        return {
+            f"optimiser.{slot}.{name}": value
+            for name, parameter in named.items()
+            for slot, value in self.state.get(parameter, {}).items()
+        }
+
+    def restore(
+        self,
+        named: Mapping[str, nn.Parameter],
+        tensors: Mapping[str, Tensor],
+        distribute: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        """The opposite of ``saved``; ``distribute(whole, like)``: see ``load_weights``."""
+        for name, parameter in named.items():
+            slots = self.fresh(parameter)
+            keys = {slot: f"optimiser.{slot}.{name}" for slot in slots}
+            if all(key in tensors for key in keys.values()):  # else it has never had a gradient
+                self.state[parameter] = {
+                    slot: distribute(tensors[keys[slot]].to(like.device), like)
+                    for slot, like in slots.items()
+                }

@@ -5,6 +5,7 @@ checkpoint, so that a run killed at any moment and run again ends with the same 
 of a run come through every line here, on the whole batch (``Trainer.parallel``); rank 0 writes.
 """
 
+import copy
 import json
 import math
 import time
@@ -26,11 +27,13 @@ from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training import checkpoint, posthoc_ema
 from fewstep.experiments.training.augmentation import randomised
 from fewstep.experiments.training.checkpoint import Checkpoint
+from fewstep.experiments.training.companion import Companion, take_turns
 from fewstep.experiments.training.initialisation import fill
 from fewstep.experiments.training.learning_rate import learning_rate
 from fewstep.experiments.training.microbatch import MicrobatchedNet
 from fewstep.experiments.training.network import (
     build_network,
+    checkpoint_activations,
     choose_device,
     frozen_copy,
     load_weights,
@@ -40,10 +43,11 @@ from fewstep.experiments.training.prefetch import Loader, Source
 from fewstep.experiments.training.reflow_pairs import Pairs, stored_pairs
 from fewstep.experiments.training.teacher import WEAK, LoadedTeacher, first_form, load_teacher
 from fewstep.files import append, patiently, replacing
-from fewstep.objectives import Batch, Net, Nets, Objective, Progress
+from fewstep.objectives import Batch, Loss, Net, Nets, Objective, Progress
 
 VALIDATION_BATCHES = 4
 
+TakeLoss = Callable[[Nets, Batch, Progress, torch.Generator], Loss]
 OnStep = Callable[[int, int, float], None]
 """(steps done, of how many, steps a second)"""
 
@@ -85,11 +89,16 @@ class Trainer:
             self.weak_teacher = None if weak is None else weak.velocity
         self.form = first_form(config, loaded)
         self.net = build_network(config, dataset, self.form)
+        if self.training.activation_checkpointing:
+            checkpoint_activations(config, self.net)
         if loaded is not None and self.form.run is not None:
             fill(self.net, loaded.network, loaded.key)
         self.net.to(self.device)
         kept: list[Average] = [*exponential(self.training.ema, self.training.ema_warmup)]
         kept += map(Power, self.training.posthoc_ema)
+        self.companion: Companion | None = None
+        if self.objective.companion_updates:
+            self.companion = Companion(config, self.parallel, copy.deepcopy(self.net))
         self.averages = [(a, self.parallel.wrap(frozen_copy(self.net))) for a in kept]
         self.ema = self.averages[0][1]
         apart = self.objective.target_decay is not None  # from what is evaluated
@@ -107,11 +116,6 @@ class Trainer:
         rules = config.optimiser.rules(self.net)
         own = [] if self.auxiliary is None else list(self.auxiliary.parameters())
         self.optimiser = Updater(config.optimiser, self.training, groups, rules, own)
-        if self.training.activation_checkpointing:
-            setting, name = "training.activation_checkpointing", config.values["backbone"]["name"]
-            if not hasattr(self.net, "checkpointing"):
-                raise UserError(f"{setting}: backbone {name!r} has no ``checkpointing``")
-            self.net.checkpointing = True  # type: ignore[assignment]
         self.forward: Any = torch.compile(self.net) if self.training.compile else self.net
         self.loader = self._loader(dataset.train)
         self.step = 0
@@ -127,9 +131,11 @@ class Trainer:
         teacher, snapshot, weak = (None if net is None else shard(net) for net in frozen)
         target = self.ema if self.target is None else self.target
         trained, rows = shard(online), self.training.microbatch
+        companion = None if self.companion is None else shard(self.companion.forward)
         if rows is not None:
             trained = MicrobatchedNet(trained, rows)
-        return Nets(trained, shard(target), teacher, self.auxiliary, snapshot, weak)
+            companion = None if companion is None else MicrobatchedNet(companion, rows)
+        return Nets(trained, shard(target), teacher, self.auxiliary, snapshot, weak, companion)
 
     def prepare(self, stop: Callable[[], bool], on_block: OnStep) -> None:
         """Draw the pairs that an objective trains on; ``Interrupted`` if ``stop()`` became true."""
@@ -183,17 +189,10 @@ class Trainer:
             self.snapshot = self._copy_network()
         batch = self._batch(self.loader.rows(step), "train", step)
         batch = randomised(self.config, batch, self.dataset.num_classes, step, g)
-        mean, extra = self._loss(self.forward, batch, progress, g)
-        for parameter in self.named.values():
-            parameter.grad = None
-        mean.backward()
-        self.parallel.sum_gradients()
-        norm = self.parallel.clip(self.named.values(), training.clip or math.inf)
-        logs = {"loss": mean.detach(), "grad_norm": norm.detach(), **extra}
-        bad = ~torch.isfinite(mean.detach() + norm) & (self.first_nonfinite_step == 0)
-        self.first_nonfinite_step = torch.where(bad, step + 1, self.first_nonfinite_step)
-        if self.device.type == "cpu":  # elsewhere a look waits for the device: now and then will do
-            self._check_finite()
+        logs = {} if self.companion is None else self._update_companion(batch, progress)
+        mean, extra = self._loss(self.objective.loss, self.forward, batch, progress, g)
+        norm = self._back(mean, self.named)
+        logs = {"loss": mean.detach(), "grad_norm": norm, **extra, **logs}
         rates = (learning_rate(training, step, peak) for peak in (None, training.auxiliary_lr))
         self.optimiser.step(*rates)
         for average, network in self.averages:
@@ -204,6 +203,35 @@ class Trainer:
             self._average(self.target, decay)
         self.step += 1
         return logs
+
+    def _back(self, loss: Tensor, named: Mapping[str, nn.Parameter]) -> Tensor:
+        """Leave the gradients of ``loss``, clipped; returns their norm before."""
+        for parameter in named.values():
+            parameter.grad = None
+        loss.backward()
+        self.parallel.sum_gradients()
+        norm = self.parallel.clip(named.values(), self.training.clip or math.inf).detach()
+        bad = ~torch.isfinite(loss.detach() + norm) & (self.first_nonfinite_step == 0)
+        self.first_nonfinite_step = torch.where(bad, self.step + 1, self.first_nonfinite_step)
+        if self.device.type == "cpu":  # elsewhere a look waits for the device: now and then will do
+            self._check_finite()
+        return norm
+
+    def _update_companion(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """All its updates of a step; the logs of the last one."""
+        companion, step = self.companion, progress.step
+        assert companion is not None
+        rate = learning_rate(self.training, step, self.training.companion_lr)
+        take_turns(companion.net, self.net)
+        for k in range(self.objective.companion_updates):
+            g = generator(self.config.seed, f"companion/{k}", step, device=self.device)
+            take = self.objective.companion_loss
+            mean, extra = self._loss(take, self.forward, batch, progress, g)
+            norm = self._back(mean, companion.named)
+            companion.optimiser.step(rate)
+        take_turns(self.net, companion.net)
+        logs = {"loss": mean.detach(), "grad_norm": norm, **extra}
+        return {f"companion_{name}": value for name, value in logs.items()}
 
     @torch.no_grad()
     def _average(self, average: nn.Module, decay: float) -> None:
@@ -226,11 +254,11 @@ class Trainer:
             patiently(lambda: checkpoint.write(self.directory.weights, kept))
 
     def _loss(
-        self, net: Net, batch: Batch, progress: Progress, g: torch.Generator
+        self, take: TakeLoss, net: Net, batch: Batch, progress: Progress, g: torch.Generator
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         half = self.training.precision != "float32"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            loss = self.objective.loss(self.nets(net), batch, progress, g)
+            loss = take(self.nets(net), batch, progress, g)
         return loss.per_sample.float().mean(), loss.logs
 
     def _copy_network(self) -> nn.Module:
@@ -280,7 +308,7 @@ class Trainer:
             g = generator(self.config.seed, "validation", i, device=self.device)
             batch = self._batch(source.rows(order.batch(i)), "validation", i)
             progress = Progress(step, self.training.steps, turn=i)
-            total += float(self._loss(self.ema, batch, progress, g)[0])
+            total += float(self._loss(self.objective.loss, self.ema, batch, progress, g)[0])
         return total / VALIDATION_BATCHES
 
     def _is_due(self, every: int) -> bool:
@@ -325,12 +353,11 @@ class Trainer:
         modules = self._evaluated()
         modules |= {"auxiliary": self.auxiliary} if self.auxiliary is not None else {}
         modules |= {"target": self.target} if self.target is not None else {}
+        modules |= {"companion": self.companion.net} if self.companion is not None else {}
         modules |= {"snapshot": self.snapshot} if self.snapshot is not None else {}
-        slots = {
-            f"optimiser.{slot}.{name}": value
-            for name, parameter in self.named.items()
-            for slot, value in self.optimiser.state.get(parameter, {}).items()
-        }
+        slots = self.optimiser.saved(self.named)
+        if self.companion is not None:
+            slots |= self.companion.optimiser.saved(self.companion.named)
         saved = self._checkpoint(modules, slots)
         if self.ranks.is_main:
             patiently(lambda: checkpoint.save(self.directory.checkpoints, saved))
@@ -362,18 +389,12 @@ class Trainer:
             load_weights(self.target, saved, "target", distribute)
         if self.auxiliary is not None:
             load_weights(self.auxiliary, saved, "auxiliary")
+        if self.companion is not None:
+            self.companion.restore(saved, distribute)
         if any(name.startswith("snapshot.") for name in saved.tensors):
             self.snapshot = self._copy_network()
             load_weights(self.snapshot, saved, "snapshot", distribute)
-        for name, parameter in self.named.items():
-            slots = self.optimiser.fresh(parameter)
-            if all(f"optimiser.{slot}.{name}" in saved.tensors for slot in slots):
-                self.optimiser.state[parameter] = {  # else it has never had a gradient
-                    slot: distribute(
-                        saved.tensors[f"optimiser.{slot}.{name}"].to(like.device), like
-                    )
-                    for slot, like in slots.items()
-                }
+        self.optimiser.restore(self.named, saved.tensors, distribute)
         self.step = saved.step
         self.seconds = float(saved.state["seconds"])
         self.last = dict(saved.state["last"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fewstep.deprecation import renamed
-from fewstep.objectives.conformance import algebra, sampling, training
+from fewstep.objectives.conformance import algebra, companion, sampling, training
 from fewstep.objectives.conformance.case import Case, CheckFailed, Result
 from fewstep.objectives.core.base import Objective
 
@@ -22,6 +22,7 @@ CHECKS: Mapping[str, Callable[[Case], Result]] = {
     "per-sample loss": training.rows,
     "gradients": training.gradients,
     "minimum at the optimum": training.stationary,
+    "companion": companion.companion,
     "shared noise": training.shared_noise,
     "exact jumps": sampling.jumps,
     "exact samples": sampling.samples,

@@ -13,6 +13,7 @@ from fewstep.objectives.core.gaussian import GaussianFlow
 from fewstep.objectives.core.paths import ProbabilityPath
 
 STD = 0.7  # of the data; neither 1 nor sigma_d, so that a factor left out shows
+GENERATED = 1.3  # of samples, that are not the data's
 TOTAL = 10**6
 END = Progress(TOTAL - 1, TOTAL)  # warm-ups are over, the last stage is reached
 
@@ -131,6 +132,17 @@ class Case:
     def auxiliary(self) -> nn.Module | None:
         return self.objective.auxiliary_module()
 
+    def companion_of(self, net: Net) -> Net | None:
+        """The best companion of a network whose samples are a multiple of the noise."""
+        noise = self.noise(1, 0, (64,))
+        return self.companion_at(float(self.sample(net, noise, 1).norm() / noise.norm()))
+
+    def companion_at(self, std: float) -> Net | None:
+        """The best companion where samples have that standard deviation; None for no companion."""
+        if not self.objective.companion_updates:
+            return None
+        return self.objective.gaussian_companion(GaussianFlow(self.path, std)) or linear_test_net
+
     @property
     def makes_pairs(self) -> bool:
         """Whether it trains on pairs of noise and data, given to it or made by itself."""
@@ -147,6 +159,7 @@ class Case:
         ema: Net | None = None,
         snapshot: Net | None = None,
         teacher: Net | None = None,
+        companion: Net | None = None,
     ) -> Nets:
         """Every network a loss may call, the optimum where not given."""
         return Nets(
@@ -156,6 +169,7 @@ class Case:
             auxiliary=self.auxiliary,
             snapshot=snapshot or self.snapshot,
             weak_teacher=self.teacher,
+            companion=companion or self.companion_at(GENERATED),
         )
 
     def batch(

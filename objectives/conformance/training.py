@@ -28,7 +28,7 @@ NO_OPTIMUM = "no gaussian_optimum() is given"
 def time_domain(case: Case) -> Result:
     """Times in [0, t_max], jumps in [0, t], jumps where and only where the objective has them.
 
-    Sampling begins at t_max, so training must come near it.
+    Training must come near the time that sampling begins at.
     """
     student, teacher = CallRecorder(nonlinear_test_net), CallRecorder(case.teacher)
     nets = case.nets(student, student, student, teacher)
@@ -36,9 +36,11 @@ def time_domain(case: Case) -> Result:
         case.loss(nets, case.batch(512, i), i, Progress(int(part * TOTAL), TOTAL))
     case.loss(nets, case.batch(512, 9), 9)
     require(bool(student.calls), "the loss never calls the network it is to train")
-    t_max, trained = case.path.t_max, torch.cat([c.t for c in student.calls])
+    t_max, trained = case.path.t_max, float(torch.cat([c.t for c in student.calls]).max())
+    count = len(student.calls)
     for steps in (1, 2, 3, 7, [t_max, 0.7 * t_max, 0.35 * t_max, 0.0]):
         case.sample(student, case.noise(4, 0), steps)
+    sampled = float(torch.cat([c.t for c in student.calls[count:]]).max())
     for call in student.calls:
         _require_shapes(call, case.objective.uses_jump)
     for call in teacher.calls:
@@ -48,7 +50,7 @@ def time_domain(case: Case) -> Result:
     measured = [
         ("times below 0, over t_max", float(-t.min()), 1e-9),
         ("largest time over t_max, less 1", float(t.max()) - 1, 1e-9),
-        ("1 less the largest time trained", 1 - float(trained.max()) / t_max, 0.1),
+        ("largest time sampled, less that trained", (sampled - trained) / t_max, 0.1),
     ]
     if jumps := [(c.d, c.t - c.d) for c in calls if c.d is not None]:
         d, left = (torch.cat(parts) for parts in zip(*jumps, strict=True))
@@ -91,11 +93,16 @@ def _scaled(scale: Tensor, net: Net) -> Net:
 
 
 def gradients(case: Case) -> Result:
-    """They reach the online network and what is learned along with it, nothing else."""
-    names = ("online", "ema", "snapshot", "teacher")
+    """They reach the online network and what is learned along with it, nothing else.
+
+    A loss with a companion may go back through the teacher, whose weights are constant.
+    """
+    fixed = () if case.objective.companion_updates else ("teacher",)
+    names = ("online", "ema", "snapshot", *fixed)
     scales = {n: torch.ones((), dtype=torch.float64, requires_grad=True) for n in names}
     networks: dict[str, Net] = dict.fromkeys(names, nonlinear_test_net)
-    networks["teacher"] = case.teacher
+    if fixed:
+        networks["teacher"] = case.teacher
     nets = case.nets(**{name: _scaled(scales[name], net) for name, net in networks.items()})
     for progress in (Progress(0, TOTAL), END):
         case.loss(nets, case.batch(64, 0), 0, progress).per_sample.mean().backward()
@@ -157,7 +164,8 @@ def _gradient(case: Case, names: list[str], theta: float, batch: Batch, seed: in
             F = F + part * DIRECTIONS[name](x, t, t if d is None else d)
         return F
 
-    loss = case.loss(case.nets(online=net), batch, seed)
+    companion = case.companion_of(net) if case.objective.companion_updates else None
+    loss = case.loss(case.nets(online=net, companion=companion), batch, seed)
     (slope,) = torch.autograd.grad(loss.per_sample.mean(), thetas)
     return slope
 

@@ -46,7 +46,8 @@ class Nets:
 
     ``online`` is the network in training and ``ema`` the average of its weights (``online``
     itself if none is passed). The others are needed by some objectives only: at the first use of
-    one that was not passed, ``UserError`` says what to pass.
+    one that was not passed, ``UserError`` says what to pass. Gradients of ``companion_loss`` reach
+    only ``companion``.
     """
 
     @renamed_arguments(learned="auxiliary", former="snapshot")
@@ -58,10 +59,11 @@ class Nets:
         auxiliary: nn.Module | None = None,
         snapshot: Net | None = None,
         weak_teacher: Net | None = None,
+        companion: Net | None = None,
     ) -> None:
         self.online, self.ema = online, online if ema is None else ema
         self._teacher, self._auxiliary, self._snapshot = teacher, auxiliary, snapshot
-        self._weak_teacher = weak_teacher
+        self._weak_teacher, self._companion = weak_teacher, companion
 
     @property
     def teacher(self) -> Net:
@@ -91,6 +93,12 @@ class Nets:
         """``online`` as it was when ``Objective.takes_snapshot`` last said so."""
         what = ", of the network when takes_snapshot() last held"
         return _passed(self._snapshot, "snapshot=copy", what)
+
+    @property
+    def companion(self) -> Net:
+        """A second network, trained by ``Objective.companion_loss``; constant to ``loss``."""
+        what = ", trained by objective.companion_loss"
+        return _passed(self._companion, "companion=copy", what)
 
     def target_net(self, which: str) -> Net:
         """The network that makes targets, ``ema`` or ``online``; call it without gradients.
@@ -192,6 +200,10 @@ class Objective(ABC):
     ``jump_range`` is how far one step of the trained network goes: ``ode``, as far as the flow is
     straight; ``to_data``, to t = 0 only, so that more steps noise the result again; ``one_step``,
     from t_max to 0 only; ``any``.
+
+    ``companion_updates`` is how often, before each update of the network, ``Nets.companion`` is
+    updated by ``companion_loss``; 0 for objectives without a companion. It begins as a copy of the
+    network, and has an optimiser of its own.
     """
 
     title: ClassVar[str]
@@ -201,6 +213,7 @@ class Objective(ABC):
     needs_pairs: ClassVar[bool] = False
     pairs: int = 0
     target_decay: float | None = None
+    companion_updates: int = 0
     shares_noise: ClassVar[bool] = False
     jump_range: ClassVar[Literal["ode", "to_data", "one_step", "any"]] = "ode"
 
@@ -225,7 +238,15 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
-        """The loss of one batch; all randomness comes from ``g``."""
+        """The loss of one batch; all randomness comes from ``g``.
+
+        It may go back through ``nets.companion`` and ``nets.teacher`` to their inputs: the trainer
+        keeps their weights out of it.
+        """
+
+    def companion_loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
+        """The loss of ``nets.companion``, taken where ``nets.online`` is constant."""
+        raise NotImplementedError
 
     def auxiliary_module(self) -> nn.Module | None:
         """A module to be optimised along with the network, or None."""
@@ -318,14 +339,27 @@ class Objective(ABC):
         """
         return None
 
+    def gaussian_companion(self, flow: "GaussianFlow") -> Net | None:
+        """The companion that ``companion_loss`` is smallest at when the samples are Gaussian.
+
+        None if unknown. ``fewstep check`` holds both losses against it.
+        """
+        return None
+
     def step_cost(self) -> float | None:
         """FLOPs of a training step over those of flow matching, by counting passes.
 
         A pass forward costs 1 and one back 2, so flow matching costs 3; a pass forward with a
-        tangent costs 2 (``tangent.py``). None if unknown. ``fewstep bench`` counts the FLOPs and
-        compares.
+        tangent costs 2 (``tangent.py``), and one back to the input alone, of a network with
+        constant weights, 1. Updates of a companion count. None if unknown. ``fewstep bench`` counts
+        the FLOPs and compares.
         """
         return None
+
+    def forward_passes(self) -> float | None:
+        """Passes forward of ``loss``, as a validation loss takes them; None if unknown."""
+        cost = self.step_cost()
+        return None if cost is None else 3 * cost - 2  # all of a step, less the one back
 
 
 # members of Objective by their names in version 0.1

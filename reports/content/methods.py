@@ -74,7 +74,8 @@ def _described(run: Run) -> list[str]:
     """Data, network, budget, averaging, precision; optimiser and all that belongs to it."""
     betas, warmup, clip = enumerated(str(run["betas"]).split()), run["warmup"], run["clip"]
     first = "" if _lacks(warmup) or not warmup else f"linear warm-up over {int(warmup):,} steps, "
-    auxiliary, start, augment = run["auxiliary_lr"], run["decay_from"], run["augment"]
+    start, augment = run["decay_from"], run["augment"]
+    others = {"auxiliary module": run["auxiliary_lr"], "companion": run["companion_lr"]}
     dropout, steps, batch = run["label_dropout"], run["planned_steps"], run["batch_size"]
     unknown = _lacks(steps) or _lacks(batch)
     return [
@@ -87,7 +88,7 @@ def _described(run: Run) -> list[str]:
         f"{_optimiser(run['optimiser'])} with betas {betas}, eps {run['eps']:g}, "
         f"weight decay {run['weight_decay']:g}",
         f"learning rate {run['lr']:g}"
-        + ("" if _lacks(auxiliary) else f" and {auxiliary:g} of the auxiliary module"),
+        + "".join(f" and {lr:g} of the {of}" for of, lr in others.items() if not _lacks(lr)),
         f"{first}{run['schedule']} schedule"
         + ("" if _lacks(start) else f" from step {int(start):,}"),
         "no clipping" if _lacks(clip) else f"gradient norm clipped at {clip:g}",

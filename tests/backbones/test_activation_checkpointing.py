@@ -43,6 +43,7 @@ def loss_and_gradients(
         teacher=teacher if objective.needs_teacher else None,
         auxiliary=None if learned is None else learned.double(),
         snapshot=frozen_copy,
+        companion=frozen_copy,
     )
     batch = Batch(x, y, y_true=y, eps=eps if objective.needs_pairs else None)
     torch.manual_seed(4)  # dropout

@@ -132,8 +132,9 @@ def play(scene: Scene) -> dict[str, Any]:
         found["losses"].append(float(logs["loss"]))
         found["norms"].append(float(logs["grad_norm"]))
         if "gradients" not in found:
+            trained = made.named | (made.companion.named if made.companion else {})
             found["gradients"] = {
-                name: whole(p.grad) for name, p in made.named.items() if p.grad is not None
+                name: whole(p.grad) for name, p in trained.items() if p.grad is not None
             }
         return logs
 

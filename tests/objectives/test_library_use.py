@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.objectives import (
+    DMD2,
     OBJECTIVES,
     SCD,
     SCM,
@@ -56,10 +57,19 @@ def test_a_network_of_ones_own_trains_and_samples(name: str) -> None:
         optional["teacher"] = Case(objective).teacher
     if (auxiliary := objective.auxiliary_module()) is not None:
         optional["auxiliary"] = auxiliary
+    companion = OwnNet()
+    if objective.companion_updates:
+        optional["companion"] = companion
     x = torch.randn(8, 2, generator=g)
     batch = Batch(x, eps=x if objective.needs_pairs else None)
     objective.loss(Nets(net, **optional), batch, Progress(0, 10), g).per_sample.mean().backward()
     assert any(bool(p.grad.any()) for p in net.parameters() if p.grad is not None)
+    if objective.companion_updates:
+        net.zero_grad()
+        loss = objective.companion_loss(Nets(net, **optional), batch, Progress(0, 10), g)
+        loss.per_sample.mean().backward()
+        assert any(bool(p.grad.any()) for p in companion.parameters() if p.grad is not None)
+        assert all(p.grad is None for p in net.parameters())
     samples = objective.sample(net, torch.randn(5, 2), y=None, times=2, g=g)
     assert samples.shape == (5, 2)
     assert not samples.requires_grad
@@ -71,6 +81,7 @@ def test_a_network_of_ones_own_trains_and_samples(name: str) -> None:
         (SCM(), r"pass Nets\(net, auxiliary=objective.auxiliary_module\(\)\)"),
         (SCD(), r"pass Nets\(net, teacher=Teacher\("),
         (ProgressiveDistillation(), r"pass Nets\(net, snapshot="),
+        (DMD2(), r"pass Nets\(net, teacher=Teacher\("),
         (Reflow(), r"reflow trains on stored pairs: pass Batch\(x, eps="),
     ],
 )

@@ -26,6 +26,7 @@ axes:
     - {objective: scd, teacher: teacher}
     - {objective: progressive_distillation, teacher: teacher}
     - {objective: reflow, teacher: teacher, objective.pairs: 40}
+    - {objective: sid, teacher: teacher}
     - {objective: mean_flow, objective.guidance: 2.0}
     - shortcut
 seeds: 2
@@ -37,8 +38,8 @@ def test_every_kind_of_member_is_tried_once(write, tmp_path, monkeypatch, memory
     monkeypatch.chdir(tmp_path)
     sweep = write(SWEEP)
     results = list(smokes(sweep, memory))
-    assert [r.error for _, r in results] == [None] * 7
-    assert [m.seed for m, _ in results] == [0] * 7
+    assert [r.error for _, r in results] == [None] * 8
+    assert [m.seed for m, _ in results] == [0] * 8
     assert {r.real for _, r in results} == {memory is None}
     plain, augmented = (r.parameters for _, r in results[:2])
     assert augmented == plain + 9 * 16  # the network is told of nine kinds of change

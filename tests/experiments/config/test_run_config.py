@@ -273,7 +273,11 @@ def others(base: list[Any], key: str, value: Any) -> Iterator[RunConfig]:
 
 
 # what a setting needs to be set
-NEEDS = {"auxiliary_lr": ["objective=scm"], "decay_from": ["training.schedule=cosine"]}
+NEEDS = {
+    "auxiliary_lr": ["objective=scm"],
+    "companion_lr": ["objective=sid"],
+    "decay_from": ["training.schedule=cosine"],
+}
 
 
 @pytest.mark.parametrize("f", fields(Training), ids=lambda f: f.name)
@@ -428,12 +432,14 @@ def test_spellings_of_an_optimiser_that_mean_the_same_have_one_key() -> None:
     assert compose(["training.optimiser={name:muon,momentum:0.9}"]).key == keys["other"]
 
 
-def test_a_rate_of_its_own_needs_an_auxiliary_module() -> None:
+def test_a_rate_of_its_own_needs_something_to_train() -> None:
     state = torch.get_rng_state()
     assert compose(["objective=scm", "training.auxiliary_lr=0.1"]).training.auxiliary_lr == 0.1
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(UserError, match=r"lr=0.1: objective 'ect' has no auxiliary module to"):
         compose(["objective=ect", "training.auxiliary_lr=0.1"])
+    with pytest.raises(UserError, match=r"lr=0.1: objective 'ect' has no companion network to"):
+        compose(["objective=ect", "training.companion_lr=0.1"])
 
 
 def test_a_spec_read_back_has_the_same_key() -> None:

@@ -18,6 +18,7 @@ from fewstep.experiments.run import prepare, run
     [
         ("shortcut", ["objective.target_decay=0.9"]),  # a target network
         ("scm", ["training.optimiser=muon"]),  # weights learned beside; one moment for most
+        ("sid", []),  # a companion with an optimiser
         ("progressive_distillation", ["training.ema=[0.9,0.99]"]),  # a snapshot, two averages
     ],
 )

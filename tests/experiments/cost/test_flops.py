@@ -92,3 +92,16 @@ def test_sampling_counts_steps_solver_and_guidance(tmp_path: Path) -> None:
     found = flops.sampling_flops(config, dataset, cells(config.evaluation, config.training))
     assert found == 2 * 50 * asked * forward
     assert flops.validation_flops(config, dataset) == 4 * 16 * forward  # four batches, forward
+
+
+@pytest.mark.parametrize(("name", "passes"), [("sid", 4 + 7), ("dmd2", 4 * 5 + 5)])
+def test_a_companions_updates_count_in_a_step_and_not_in_a_validation(
+    tmp_path: Path, name: str, passes: int
+) -> None:
+    config = tiny(tmp_path, f"objective={name}", "training.microbatch=4")
+    dataset, forward = config.data.load(), flops.forward_flops(config)
+    assert forward is not None
+    assert flops.step_flops(config) == pytest.approx(16 * passes * forward)
+    assert flops.validation_flops(config, dataset) == 4 * 16 * 3 * forward
+    again = 1 + config.objective.companion_updates
+    assert flops.recomputed_flops(config, dataset) == 16 * again * forward

@@ -39,12 +39,8 @@ SETTINGS = [
     "backbone.dropout=0.2",
 ]
 CELLS = [{"steps": 3}, {"steps": 2, "guidance": 1.5, "sample_set": 1}]
-# every kind of state: learned parts, a former self, momenta of matrices
-RESUMED = [
-    ("ddp", "progressive_distillation"),
-    ("fsdp", "progressive_distillation"),
-    ("fsdp", "muon"),
-]
+# every kind of state: learned parts, a former self, momenta of matrices, a companion
+RESUMED = [("ddp", "sid"), ("fsdp", "progressive_distillation"), ("fsdp", "muon")]
 # a network's own means, which the backward pass or dropout depend on
 OPTIONS = {
     "recomputed": ["objective=scm", "training.activation_checkpointing=true"],
@@ -164,7 +160,7 @@ def test_a_run_goes_on_with_another_number_of_processes(story: Played, way: str,
         kind: last_tensors(directory(story.root / kind, name, way))
         for kind in ("whole", "2 then 1", "1 then 2", "2 then 2")
     }
-    assert any(key.startswith(("snapshot.", "auxiliary.")) for key in parts["whole"])
+    assert any(key.startswith(("snapshot.", "auxiliary.", "companion.")) for key in parts["whole"])
     for kind, tensors in parts.items():
         close(tensors, parts["whole"])
         if kind == "2 then 2":

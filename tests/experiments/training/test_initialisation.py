@@ -46,6 +46,8 @@ CANNOT = {
     ("shortcut", "facm_distillation"): "its d means something else",
     ("shortcut", "shortcut_kvfrans"): "jumps cannot be taken over",
 }
+# noise is given to it at another time than noise's own
+AS_A_FLOW: dict[str, list[Override]] = {"sid": ["objective.input_time=1"]}
 POINTS = 1000
 
 
@@ -73,7 +75,8 @@ def taken(config: RunConfig, teacher: RunConfig) -> tuple[nn.Module, nn.Module]:
 def test_the_students_first_denoiser_is_the_teachers(tmp_path: Path, kind: str, name: str) -> None:
     """At the same x and eps, whatever the paths; and gradients reach every weight."""
     teacher = tiny(tmp_path, *TEACHERS[kind])
-    config = tiny(tmp_path, f"objective={name}", "training.init=teacher")
+    own_settings = AS_A_FLOW.get(name, [])
+    config = tiny(tmp_path, f"objective={name}", *own_settings, "training.init=teacher")
     if (kind, name) in CANNOT:
         with pytest.raises(UserError, match=CANNOT[kind, name]):
             taken(config, teacher)

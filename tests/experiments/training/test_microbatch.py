@@ -24,7 +24,8 @@ SETTINGS = ["training.batch_size=16", "backbone.dropout=0.2", "training.label_dr
 def steps_of(made: Trainer, count: int) -> tuple[list[Tensor], list[float]]:
     """The gradients of the last of some steps, and all losses."""
     losses = [float(made._update()["loss"]) for _ in range(count)]
-    return [p.grad.clone() for p in made.named.values() if p.grad is not None], losses
+    trained = [*made.named.values(), *(made.companion.named.values() if made.companion else ())]
+    return [p.grad.clone() for p in trained if p.grad is not None], losses
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.names())

@@ -45,6 +45,7 @@ MORE = {
     "progressive_distillation": ("training.optimiser=adam",),
     "flow_matching": ("training.optimiser=radam", "training.schedule=linear"),
     "alpha_flow": ("training.optimiser=muon",),
+    "sid": ("training.optimiser=radam", "training.schedule=linear", "training.companion_lr=0.01"),
 }
 
 
@@ -94,10 +95,10 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 # every kind of state (none, EMA targets, a learned module, weights of a teacher on another path, a
-# snapshot, stored pairs, a target of its own decay),
+# snapshot, stored pairs, a target of its own decay, a companion),
 # and every kind of moment
 KILLS: dict[str, list[tuple[str, int]]] = {
-    "flow_matching": [("update", 37)],
+    "sid": [("update", 37)],
     "shortcut": [("checkpoint", 4)],
     "scd": [("log", 33), ("update", 71), ("rename", 9)],
     "progressive_distillation": [("update", 61)],
@@ -129,6 +130,8 @@ def test_killed_a_run_ends_with_the_same_bits(
     assert apart == ("target_decay" in str(MORE.get(spec["config"]["objective"]["name"])))
     muon = any(name.startswith("optimiser.momentum.") for name in last_tensors(killed))
     assert muon == ("muon" in str(MORE.get(spec["config"]["objective"]["name"])))
+    companion = any(name.startswith("optimiser.step.companion.") for name in last_tensors(killed))
+    assert companion == (spec["config"]["objective"]["name"] == "sid")
     former = any(name.startswith("snapshot.") for name in last_tensors(killed))
     objective = OBJECTIVES[spec["config"]["objective"]["name"]]
     assert former == any(objective.takes_snapshot(Progress(step, STEPS)) for step in range(STEPS))

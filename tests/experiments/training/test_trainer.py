@@ -21,7 +21,7 @@ from helpers.tiny import (
     train,
     trainer,
 )
-from torch import Generator
+from torch import Generator, Tensor
 
 from fewstep.errors import UserError
 from fewstep.experiments.config.run_config import Override, RunConfig, compose
@@ -29,7 +29,7 @@ from fewstep.experiments.run import RunFailed, prepare, run
 from fewstep.experiments.training.augmentation import randomised
 from fewstep.experiments.training.network import build_network, choose_device
 from fewstep.experiments.training.trainer import Interrupted, NotFinite, Trainer
-from fewstep.objectives import OBJECTIVES, Batch, FlowMatching, Loss, Nets, Progress
+from fewstep.objectives import OBJECTIVES, Batch, FlowMatching, Loss, Nets, Progress, SiD
 
 ALL = OBJECTIVES.names()
 
@@ -58,6 +58,56 @@ def test_the_auxiliary_module_learns_at_its_own_rate(tmp_path: Path) -> None:
         after = flat(made.net), flat(made.auxiliary)
         lengths = [float((b - a).abs().max()) for a, b in zip(before, after, strict=True)]
         assert lengths == pytest.approx([0.01 / 2, rate / 2], rel=1e-3)
+
+
+def test_a_companion_learns_at_its_own_rate_in_turns(tmp_path: Path) -> None:
+    """From the network's first weights, its teacher's; AdamW's first update is as long as it is."""
+    given = [*taught(tmp_path, "sid"), "training.lr=0.01", "training.companion_lr=0.002"]
+    made = trainer(tiny(tmp_path, *given, "training.warmup=1"))
+    companion, before = made.companion, flat(made.net)
+    assert companion is not None
+    assert made.teacher is not None
+    assert torch.equal(flat(companion.net), before)
+    assert torch.equal(flat(made.teacher.net), before)  # type: ignore[arg-type]
+    seen: list[tuple[str, list[bool]]] = []
+    back = made._back
+
+    def watched(loss: Tensor, named: Any) -> Tensor:
+        trained = [p.requires_grad for net in (made.net, companion.net) for p in net.parameters()]
+        assert made.net.training == trained[0] == (not trained[-1]) == (not companion.net.training)
+        others = flat(made.net) if named is companion.named else flat(companion.net)
+        norm = back(loss, named)
+        seen.append((next(iter(named)).partition(".")[0], trained))
+        assert torch.equal(others, flat(made.net if named is companion.named else companion.net))
+        return norm
+
+    made._back = watched  # type: ignore[method-assign]
+    logs = made._update()
+    assert [who for who, _ in seen] == ["companion", "net"]
+    assert {"companion_loss", "companion_grad_norm", "loss", "score_gap"} <= set(logs)
+    lengths = [float((flat(net) - before).abs().max()) for net in (made.net, companion.net)]
+    assert lengths == pytest.approx([0.01 / 2, 0.002 / 2], rel=1e-3)
+    several = trainer(tiny(tmp_path, *given, "objective.companion_updates=3"))
+    counted: list[float] = []
+    step = several.companion.optimiser.step  # type: ignore[union-attr]
+    several.companion.optimiser.step = lambda lr: (counted.append(lr), step(lr))[1]  # type: ignore
+    several._update()
+    assert counted == [0.002] * 3
+
+
+def test_a_companion_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Breaks(SiD):
+        def companion_loss(self, nets: Nets, batch: Batch, progress: Progress, g: Any) -> Loss:
+            loss = super().companion_loss(nets, batch, progress, g)
+            bad = loss.per_sample * (float("nan") if progress.step == 2 else 1)
+            return replace(loss, per_sample=bad)
+
+    with registered("objective", "breaks", Breaks()):
+        (_, teacher) = taught(tmp_path, "sid")
+        made = trainer(tiny(tmp_path, "objective=breaks", teacher))
+        with pytest.raises(NotFinite, match="not finite at step 3"):
+            made.train(lambda: False, lambda done, total, rate: None)
 
 
 def test_ema_is_the_average_it_says_it_is(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def runs(name: str = "FM") -> list[Run]:
     rates = {
         "lr": 1e-4,
         "auxiliary_lr": 1e-2,
+        "companion_lr": 2e-2,
         "decay_from": 100,
         "optimiser": muon,
         "ema": [0.99, 0.999],
@@ -131,7 +132,8 @@ def test_the_methods_paragraph_is_exact(frame: pd.DataFrame) -> None:
         "Training data: digits. Network: unet; 123,456 parameters.",
         "AdamW with betas 0.9 and 0.99, eps 1e-08, weight decay 0.1 (Muon (momentum=0.9) with "
         "betas 0.9 and 0.99, eps 1e-08, weight decay 0.1 for CT), learning rate 0.002 (learning "
-        "rate 0.0001 and 0.01 of the auxiliary module for CT), linear warm-up over 50 steps, "
+        "rate 0.0001 and 0.01 of the auxiliary module and 0.02 of the companion for CT), linear "
+        "warm-up over 50 steps, "
         "cosine schedule (linear warm-up over 50 steps, cosine schedule from step 100 for CT), "
         "gradient norm clipped at 1, horizontal flips for CT, EDM's augmentation with probability "
         "0.12 for CT.",
