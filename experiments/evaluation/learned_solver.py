@@ -42,31 +42,30 @@ def trained_solver(
 ) -> tuple[StepPredictor, Json]:
     """The solver of the cell ``described``, and what it cost; from ``folder`` where it is there.
 
-    ``passes`` counts those of ``velocity``; the other arguments are as for ``amed.train``. Of
-    several processes the first trains.
+    ``passes`` counts those of ``velocity``; the other arguments are as for ``amed.train``. All
+    processes train, which keeps them in step, and take what the first has found.
     """
     identity = {"cell": described, "version": VERSION}
     file = None if folder is None else folder / f"{short_hash(identity)}.json"
-    record: Json = {}
-    if ranks().is_main:
-        record = (None if file is None else read_record(file)) or {}
-        if not record:
-            began = time.perf_counter()
-            predictor, before, after = train(velocity, start, y, times, settings, g)
-            weights = {name: w.tolist() for name, w in predictor.state_dict().items()}
-            training = {
-                "seconds": time.perf_counter() - began,
-                "passes": passes.count,
-                "midpoint_errors": before,
-                "errors": after,
-            }
-            record = {**identity, "weights": weights, "training": training}
-            if file is not None and math.isfinite(sum(record["training"]["errors"])):
-                write_json(file, record)
-    record = ranks().broadcast(record)
-    training = record["training"]
-    if not math.isfinite(sum(training["errors"])):
+    everyone = ranks()
+    stored = read_record(file) if everyone.is_main and file is not None else None
+    if (record := everyone.broadcast(stored)) is None:
+        began = time.perf_counter()
+        predictor, before, after = train(velocity, start, y, times, settings, g)
+        weights = {name: w.tolist() for name, w in predictor.state_dict().items()}
+        training: Json = {
+            "seconds": time.perf_counter() - began,
+            "passes": passes.count,
+            "midpoint_errors": before,
+            "errors": after,
+        }
+        made: Json = {**identity, "weights": weights, "training": training}
+        record = everyone.broadcast(made)
+        if everyone.is_main and file is not None and math.isfinite(sum(after)):
+            write_json(file, record)
+    cost: Json = record["training"]
+    if not math.isfinite(sum(cost["errors"])):
         raise FloatingPointError(f"solver amed, {len(times) - 1} steps: its error is not finite")
     predictor = StepPredictor(settings.scale, Generator()).to(start)
     predictor.load_state_dict({k: torch.tensor(w) for k, w in record["weights"].items()})
-    return predictor.requires_grad_(False), training
+    return predictor.requires_grad_(False), cost
