@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.analysis.comparison import Comparison as Comparison
 from fewstep.analysis.comparison import compare as compare
+from fewstep.analysis.samplers import over_nfe as over_nfe
 from fewstep.analysis.statistics import bootstrap as bootstrap
 from fewstep.analysis.statistics import paired_difference as paired_difference
 from fewstep.analysis.statistics import paired_log_ratio as paired_log_ratio

@@ -179,7 +179,10 @@ def cell_origin(record: Json) -> Json:
     sampler = dict(cell.get("sampler") or {})
     if interval := sampler.pop("guidance_interval", None):
         overrides["evaluation.guidance_interval"] = [float(end) for end in interval.split("-")]
-    overrides |= {f"objective.{k}": v for k, v in sampler.items()}
+    if sampler.get("solver") == "amed":  # no setting of an objective
+        overrides["evaluation.samplers"] = [sampler]
+    else:
+        overrides |= {f"objective.{k}": v for k, v in sampler.items()}
     return {
         **{
             f"evaluated_{name}": provenance.get(name)

@@ -26,7 +26,7 @@ from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Obj
 from fewstep.objectives.core.batch_math import mean_square, randn
 from fewstep.objectives.core.gaussian import GaussianFlow
 from fewstep.objectives.core.paths import LinearPath, TrigPath
-from fewstep.objectives.core.samplers import SOLVERS, integrate, sampling_field
+from fewstep.objectives.core.samplers import check_solver, integrate, sampling_field
 from fewstep.objectives.core.times import PATH_TIMES, path_times
 from fewstep.registry import added
 
@@ -39,9 +39,10 @@ class FlowMatching(Objective):
     Attributes:
         times: uniform | logit_normal, the distribution of t in training.
         t_mean, t_std: mean and standard deviation, for logit_normal, of the log of the noise level.
-        solver: euler | heun | midpoint | adaptive. Heun and midpoint cost two network calls a
-            step; adaptive (SciPy's RK45) as many as it needs, whatever the number of steps. On
-            TrigFlow, euler takes DDIM's steps (``ProbabilityPath.step``).
+        solver: euler | heun | midpoint | dpmpp | adaptive. Heun and midpoint cost two network
+            calls a step; adaptive (SciPy's RK45) as many as it needs, whatever the number of steps;
+            dpmpp is DPM-Solver++(2M). On TrigFlow, euler takes DDIM's steps
+            (``ProbabilityPath.step``).
         tolerance: adaptive's absolute and relative tolerance.
         interpolant: linear | trig, the path. sigma_d: on TrigFlow, the data's standard deviation.
     """
@@ -59,7 +60,7 @@ class FlowMatching(Objective):
     def __post_init__(self) -> None:
         check_choice("objective.times", self.times, PATH_TIMES)
         check_fields("objective", self, "t_std tolerance sigma_d", 0, open_low=True)
-        check_choice("objective.solver", self.solver, SOLVERS)
+        check_solver("objective.solver", self.solver)
         check_choice("objective.interpolant", self.interpolant, ("linear", "trig"))
 
     @property
@@ -96,7 +97,8 @@ class FlowMatching(Objective):
             return self.velocity(net, x, t, y)
 
         path = self.path
-        return integrate(field, path.start(noise), path.times(times), self.solver, self.tolerance)
+        start, times = path.start(noise), path.times(times)
+        return integrate(field, start, times, self.solver, self.tolerance, path)
 
     def sampler_settings(self) -> dict[str, object]:
         settings = super().sampler_settings()

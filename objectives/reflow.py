@@ -14,13 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from fewstep.errors import UserError, check_choice, check_fields, check_range
+from fewstep.errors import UserError, check_fields, check_range
 from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Objective, Progress
 from fewstep.objectives.core.batch_math import expand, mean_square, rand
 from fewstep.objectives.core.gaussian import GaussianFlow
 from fewstep.objectives.core.guidance import guided
 from fewstep.objectives.core.paths import LinearPath
-from fewstep.objectives.core.samplers import SOLVERS, integrate
+from fewstep.objectives.core.samplers import check_solver, integrate
 
 
 @OBJECTIVES.register("reflow")
@@ -47,7 +47,7 @@ class Reflow(Objective):
 
     def __post_init__(self) -> None:
         check_fields("objective", self, "pairs pair_steps", 1)
-        check_choice("objective.pair_solver", self.pair_solver, SOLVERS)
+        check_solver("objective.pair_solver", self.pair_solver)
         check_range("objective.teacher_guidance", self.teacher_guidance, 0)
 
     @torch.no_grad()

@@ -44,6 +44,8 @@ from fewstep.experiments.metrics import METRICS
 from fewstep.experiments.optimisers import OPTIMISERS, Optimiser
 from fewstep.experiments.store.run_directory import find_run
 from fewstep.objectives import OBJECTIVES, Objective, sampling_fields
+from fewstep.objectives.core.amed import Amed
+from fewstep.objectives.core.samplers import LEARNED
 from fewstep.registry import build, build_named, class_default, normalised
 from fewstep.setting_types import checked
 
@@ -204,8 +206,24 @@ def sweep_name(value: Any) -> str:
     return name
 
 
+def learned_solver(objective: Objective, sampler: Mapping[str, Any]) -> Amed | None:
+    """The settings of ``{solver: amed}``, which solves any learned flow; None of other samplers."""
+    if sampler.get("solver") != LEARNED:
+        return None
+    if not objective.can_teach:
+        raise UserError(
+            f"evaluation.samplers: solver {LEARNED} follows the velocity of a flow, and "
+            f"{objective.title} learns none"
+        )
+    settings = {name: value for name, value in sampler.items() if name != "solver"}
+    what = f"setting of solver {LEARNED}"
+    return Amed(**checked(Amed, "evaluation.samplers.", settings, what))
+
+
 def with_sampler(objective: Objective, sampler: Mapping[str, Any]) -> Objective:
     """``objective`` with these settings of its sampler; ``UserError`` where it has no such."""
+    if learned_solver(objective, sampler) is not None:
+        return objective
     known, what = sampling_fields(objective), f"setting of {objective.title}'s sampler"
     for name in sampler:
         check_choice(what, name, known)

@@ -201,7 +201,8 @@ class Evaluation:
         steps: numbers of uniform sampling steps. times: irregular schedules, each falling from
             the path's t_max to 0; a single one may be written without the outer brackets.
         samplers: [{solver: heun}, ...], settings of the objective's own sampler, each a cell; none
-            stands for the objective's own.
+            stands for the objective's own. {solver: amed} is trained for the run's network, and
+            has settings of its own: trajectories, teacher_steps, scale.
         weights: any of ema (each of training.ema), raw, {ema: DECAY} (one of training.ema) and
             {sigma_rel: WIDTH}, made of those of training.posthoc_ema.
         at_steps: training steps after which the weights are kept and evaluated, too, beside those

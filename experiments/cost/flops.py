@@ -24,6 +24,7 @@ from fewstep.experiments.data.base import placeholder_of
 from fewstep.experiments.evaluation.sampling import SamplingConfig, calls
 from fewstep.experiments.training.network import uninitialised_weights
 from fewstep.experiments.training.trainer import VALIDATION_BATCHES
+from fewstep.objectives.core.amed import passes
 from fewstep.objectives.core.wrappers import CountedNet
 
 SMALL = 2_000_000
@@ -80,8 +81,9 @@ def sampling_flops(
 ) -> float | None:
     """Of drawing the samples of ``cells``; metrics, and a decoder of latents, are not counted."""
     forward, samples = forward_flops(config, dataset), config.evaluation.samples
-    asked = sum(_calls(config, dataset, cell) for cell in cells)
-    return None if forward is None else asked * (samples or len(dataset.test)) * forward
+    rows = samples or len(dataset.test)
+    asked = sum(_passes(config, dataset, cell, rows) for cell in cells)
+    return None if forward is None else asked * forward
 
 
 def pairs_flops(
@@ -167,6 +169,15 @@ def _shapes(data: DataSource) -> Dataset:
         if (placeholder := placeholder_of(data)) is None:
             raise
         return placeholder
+
+
+def _passes(config: RunConfig, dataset: Dataset, cell: SamplingConfig, rows: int) -> float:
+    """How many rows go through the network to draw a cell, the training of its solver included."""
+    asked = _calls(config, dataset, cell)
+    if (learned := cell.learned(config.objective)) is None:
+        return asked * rows
+    guided = asked / (2 * cell.steps)  # calls of the network for one of the flow
+    return asked * rows + guided * passes(learned, cell.steps)
 
 
 def _calls(config: RunConfig, dataset: Dataset, cell: SamplingConfig) -> int:

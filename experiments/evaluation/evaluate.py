@@ -135,7 +135,7 @@ def evaluate(
         net = network(cell.weights, cell.at_step)
         drawn = draw(
             config, dataset, net, cell, samples, settings.batch_size,
-            lambda images: progress(images * everyone.size),
+            lambda images: progress(images * everyone.size), solvers=directory.solvers,
         )  # fmt: skip
         seconds = time.perf_counter() - started
         if everyone.is_main:
@@ -147,6 +147,8 @@ def evaluate(
                 "device": str(device),
                 "provenance": provenance_record(),
             }
+            if drawn.training is not None:
+                about["sampler_training"] = drawn.training
             if drawn.y is not None and drawn.y.ndim == 2:  # which vectors they were sampled for
                 sha256 = hashlib.sha256(drawn.y.numpy().tobytes()).hexdigest()
                 about["conditions"] = {"dim": drawn.y.shape[1], "id": sha256[:12]}

@@ -13,6 +13,7 @@
         weights/                  those of single steps, kept to be evaluated (evaluation.at_steps)
         averages/                 averaged weights during training (training/posthoc_ema.py)
         evaluations/<cell>.json   one evaluated cell each
+        solvers/<id>.json         solvers that were trained for such cells
         rungs/<step>.json         one cell, evaluated during training (early_stopping.py)
         samples/<cell>.npz        the first samples of that cell
         diagnostics/              what ``fewstep diagnose`` found, and its figures
@@ -52,8 +53,8 @@ from fewstep.files import append, patiently
 
 WORK = (
     "request.json", "data.json", "metrics.jsonl", "pairs", "checkpoints", "weights", "averages",
-    "evaluations", "rungs", "samples", "diagnostics", "progress.json", "log.txt", "cancel",
-    "attempts.jsonl", "failure.json", "stopped.json",
+    "evaluations", "solvers", "rungs", "samples", "diagnostics", "progress.json", "log.txt",
+    "cancel", "attempts.jsonl", "failure.json", "stopped.json",
 )  # fmt: skip
 """What a run that is not done has in its folder beside its spec."""
 
@@ -87,6 +88,7 @@ class RunDirectory:
     averages = Entry("averages")
     pairs = Entry("pairs")
     samples = Entry("samples")
+    solvers = Entry("solvers")
     diagnostics = Entry("diagnostics")
     metrics_file = Entry("metrics.jsonl")
     log = Entry("log.txt")

@@ -104,6 +104,8 @@ def write_run(folder: Path, run: Run) -> None:
         cell = {"steps": steps, "times": None, "sampler": {"solver": "euler"}, "weights": "ema",
                 "guidance": 1.0, "sample_set": 0, **run.cell}  # fmt: skip
         stem = f"steps{steps}-{cell['weights']}-g{cell['guidance']}-s{cell['sample_set']}"
+        if (solver := (cell["sampler"] or {}).get("solver", "euler")) != "euler":
+            stem += f"-{solver}"
         record = {"cell": cell, "metric": {**METRIC, **run.metric}, "value": value,
                   "floor": run.floor, "nfe": steps * run.nfe_per_step, "seconds": 2.0,
                   "images_per_second": 300.0 / steps}  # fmt: skip
