@@ -87,7 +87,7 @@ def smoke(
         limit = free_memory(config) // SHARE if memory is None else memory
         slow = parameters > CPU_PARAMETERS and choose_device(config.training.device).type == "cpu"
         result = Smoke(parameters, needed, needed <= limit and not slow)
-        data = like(shape, ROWS)
+        data = like(shape, rows_of(config))
         check_settings(config, data)
         form = network_form(config, teachers)
         if result.real:
@@ -98,6 +98,12 @@ def smoke(
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         result = replace(result, error=kind + " ".join(str(error).split()))
     return replace(result, seconds=time.perf_counter() - begun)
+
+
+def rows_of(config: RunConfig) -> int:
+    """``ROWS``, or a few more where the objective groups them."""
+    group = config.objective.group_size
+    return -(-ROWS // group) * group
 
 
 def requirements(
@@ -143,7 +149,7 @@ def network_form(config: RunConfig, teachers: tuple[RunConfig, ...]) -> NetworkF
 
 
 def _train(config: RunConfig, teachers: tuple[RunConfig, ...], data: Dataset) -> None:
-    training = {**config.values["training"], "batch_size": ROWS, "compile": False}
+    training = {**config.values["training"], "batch_size": rows_of(config), "compile": False}
     if "microbatch" in training:
         training["microbatch"] = None
     config = RunConfig({**config.values, "training": training})

@@ -19,6 +19,7 @@ from fewstep.objectives.esd import ESD
 from fewstep.objectives.facm import FACM, FACMDistillation
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import ICT
+from fewstep.objectives.imm import IMM
 from fewstep.objectives.improved_mean_flow import ImprovedMeanFlow
 from fewstep.objectives.live_reflow import LiveReflow
 from fewstep.objectives.lsd import LSD
@@ -34,8 +35,8 @@ from fewstep.objectives.tim import TiM
 from fewstep.objectives.tvm import TVM
 
 __all__ = [
-    "ECT", "ESD", "FACM", "ICT", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM", "TVM", "AlphaFlow",
-    "Batch",
+    "ECT", "ESD", "FACM", "ICT", "IMM", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM", "TVM",
+    "AlphaFlow", "Batch",
     "Consistency", "ConsistencyDistillation", "FACMDistillation", "FlowMatching", "GaussianFlow",
     "Guided",
     "ImprovedMeanFlow",

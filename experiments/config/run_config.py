@@ -88,6 +88,7 @@ class RunConfig:
             with_sampler(self.objective, sampler)
         self.evaluation.weights_of(self.training)
         self._check_auxiliary()
+        self._check_groups()
 
     def _check_auxiliary(self) -> None:
         if (lr := self.training.auxiliary_lr) is None:
@@ -99,6 +100,14 @@ class RunConfig:
             raise UserError(
                 f"training.auxiliary_lr={lr:g}: objective {name!r} has no auxiliary module to "
                 f"train; leave it at null"
+            )
+
+    def _check_groups(self) -> None:
+        size, rows = self.objective.group_size, self.training.batch_size
+        if rows % size:
+            raise UserError(
+                f"training.batch_size must be a multiple of {size}, the rows that "
+                f"{self.objective.title} groups (objective.group_size), got {rows}"
             )
 
     @cached_property

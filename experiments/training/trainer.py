@@ -268,7 +268,8 @@ class Trainer:
         On the first of the pairs, where an objective trains on them: none are held out.
         """
         source: Source = self.dataset.test if self.pairs is None else self.pairs
-        size = min(self.training.batch_size, len(source))
+        group = self.objective.group_size
+        size = max(1, min(self.training.batch_size, len(source)) // group) * group
         order = Order(self.config.seed, len(source), size)
         step = max(0, self.step - 1)  # of the last update: schedules stand there
         total = 0.0

@@ -176,7 +176,9 @@ class Objective(ABC):
     and ``jump_is_flag`` whether ``d`` is 0 or 1 and selects one of two flows;
     ``needs_teacher`` and ``needs_pairs`` whether a finished run is to be named as teacher, and
     whether (x, eps) pairs drawn from it, ``pairs`` in number, replace the data; ``shares_noise``
-    whether a loss must take all its noisy inputs from the same eps.
+    whether a loss must take all its noisy inputs from the same eps; ``group_size`` how many
+    consecutive rows of a batch belong together, a divisor of the batch size (``in_groups``). A loss
+    sees the whole batch, however many processes and micro-batches compute it.
 
     ``target_decay`` is the decay of ``Nets.ema``, the average of the network's weights that makes
     targets; None takes the average that is evaluated, whose decay the training decides.
@@ -192,6 +194,7 @@ class Objective(ABC):
     needs_teacher: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = False
     pairs: int = 0
+    group_size: int = 1
     target_decay: float | None = None
     shares_noise: ClassVar[bool] = False
     jump_range: ClassVar[Literal["ode", "to_data", "one_step", "any"]] = "ode"

@@ -91,6 +91,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     root = tmp_path_factory.mktemp("story")
     with in_float64():
         taught_ = {name: [*SETTINGS, *taught(root / "teacher", name)] for name in ALL}
+        for name in OBJECTIVES.names():
+            if OBJECTIVES[name].group_size > 1:  # the third group is in both processes
+                taught_[name].append(f"training.batch_size={3 * OBJECTIVES[name].group_size}")
         taught_["muon"] = [*taught_["scm"], *MUON]
         settings = {
             name: [list(o) if isinstance(o, tuple) else o for o in overrides]
