@@ -150,8 +150,7 @@ def network_form(config: RunConfig, teachers: tuple[RunConfig, ...]) -> NetworkF
 
 def _train(config: RunConfig, teachers: tuple[RunConfig, ...], data: Dataset) -> None:
     training = {**config.values["training"], "batch_size": rows_of(config), "compile": False}
-    if "microbatch" in training:
-        training["microbatch"] = None
+    training |= {name: None for name in ("microbatch", "class_rows") if name in training}
     config = RunConfig({**config.values, "training": training})
     with tempfile.TemporaryDirectory() as folder:
         device = choose_device(config.training.device)

@@ -6,11 +6,14 @@ from typing import Protocol
 from torch import Tensor
 
 from fewstep.experiments.data import Rows
-from fewstep.experiments.rng import Order
+from fewstep.experiments.rng import ClassOrder, Order
 
 
 class Source(Protocol):
-    """Examples by index: a split, or pairs."""
+    """Examples by index, and their conditions: a split, or pairs."""
+
+    @property
+    def y(self) -> Tensor | None: ...
 
     def __len__(self) -> int: ...
 
@@ -24,7 +27,7 @@ class Loader:
     may have to come from a disk.
     """
 
-    def __init__(self, source: Source, order: Order, steps: int) -> None:
+    def __init__(self, source: Source, order: Order | ClassOrder, steps: int) -> None:
         self.source, self.order, self.steps = source, order, steps
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._next: tuple[int, Future[Rows]] | None = None

@@ -20,7 +20,7 @@ from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset, Rows, to_model
 from fewstep.experiments.distributed import data_parallel
 from fewstep.experiments.distributed.process_group import ranks
-from fewstep.experiments.rng import Order, derive, generator
+from fewstep.experiments.rng import ClassOrder, Order, derive, generator
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training import checkpoint, posthoc_ema
@@ -248,7 +248,11 @@ class Trainer:
             raise NotFinite(step)
 
     def _loader(self, source: Source) -> Loader:
-        order = Order(self.config.seed, len(source), self.training.batch_size)
+        seed, size, rows = self.config.seed, self.training.batch_size, self.training.class_rows
+        order: Order | ClassOrder = Order(seed, len(source), size)
+        if rows is not None:
+            assert source.y is not None, "validation.check_settings() asks for classes"
+            order = ClassOrder(seed, source.y, size, rows)
         return Loader(source, order, self.training.steps)
 
     def _batch(self, rows: Rows, purpose: str, index: int) -> Batch:

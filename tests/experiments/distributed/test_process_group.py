@@ -51,6 +51,7 @@ OPTIONS = {
     "u-net": ["objective=mean_flow", "backbone=unet_digits", "backbone.width=8"],
     "adaptive": ["objective=flow_matching", "objective.solver=adaptive"],
     "in parts": ["objective=shortcut", "training.batch_size=12", "training.microbatch=4"],
+    "classes": ["objective=scm", "training.batch_size=12", "training.class_rows=4"],
     "two rows": ["objective=shortcut", "training.batch_size=2"],
 }
 

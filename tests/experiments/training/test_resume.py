@@ -45,6 +45,7 @@ MORE = {
     "progressive_distillation": ("training.optimiser=adam",),
     "flow_matching": ("training.optimiser=radam", "training.schedule=linear"),
     "alpha_flow": ("training.optimiser=muon",),
+    "imm": ("training.class_rows=8",),
 }
 
 
@@ -94,7 +95,7 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 # every kind of state (none, EMA targets, a learned module, weights of a teacher on another path, a
-# snapshot, stored pairs, a target of its own decay),
+# snapshot, stored pairs, a target of its own decay, batches by class),
 # and every kind of moment
 KILLS: dict[str, list[tuple[str, int]]] = {
     "flow_matching": [("update", 37)],
@@ -104,6 +105,7 @@ KILLS: dict[str, list[tuple[str, int]]] = {
     "reflow": [("checkpoint", 6)],
     "consistency_distillation": [("log", 77)],
     "alpha_flow": [("update", 52)],
+    "imm": [("update", 64)],
 }
 
 
