@@ -14,6 +14,7 @@ from fewstep.objectives.core.label_dropout import drop_conditions
 from fewstep.objectives.core.paths import LinearPath, ProbabilityPath, TrigPath
 from fewstep.objectives.core.samplers import sampling_fields
 from fewstep.objectives.core.teacher import Teacher
+from fewstep.objectives.ctm import CTM
 from fewstep.objectives.ect import ECT
 from fewstep.objectives.esd import ESD
 from fewstep.objectives.facm import FACM, FACMDistillation
@@ -35,7 +36,7 @@ from fewstep.objectives.tim import TiM
 from fewstep.objectives.tvm import TVM
 
 __all__ = [
-    "ECT", "ESD", "FACM", "ICT", "IMM", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM", "TVM",
+    "CTM", "ECT", "ESD", "FACM", "ICT", "IMM", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM", "TVM",
     "AlphaFlow", "Batch",
     "Consistency", "ConsistencyDistillation", "FACMDistillation", "FlowMatching", "GaussianFlow",
     "Guided",

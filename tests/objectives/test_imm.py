@@ -133,6 +133,13 @@ def test_times_are_uniform_up_to_the_end() -> None:
     assert float(torch.stack([t, share]).corrcoef()[0, 1].abs()) < 0.05
 
 
+def test_r_is_never_nearer_than_the_gap_but_to_s() -> None:
+    objective, t = IMM(k=20.0), torch.tensor([0.5, 0.9, 0.5]).double()
+    s = torch.tensor([0.2, 0.1, 0.49995]).double()
+    expected = torch.tensor([0.5 - 1e-4, 0.9 - 1e-4, 0.49995]).double()
+    torch.testing.assert_close(objective.closer(t, s), expected, rtol=0, atol=1e-12)
+
+
 def test_at_the_exact_map_the_distributions_agree() -> None:
     """Only the pull of a row's own target is left, M of M^2 pairs, and it vanishes with t - r."""
     slopes = {}

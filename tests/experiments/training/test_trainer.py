@@ -29,6 +29,7 @@ from fewstep.experiments.run import RunFailed, prepare, run
 from fewstep.experiments.training.augmentation import randomised
 from fewstep.experiments.training.network import build_network, choose_device
 from fewstep.experiments.training.trainer import Interrupted, NotFinite, Trainer
+from fewstep.experiments.validation import check
 from fewstep.objectives import OBJECTIVES, Batch, FlowMatching, Loss, Nets, Progress
 
 ALL = OBJECTIVES.names()
@@ -145,7 +146,7 @@ def test_rows_of_a_batch_are_of_one_class_where_asked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"class_rows must divide .*batch_size=32, got 5"):
         tiny(tmp_path, "training.batch_size=32", "training.class_rows=5")
     with pytest.raises(UserError, match=r"training\.class_rows=4: digits has no classes"):
-        prepare(tiny(tmp_path, "data.labels=false", "training.class_rows=4"))
+        check([tiny(tmp_path, "data.labels=false", "training.class_rows=4")])
     assert not list(tmp_path.glob("train"))
 
 
