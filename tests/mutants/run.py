@@ -59,6 +59,8 @@ CLOSE = {
     "tim": ["flow_map_variants"],
     "facm": ["flow_map_variants"],
     "imm": ["imm"],
+    "ctm": ["ctm"],
+    "edm": ["ctm"],
     "flow_matching": ["times_and_solvers"],
     "shortcut": ["shortcut_rows"],
     "shortcut_continuous": ["shortcut_rows"],
