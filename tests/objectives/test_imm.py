@@ -134,9 +134,10 @@ def test_times_are_uniform_up_to_the_end() -> None:
 
 
 def test_r_is_never_nearer_than_the_gap_but_to_s() -> None:
-    objective, t = IMM(k=20.0), torch.tensor([0.5, 0.9, 0.5]).double()
-    s = torch.tensor([0.2, 0.1, 0.49995]).double()
-    expected = torch.tensor([0.5 - 1e-4, 0.9 - 1e-4, 0.49995]).double()
+    t, s, expected = torch.tensor(
+        [[0.5, 0.9, 0.5], [0.2, 0.1, 0.49995], [0.4999, 0.8999, 0.49995]], dtype=torch.float64
+    )
+    objective = IMM(k=20.0)
     torch.testing.assert_close(objective.closer(t, s), expected, rtol=0, atol=1e-12)
 
 
