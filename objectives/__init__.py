@@ -32,12 +32,13 @@ from fewstep.objectives.scm import SCD, SCM
 from fewstep.objectives.shortcut import Shortcut
 from fewstep.objectives.shortcut_continuous import ShortcutContinuous
 from fewstep.objectives.soflow import SoFlow
+from fewstep.objectives.tcm import TCM
 from fewstep.objectives.tim import TiM
 from fewstep.objectives.tvm import TVM
 
 __all__ = [
-    "CTM", "ECT", "ESD", "FACM", "ICT", "IMM", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM", "TVM",
-    "AlphaFlow", "Batch",
+    "CTM", "ECT", "ESD", "FACM", "ICT", "IMM", "LSD", "OBJECTIVES", "PSD", "SCD", "SCM", "TCM",
+    "TVM", "AlphaFlow", "Batch",
     "Consistency", "ConsistencyDistillation", "FACMDistillation", "FlowMatching", "GaussianFlow",
     "Guided",
     "ImprovedMeanFlow",

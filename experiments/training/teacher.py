@@ -42,6 +42,11 @@ def check_teacher(
     """
     objective, name = config.objective, config.values["objective"]["name"]
     directory = teacher_directory(config)
+    if objective.continues and (directory is None or config.training.init != "teacher"):
+        raise UserError(
+            f"objective {name!r} goes on from a finished run: name it with teacher=RUN "
+            f"training.init=teacher"
+        )
     if directory is None:
         if objective.needs_teacher:
             raise UserError(
@@ -77,15 +82,21 @@ def _check(
     dataset: Dataset | None,
 ) -> None:
     """Whether a run of ``teacher``, called ``key``, can teach one of ``config``."""
-    own, its = config.which_data(), teacher.which_data()
-    if own != its:
-        shown, expected = _describe_data(its), _describe_data(own)
+    data, taught = config.which_data(), teacher.which_data()
+    if data != taught:
+        shown, expected = _describe_data(taught), _describe_data(data)
         raise UserError(f"teacher {key} learns from other data: {shown}, this run from {expected}")
     if config.objective.needs_teacher and not teacher.objective.can_teach:
         can = [name for name in OBJECTIVES.names() if OBJECTIVES[name].can_teach]
         raise UserError(
             f"teacher {key} is trained with {teacher.values['objective']['name']!r}, "
             f"which learns no velocity that could be taught (choices: {', '.join(can)})"
+        )
+    own, its = config.objective, teacher.objective
+    if own.continues and (own.jump_range, own.uses_jump) != (its.jump_range, its.uses_jump):
+        raise UserError(
+            f"teacher {key} is trained with {teacher.values['objective']['name']!r}, which "
+            f"{own.title} cannot go on from: its jumps are others"
         )
     guidance = getattr(config.objective, "teacher_guidance", 1)
     if guidance != 1 and (dataset := dataset or config.data.load()).has_conditions:

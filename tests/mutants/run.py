@@ -60,6 +60,7 @@ CLOSE = {
     "facm": ["flow_map_variants"],
     "imm": ["imm"],
     "ctm": ["ctm"],
+    "tcm": ["tcm"],
     "edm": ["ctm"],
     "flow_matching": ["times_and_solvers"],
     "shortcut": ["shortcut_rows"],

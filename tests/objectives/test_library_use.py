@@ -56,6 +56,8 @@ def test_a_network_of_ones_own_trains_and_samples(name: str) -> None:
         optional["teacher"] = Case(objective).teacher
     if (auxiliary := objective.auxiliary_module()) is not None:
         optional["auxiliary"] = auxiliary
+    if objective.continues:
+        optional["snapshot"] = OwnNet()
     x = torch.randn(8, 2, generator=g)
     batch = Batch(x, eps=x if objective.needs_pairs else None)
     objective.loss(Nets(net, **optional), batch, Progress(0, 10), g).per_sample.mean().backward()
