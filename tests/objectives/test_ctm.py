@@ -46,6 +46,8 @@ def test_it_is_the_papers_jump() -> None:
     zero = edm(nonlinear_test_net, x, levels(t), 0 * t)
     found = objective.denoise(nonlinear_test_net, t.cos()[:, None] * x, t, None)
     torch.testing.assert_close(found, zero)
+    slope = objective.velocity(nonlinear_test_net, SD * x, t, None)
+    torch.testing.assert_close(slope, SD * nonlinear_test_net(x, t, 0 * t))
 
 
 def teacher(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
