@@ -41,6 +41,7 @@ from fewstep.experiments.training.network import (
     frozen_copy,
     uninitialised_weights,
 )
+from fewstep.experiments.training.prefetch import loader
 from fewstep.experiments.training.reflow_pairs import Pairs
 from fewstep.experiments.training.teacher import LoadedTeacher, starts_from
 from fewstep.experiments.training.trainer import Trainer
@@ -87,7 +88,7 @@ def smoke(
         limit = free_memory(config) // SHARE if memory is None else memory
         slow = parameters > CPU_PARAMETERS and choose_device(config.training.device).type == "cpu"
         result = Smoke(parameters, needed, needed <= limit and not slow)
-        data = like(shape, ROWS)
+        data = like(shape, rows_of(config))
         check_settings(config, data)
         form = network_form(config, teachers)
         if result.real:
@@ -98,6 +99,12 @@ def smoke(
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         result = replace(result, error=kind + " ".join(str(error).split()))
     return replace(result, seconds=time.perf_counter() - begun)
+
+
+def rows_of(config: RunConfig) -> int:
+    """``ROWS``, or a few more where the objective groups them."""
+    group = config.objective.group_size
+    return -(-ROWS // group) * group
 
 
 def requirements(
@@ -144,9 +151,8 @@ def network_form(config: RunConfig, teachers: tuple[RunConfig, ...]) -> NetworkF
 
 
 def _train(config: RunConfig, teachers: tuple[RunConfig, ...], data: Dataset) -> None:
-    training = {**config.values["training"], "batch_size": ROWS, "compile": False}
-    if "microbatch" in training:
-        training["microbatch"] = None
+    training = {**config.values["training"], "batch_size": rows_of(config), "compile": False}
+    training |= {name: None for name in ("microbatch", "class_rows") if name in training}
     config = RunConfig({**config.values, "training": training})
     with tempfile.TemporaryDirectory() as folder:
         device = choose_device(config.training.device)
@@ -155,7 +161,7 @@ def _train(config: RunConfig, teachers: tuple[RunConfig, ...], data: Dataset) ->
         if config.objective.needs_pairs:
             x = to_model(data.train.x)
             trainer.pairs = Pairs(x, torch.randn_like(x), data.train.y)
-            trainer.loader = trainer._loader(trainer.pairs)
+            trainer.loader = loader(config, trainer.pairs)
         if config.objective.has_snapshots:
             trainer.snapshot = trainer._copy_network()
         for step in _steps(config):

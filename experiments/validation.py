@@ -130,6 +130,8 @@ def check_settings(config: RunConfig, dataset: Dataset) -> None:
             f"evaluation.guidance is {evaluation.guidance}"
         )
     check_augmentation(config, dataset)
+    if (rows := config.training.class_rows) is not None and not dataset.num_classes:
+        raise UserError(f"training.class_rows={rows}: {dataset.name} has no classes")
     for cell in cells(evaluation, config.training):
         cell.schedule(cell.objective(config.objective).path)
         guided = f"evaluation.guidance {cell.guidance:g}"

@@ -15,6 +15,7 @@ from fewstep.objectives.core.label_dropout import drop_conditions
 from fewstep.objectives.core.paths import LinearPath, ProbabilityPath, TrigPath
 from fewstep.objectives.core.samplers import sampling_fields
 from fewstep.objectives.core.teacher import Teacher
+from fewstep.objectives.ctm import CTM
 from fewstep.objectives.decoupled_mean_flow import DecoupledMeanFlow
 from fewstep.objectives.dmd2 import DMD2
 from fewstep.objectives.ect import ECT
@@ -22,6 +23,7 @@ from fewstep.objectives.esd import ESD
 from fewstep.objectives.facm import FACM, FACMDistillation
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.ict import ICT
+from fewstep.objectives.imm import IMM
 from fewstep.objectives.improved_mean_flow import ImprovedMeanFlow
 from fewstep.objectives.live_reflow import LiveReflow
 from fewstep.objectives.lsd import LSD
@@ -34,17 +36,18 @@ from fewstep.objectives.shortcut import Shortcut
 from fewstep.objectives.shortcut_continuous import ShortcutContinuous
 from fewstep.objectives.sid import SiD
 from fewstep.objectives.soflow import SoFlow
+from fewstep.objectives.tcm import TCM
 from fewstep.objectives.tim import TiM
 from fewstep.objectives.tvm import TVM
 
 __all__ = [
-    "AYFEMD", "AYFLMD", "DMD2", "ECT", "ESD", "FACM", "ICT", "LSD", "OBJECTIVES", "PSD", "SCD",
-    "SCM", "TVM", "AlphaFlow", "Batch", "Consistency", "ConsistencyDistillation",
-    "DecoupledMeanFlow", "FACMDistillation", "FlowMatching", "GaussianFlow", "Guided",
-    "ImprovedMeanFlow", "LinearPath", "LiveReflow", "Loss", "MeanFlow", "Net", "Nets",
-    "Objective", "ProbabilityPath", "Progress", "ProgressiveDistillation", "Reflow", "Shortcut",
-    "ShortcutContinuous", "SiD", "SoFlow", "Teacher", "TiM", "TrigPath", "drop_conditions",
-    "expand", "mean_square", "rand", "randn", "sampling_fields",
+    "AYFEMD", "AYFLMD", "CTM", "DMD2", "ECT", "ESD", "FACM", "ICT", "IMM", "LSD", "OBJECTIVES",
+    "PSD", "SCD", "SCM", "TCM", "TVM", "AlphaFlow", "Batch", "Consistency",
+    "ConsistencyDistillation", "DecoupledMeanFlow", "FACMDistillation", "FlowMatching",
+    "GaussianFlow", "Guided", "ImprovedMeanFlow", "LinearPath", "LiveReflow", "Loss", "MeanFlow",
+    "Net", "Nets", "Objective", "ProbabilityPath", "Progress", "ProgressiveDistillation",
+    "Reflow", "Shortcut", "ShortcutContinuous", "SiD", "SoFlow", "Teacher", "TiM", "TrigPath",
+    "drop_conditions", "expand", "mean_square", "rand", "randn", "sampling_fields",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from fewstep.errors import UserError, check_fields, check_range
 from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Nets, Progress
-from fewstep.objectives.core.edm import EDM
+from fewstep.objectives.core.edm import EDM, karras_levels
 
 
 @OBJECTIVES.register("ict")
@@ -65,9 +65,7 @@ class ICT(EDM):
 
     def grid(self, levels: int, like: Tensor) -> Tensor:
         """(N,) Karras' noise levels, rising, in float64."""
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        steps = torch.linspace(0, 1, levels, dtype=torch.float64, device=like.device)
-        return (low + steps * (high - low)) ** self.rho
+        return karras_levels(self.sigma_min, self.sigma_max, levels, self.rho, like)
 
     def proposal(self, grid: Tensor) -> Tensor:
         """(N - 1,) P(i), the log-normal's mass between neighbouring levels."""

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import hydra
-import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -38,6 +37,7 @@ from fewstep.errors import UserError, check_choice
 from fewstep.experiments.config import hydra_schema
 from fewstep.experiments.config.hydra_schema import GROUPS, Composed, plain_values
 from fewstep.experiments.config.settings import Evaluation, Tracking, Training
+from fewstep.experiments.config.together import check_together
 from fewstep.experiments.data import DATA, DataSource
 from fewstep.experiments.extractors import EXTRACTORS
 from fewstep.experiments.metrics import METRICS
@@ -91,36 +91,7 @@ class RunConfig:
         for sampler in self.evaluation.samplers:
             with_sampler(self.objective, sampler)
         self.evaluation.weights_of(self.training)
-        self._check_auxiliary()
-        self._check_jump_blocks()
-        if (lr := self.training.companion_lr) is not None and not self.objective.companion_updates:
-            name = self.values["objective"]["name"]
-            raise UserError(
-                f"training.companion_lr={lr:g}: objective {name!r} has no companion network to "
-                f"train; leave it at null"
-            )
-
-    def _check_jump_blocks(self) -> None:
-        blocks = getattr(self.backbone, "jump_blocks", None)
-        if blocks is not None and self.objective.jump_is_flag:
-            raise UserError(
-                f"backbone.jump_blocks={blocks} needs jump lengths, objective "
-                f"{self.values['objective']['name']!r} has none: leave it at null"
-            )
-        if blocks is not None and blocks > (depth := self.values["backbone"]["depth"]):
-            raise UserError(f"backbone.jump_blocks must be at most depth {depth}, got {blocks}")
-
-    def _check_auxiliary(self) -> None:
-        if (lr := self.training.auxiliary_lr) is None:
-            return
-        with torch.random.fork_rng(devices=[]):  # the host program's generator stays as it is
-            module = self.objective.auxiliary_module()
-        if module is None or not any(True for _ in module.parameters()):
-            name = self.values["objective"]["name"]
-            raise UserError(
-                f"training.auxiliary_lr={lr:g}: objective {name!r} has no auxiliary module to "
-                f"train; leave it at null"
-            )
+        check_together(self)
 
     @cached_property
     def objective(self) -> Objective:

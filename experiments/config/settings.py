@@ -47,6 +47,8 @@ class Training:
             0.05 and 0.1).
         flip: whether images are mirrored from left to right with probability 1/2.
         augment: probability of each change of EDM's augmentation, of which the network is told.
+        class_rows: consecutive rows of a batch that are of one class, a divisor of batch_size;
+            null for classes as they come. batch_size itself for batches of one class.
         label_dropout: share of labels replaced by "none" (needed for guidance).
         precision: float32 | bfloat16 (autocast; weights stay float32).
         init: auto | random | teacher, the first weights. teacher takes those of a run with the same
@@ -79,6 +81,7 @@ class Training:
     posthoc_every: int = added(0)
     flip: bool = added(False)
     augment: float = added(0.0)
+    class_rows: int | None = added(None)
     label_dropout: float = 0.0
     precision: str = "float32"
     init: str = "auto"
@@ -101,6 +104,7 @@ class Training:
         decays(self.ema)
         self._check_posthoc_ema()
         self._check_microbatch()
+        self._check_class_rows()
         if self.label_dropout == 1:  # then no label would be learned at all
             raise UserError("training.label_dropout must be at least 0 and less than 1, got 1")
         if len(self.betas) != 2:
@@ -146,6 +150,14 @@ class Training:
             raise UserError(
                 "training.microbatch cannot be used with training.activation_checkpointing: "
                 "it computes everything again itself"
+            )
+
+    def _check_class_rows(self) -> None:
+        check_fields("training", self, "class_rows", 1)
+        if self.class_rows is not None and self.batch_size % self.class_rows:
+            raise UserError(
+                f"training.class_rows must divide training.batch_size={self.batch_size}, "
+                f"got {self.class_rows}"
             )
 
     def weights_of(self, setting: str, asked: Sequence[Any]) -> list[str]:

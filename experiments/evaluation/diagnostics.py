@@ -22,7 +22,7 @@ from fewstep.experiments.rng import Order, generator
 from fewstep.experiments.store.json_files import Json, write_json
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training import network as networks
-from fewstep.experiments.training.teacher import WEAK, load_teacher
+from fewstep.experiments.training.teacher import load_teacher, weak_velocity
 from fewstep.files import replacing
 from fewstep.objectives import Batch, Loss, Nets, Objective, ProbabilityPath, Progress
 from fewstep.objectives.core.batch_math import randint, randn
@@ -80,11 +80,11 @@ def load_nets(
         auxiliary.requires_grad_(False).to(device)
     objective = config.objective
     loaded = load_teacher(config, dataset, device) if objective.needs_teacher else None
-    weak = load_teacher(config, dataset, device, WEAK) if objective.needs_weak_teacher else None
+    weak_teacher = weak_velocity(config, dataset, device)
     has_snapshot = any(name.startswith("snapshot.") for name in saved.tensors)
     ema, snapshot = network("ema"), network("snapshot") if has_snapshot else None
     target = ema if config.objective.target_decay is None else network("target")
-    teacher, weak_teacher = (None if run is None else run.velocity for run in (loaded, weak))
+    teacher = None if loaded is None else loaded.velocity
     companion = network("companion") if objective.companion_updates else None
     return Nets(ema, target, teacher, auxiliary, snapshot, weak_teacher, companion)
 

@@ -5,12 +5,16 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Rows
-from fewstep.experiments.rng import Order
+from fewstep.experiments.rng import ClassOrder, Order
 
 
 class Source(Protocol):
-    """Examples by index: a split, or pairs."""
+    """Examples by index, and their conditions: a split, or pairs."""
+
+    @property
+    def y(self) -> Tensor | None: ...
 
     def __len__(self) -> int: ...
 
@@ -24,7 +28,7 @@ class Loader:
     may have to come from a disk.
     """
 
-    def __init__(self, source: Source, order: Order, steps: int) -> None:
+    def __init__(self, source: Source, order: Order | ClassOrder, steps: int) -> None:
         self.source, self.order, self.steps = source, order, steps
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._next: tuple[int, Future[Rows]] | None = None
@@ -40,3 +44,14 @@ class Loader:
             index = self.order.batch(step + 1)
             self._next = step + 1, self._thread.submit(self.source.rows, index)
         return rows
+
+
+def loader(config: RunConfig, source: Source) -> Loader:
+    """The rows of each step of a run, taken from ``source``."""
+    training = config.training
+    seed, size, rows = config.seed, training.batch_size, training.class_rows
+    order: Order | ClassOrder = Order(seed, len(source), size)
+    if rows is not None:
+        assert source.y is not None, "validation.check_settings() asks for classes"
+        order = ClassOrder(seed, source.y, size, rows)
+    return Loader(source, order, training.steps)

@@ -45,6 +45,11 @@ def check_teacher(
     objective, name = config.objective, config.values["objective"]["name"]
     _check_weak_teacher(config, dataset)
     directory = teacher_directory(config)
+    if objective.continues and (directory is None or config.training.init != "teacher"):
+        raise UserError(
+            f"objective {name!r} goes on from a finished run: name it with teacher=RUN "
+            f"training.init=teacher"
+        )
     if directory is None:
         if objective.needs_teacher:
             raise UserError(
@@ -103,6 +108,15 @@ def _check(config: RunConfig, who: str, teacher: RunConfig, dataset: Dataset | N
         raise UserError(
             f"{who} is trained with {teacher.values['objective']['name']!r}, "
             f"which learns no velocity that could be taught (choices: {', '.join(can)})"
+        )
+    student, taught = config.objective, teacher.objective
+    if student.continues and (student.jump_range, student.uses_jump) != (
+        taught.jump_range,
+        taught.uses_jump,
+    ):
+        raise UserError(
+            f"{who} is trained with {teacher.values['objective']['name']!r}, which "
+            f"{student.title} cannot go on from: its jumps are others"
         )
     guidance = getattr(config.objective, "teacher_guidance", 1)
     if guidance != 1 and (dataset := dataset or config.data.load()).has_conditions:
@@ -200,6 +214,16 @@ def load_teacher(
     network = load_saved(own, dataset, saved, "ema").to(device)
     form = kept_form(own, saved.state.get("initialised"))
     return LoadedTeacher(directory.key, own, network, form, config.objective.path)
+
+
+def weak_velocity(
+    config: RunConfig, dataset: Dataset, device: torch.device, given: LoadedTeacher | None = None
+) -> Teacher | None:
+    """What the run's weak teacher teaches, or ``given``; None where the objective asks none."""
+    if not config.objective.needs_weak_teacher:
+        return None
+    loaded = given or load_teacher(config, dataset, device, WEAK)
+    return None if loaded is None else loaded.velocity
 
 
 def first_form(config: RunConfig, teacher: LoadedTeacher | None) -> NetworkForm:

@@ -39,9 +39,14 @@ from fewstep.experiments.training.network import (
     load_weights,
 )
 from fewstep.experiments.training.optimiser import Updater
-from fewstep.experiments.training.prefetch import Loader, Source
+from fewstep.experiments.training.prefetch import Source, loader
 from fewstep.experiments.training.reflow_pairs import Pairs, stored_pairs
-from fewstep.experiments.training.teacher import WEAK, LoadedTeacher, first_form, load_teacher
+from fewstep.experiments.training.teacher import (
+    LoadedTeacher,
+    first_form,
+    load_teacher,
+    weak_velocity,
+)
 from fewstep.files import append, patiently, replacing
 from fewstep.objectives import Batch, Loss, Net, Nets, Objective, Progress
 
@@ -83,10 +88,7 @@ class Trainer:
         self.parallel = data_parallel.strategy(self.training.parallel, self.ranks, self.device)
         loaded = teacher or load_teacher(config, dataset, self.device)
         self.teacher = loaded.velocity if loaded and self.objective.needs_teacher else None
-        self.weak_teacher: Net | None = None
-        if self.objective.needs_weak_teacher:
-            weak = teacher or load_teacher(config, dataset, self.device, WEAK)
-            self.weak_teacher = None if weak is None else weak.velocity
+        self.weak_teacher = weak_velocity(config, dataset, self.device, teacher)
         self.form = first_form(config, loaded)
         self.net = build_network(config, dataset, self.form)
         if self.training.activation_checkpointing:
@@ -117,7 +119,7 @@ class Trainer:
         own = [] if self.auxiliary is None else list(self.auxiliary.parameters())
         self.optimiser = Updater(config.optimiser, self.training, groups, rules, own)
         self.forward: Any = torch.compile(self.net) if self.training.compile else self.net
-        self.loader = self._loader(dataset.train)
+        self.loader = loader(config, dataset.train)
         self.step = 0
         self.seconds = 0.0
         self.aside = 0.0  # of those since it began: spent on other things than training
@@ -154,7 +156,7 @@ class Trainer:
             self.config.seed, self.objective.pairs, self.device,
             lambda blocks, total: on_block(blocks, total, blocks / (time.perf_counter() - begun)),
         )  # fmt: skip
-        self.loader = self._loader(self.pairs)
+        self.loader = loader(self.config, self.pairs)
 
     def train(self, stop: Callable[[], bool], on_step: OnStep) -> None:
         """Train to the last step; raises ``NotFinite``, or ``Interrupted`` by ``stop()``."""
@@ -279,10 +281,6 @@ class Trainer:
         if step := int(self.first_nonfinite_step):
             raise NotFinite(step)
 
-    def _loader(self, source: Source) -> Loader:
-        order = Order(self.config.seed, len(source), self.training.batch_size)
-        return Loader(source, order, self.training.steps)
-
     def _batch(self, rows: Rows, purpose: str, index: int) -> Batch:
         """``rows`` as the network takes them; ``purpose`` and ``index`` say what is drawn."""
         x, y, std, eps = (None if a is None else a.to(self.device) for a in rows)
@@ -300,7 +298,8 @@ class Trainer:
         On the first of the pairs, where an objective trains on them: none are held out.
         """
         source: Source = self.dataset.test if self.pairs is None else self.pairs
-        size = min(self.training.batch_size, len(source))
+        group = self.objective.group_size
+        size = max(1, min(self.training.batch_size, len(source)) // group) * group
         order = Order(self.config.seed, len(source), size)
         step = max(0, self.step - 1)  # of the last update: schedules stand there
         total = 0.0

@@ -191,8 +191,11 @@ class Objective(ABC):
     ``title`` is the name in tables; ``uses_jump`` says whether the network is called with ``d``,
     and ``jump_is_flag`` whether ``d`` is 0 or 1 and selects one of two flows;
     ``needs_teacher`` and ``needs_pairs`` whether a finished run is to be named as teacher, and
-    whether (x, eps) pairs drawn from it, ``pairs`` in number, replace the data; ``shares_noise``
-    whether a loss must take all its noisy inputs from the same eps.
+    whether (x, eps) pairs drawn from it, ``pairs`` in number, replace the data; ``continues``
+    whether the run must start from the weights of a finished run that jumps as far;
+    ``shares_noise`` whether a loss must take all its noisy inputs from the same eps;
+    ``group_size`` how many consecutive rows of a batch belong together, a divisor of the batch size
+    (``in_groups``). A loss sees the whole batch, whatever processes and micro-batches compute it.
 
     ``target_decay`` is the decay of ``Nets.ema``, the average of the network's weights that makes
     targets; None takes the average that is evaluated, whose decay the training decides.
@@ -211,7 +214,9 @@ class Objective(ABC):
     jump_is_flag: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = False
+    continues: ClassVar[bool] = False
     pairs: int = 0
+    group_size: int = 1
     target_decay: float | None = None
     companion_updates: int = 0
     shares_noise: ClassVar[bool] = False

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
+from fewstep.errors import UserError
+
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
     """(B,) -> (B, 1, ..., 1), to broadcast against ``like``."""
@@ -20,6 +22,16 @@ def mean_square(error: Tensor) -> Tensor:
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """(B, C, ...) -> (B,): 1 - the cosine over channels, its mean over the rest."""
     return 1 - torch.cosine_similarity(a, b, dim=1).reshape(len(a), -1).mean(1)
+
+
+def in_groups(x: Tensor, size: int) -> Tensor:
+    """(B, ...) -> (B / size, size, ...): ``Objective.group_size`` rows that belong together.
+
+    Raises ``UserError``: B is no multiple of ``size``.
+    """
+    if len(x) % size:
+        raise UserError(f"a batch of {len(x)} rows cannot be split into groups of {size}")
+    return x.unflatten(0, (-1, size))
 
 
 def rand(like: Tensor, g: Generator) -> Tensor:

@@ -22,6 +22,13 @@ from fewstep.objectives.core.gaussian import GaussianFlow
 from fewstep.objectives.core.paths import TrigPath
 
 
+def karras_levels(low: float, high: float, count: int, rho: float, like: Tensor) -> Tensor:
+    """(count,) noise levels, rising, in float64: their rho-th roots are evenly spaced (eq. 5)."""
+    steps = torch.linspace(0, 1, count, dtype=torch.float64, device=like.device)
+    first, last = low ** (1 / rho), high ** (1 / rho)
+    return (first + steps * (last - first)) ** rho
+
+
 class TrigConsistency(Objective):
     """A consistency function f on TrigFlow: what sCM, iCT and ECT share."""
 

@@ -52,6 +52,11 @@ def taught(root: Path, objective: str, *overrides: Override) -> list[Override]:
         if teacher.result() is None:
             run(teacher)
         settings.append(("teacher", str(teacher.path)))
+    if OBJECTIVES[objective].continues:
+        first = prepare(tiny(root / "teacher", "objective=ect", "training.steps=2", *overrides))
+        if first.result() is None:
+            run(first)
+        settings += [("teacher", str(first.path)), "training.init=teacher"]
     if OBJECTIVES[objective].needs_pairs:
         settings += ["objective.pairs=40", "objective.pair_steps=2"]
     return settings

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from fewstep.objectives import (
     AYFEMD,
     AYFLMD,
+    CTM,
     FACM,
     OBJECTIVES,
     SCD,
@@ -43,6 +44,7 @@ OTHERS = {
     "tim": TiM(cosine=0.0),
     "ayf_emd": AYFEMD(tangent_share=1.0),
     "ayf_lmd": AYFLMD(tangent_share=1.0),
+    "ctm": CTM(levels=300),
 }
 
 
@@ -88,8 +90,11 @@ def test_each_row_is_back_propagated_once(objective: Objective, labelled: bool) 
         record.calls.clear()
         y = torch.zeros(64, dtype=torch.int64) if labelled else None
         case.loss(case.nets(record, record, record), case.batch(64, 0, y=y), 0, progress)
-        twice = isinstance(objective, FACM | TVM | DecoupledMeanFlow)  # as a flow and as a jump
-        assert sum(len(c.x) for c in record.calls if c.grad) == (128 if twice else 64)
+        times = (
+            2 if isinstance(objective, FACM | TVM | DecoupledMeanFlow) else 1
+        )  # as a flow and as a jump
+        times = 3 if isinstance(objective, CTM) else times  # and through what follows the jump
+        assert sum(len(c.x) for c in record.calls if c.grad) == 64 * times
 
 
 # ---- faults that must be found: (objective, the checks that fail) ------------------------------

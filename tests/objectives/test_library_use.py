@@ -60,6 +60,8 @@ def test_a_network_of_ones_own_trains_and_samples(name: str) -> None:
     companion = OwnNet()
     if objective.companion_updates:
         optional["companion"] = companion
+    if objective.continues:
+        optional["snapshot"] = OwnNet()
     x = torch.randn(8, 2, generator=g)
     batch = Batch(x, eps=x if objective.needs_pairs else None)
     objective.loss(Nets(net, **optional), batch, Progress(0, 10), g).per_sample.mean().backward()

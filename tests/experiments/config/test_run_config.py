@@ -294,6 +294,8 @@ def test_training_settings_are_in_the_key_unless_they_keep_books(f: Any) -> None
     default = compose(base)
     if f.name == "device":
         changed = compose(["training.device=cpu"])
+    elif f.name == "class_rows":
+        changed = compose(["training.class_rows=32"])
     elif f.name == "microbatch":
         changed = compose(["training.microbatch=32"])
     elif f.name.startswith("posthoc_"):  # neither is without the other

@@ -47,6 +47,7 @@ OPTIONS = {
     "u-net": ["objective=mean_flow", "backbone=unet_digits", "backbone.width=8"],
     "adaptive": ["objective=flow_matching", "objective.solver=adaptive"],
     "in parts": ["objective=shortcut", "training.batch_size=12", "training.microbatch=4"],
+    "classes": ["objective=scm", "training.batch_size=12", "training.class_rows=4"],
     "two rows": ["objective=shortcut", "training.batch_size=2"],
 }
 
@@ -87,6 +88,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     root = tmp_path_factory.mktemp("story")
     with in_float64():
         taught_ = {name: [*SETTINGS, *taught(root / "teacher", name)] for name in ALL}
+        for name in OBJECTIVES.names():
+            if OBJECTIVES[name].group_size > 1:  # the third group is in both processes
+                taught_[name].append(f"training.batch_size={3 * OBJECTIVES[name].group_size}")
         taught_["muon"] = [*taught_["scm"], *MUON]
         settings = {
             name: [list(o) if isinstance(o, tuple) else o for o in overrides]

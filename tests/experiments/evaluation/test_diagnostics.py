@@ -40,7 +40,7 @@ EXACT = [
     if not objective.companion_updates  # many maps match a distribution
 ]
 # what makes the exact map the loss's minimum where the default does not
-EXACTLY = {"tim": ["objective.cosine=0"]}
+EXACTLY = {"tim": ["objective.cosine=0"], "ctm": ["objective.levels=300"]}
 
 
 @pytest.fixture(scope="module", autouse=True)

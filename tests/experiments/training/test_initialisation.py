@@ -44,6 +44,7 @@ CANNOT = {
     ("shortcut", "live_reflow"): "its d means something else",
     ("shortcut", "facm"): "its d means something else",
     ("shortcut", "facm_distillation"): "its d means something else",
+    ("shortcut", "ctm"): "jumps cannot be taken over",
     ("shortcut", "shortcut_kvfrans"): "jumps cannot be taken over",
 }
 # noise is given to it at another time than noise's own

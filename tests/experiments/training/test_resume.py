@@ -46,6 +46,7 @@ MORE = {
     "flow_matching": ("training.optimiser=radam", "training.schedule=linear"),
     "alpha_flow": ("training.optimiser=muon",),
     "sid": ("training.optimiser=radam", "training.schedule=linear", "training.companion_lr=0.01"),
+    "imm": ("training.class_rows=8",),
 }
 
 
@@ -95,7 +96,7 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 # every kind of state (none, EMA targets, a learned module, weights of a teacher on another path, a
-# snapshot, stored pairs, a target of its own decay, a companion),
+# snapshot, stored pairs, a target of its own decay, a companion, batches by class),
 # and every kind of moment
 KILLS: dict[str, list[tuple[str, int]]] = {
     "sid": [("update", 37)],
@@ -105,6 +106,7 @@ KILLS: dict[str, list[tuple[str, int]]] = {
     "reflow": [("checkpoint", 6)],
     "consistency_distillation": [("log", 77)],
     "alpha_flow": [("update", 52)],
+    "imm": [("update", 64)],
 }
 
 

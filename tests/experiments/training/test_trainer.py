@@ -29,6 +29,7 @@ from fewstep.experiments.run import RunFailed, prepare, run
 from fewstep.experiments.training.augmentation import randomised
 from fewstep.experiments.training.network import build_network, choose_device
 from fewstep.experiments.training.trainer import Interrupted, NotFinite, Trainer
+from fewstep.experiments.validation import check
 from fewstep.objectives import OBJECTIVES, Batch, FlowMatching, Loss, Nets, Progress, SiD
 
 ALL = OBJECTIVES.names()
@@ -180,6 +181,23 @@ class Witness(FlowMatching):
         assert batch.y is not None
         loss = super().loss(nets, batch, progress, g)
         return replace(loss, logs={"dropped": (batch.y == 10).float().mean()})
+
+
+def test_rows_of_a_batch_are_of_one_class_where_asked(tmp_path: Path) -> None:
+    rows = ("training.batch_size=32", "training.class_rows=8", "training.steps=90")
+    made = trainer(tiny(tmp_path, *rows))
+    drawn = [made.loader.rows(step).y for step in range(90)]
+    classes = torch.stack([y for y in drawn if y is not None]).view(-1, 8)
+    assert len(classes) == 360
+    assert (classes == classes[:, :1]).all()
+    counts = torch.bincount(classes.flatten(), minlength=10)
+    frequency = torch.bincount(made.dataset.train.y) / len(made.dataset.train)  # type: ignore
+    assert float((counts / counts.sum() - frequency).abs().max()) < 0.02
+    with pytest.raises(UserError, match=r"class_rows must divide .*batch_size=32, got 5"):
+        tiny(tmp_path, "training.batch_size=32", "training.class_rows=5")
+    with pytest.raises(UserError, match=r"training\.class_rows=4: digits has no classes"):
+        check([tiny(tmp_path, "data.labels=false", "training.class_rows=4")])
+    assert not list(tmp_path.glob("train"))
 
 
 def test_the_objective_is_given_dropped_labels_and_what_it_logs_is_kept(tmp_path: Path) -> None:

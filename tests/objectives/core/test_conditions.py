@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from fewstep.errors import UserError
 from fewstep.objectives import (
     FACM,
+    IMM,
     LSD,
     PSD,
     SCM,
@@ -75,7 +76,7 @@ def optimum(objective: Objective) -> CallRecorder:
 OBJECTIVES = [
     FlowMatching(), Consistency(), Shortcut(), ShortcutContinuous(), MeanFlow(),
     ImprovedMeanFlow(), SCM(), LiveReflow(), LSD(weight="none"), PSD(weight="none"),
-    SoFlow(), TVM(), FACM(cosine=0.0), DecoupledMeanFlow(),
+    SoFlow(), TVM(), FACM(cosine=0.0), DecoupledMeanFlow(), IMM(k=16.0),
 ]  # fmt: skip
 
 
