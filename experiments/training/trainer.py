@@ -130,7 +130,9 @@ class Trainer:
         companion = None if self.companion is None else shard(self.companion.forward)
         if rows is not None:
             trained = MicrobatchedNet(trained, rows)
-            companion = None if companion is None else MicrobatchedNet(companion, rows)
+            if companion is not None:  # a loss may go back through its teacher, too
+                companion = MicrobatchedNet(companion, rows)
+                teacher = None if teacher is None else MicrobatchedNet(teacher, rows)
         return Nets(trained, shard(target), teacher, self.auxiliary, snapshot, companion)
 
     def prepare(self, stop: Callable[[], bool], on_block: OnStep) -> None:
