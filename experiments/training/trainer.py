@@ -25,6 +25,7 @@ from fewstep.experiments.rng import Order, derive, generator
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory
 from fewstep.experiments.training import checkpoint, posthoc_ema
+from fewstep.experiments.training import teacher as teaching
 from fewstep.experiments.training.augmentation import randomised
 from fewstep.experiments.training.checkpoint import Checkpoint
 from fewstep.experiments.training.companion import Companion, take_turns
@@ -41,12 +42,6 @@ from fewstep.experiments.training.network import (
 from fewstep.experiments.training.optimiser import Updater
 from fewstep.experiments.training.prefetch import Source, loader
 from fewstep.experiments.training.reflow_pairs import Pairs, stored_pairs
-from fewstep.experiments.training.teacher import (
-    LoadedTeacher,
-    first_form,
-    load_teacher,
-    weak_velocity,
-)
 from fewstep.files import append, patiently, replacing
 from fewstep.objectives import Batch, Loss, Net, Nets, Objective, Progress
 
@@ -77,7 +72,7 @@ class Trainer:
         config: RunConfig,
         dataset: Dataset,
         directory: RunDirectory,
-        teacher: LoadedTeacher | None = None,
+        teacher: teaching.LoadedTeacher | None = None,
     ) -> None:
         """``teacher``: in place of the finished runs that the configuration names."""
         self.config, self.dataset, self.directory = config, dataset, directory
@@ -86,10 +81,10 @@ class Trainer:
         self.device = choose_device(self.training.device)
         self.ranks = ranks()
         self.parallel = data_parallel.strategy(self.training.parallel, self.ranks, self.device)
-        loaded = teacher or load_teacher(config, dataset, self.device)
+        loaded = teacher or teaching.load_teacher(config, dataset, self.device)
         self.teacher = loaded.velocity if loaded and self.objective.needs_teacher else None
-        self.weak_teacher = weak_velocity(config, dataset, self.device, teacher)
-        self.form = first_form(config, loaded)
+        self.weak_teacher = teaching.weak_velocity(config, dataset, self.device, teacher)
+        self.form = teaching.first_form(config, loaded)
         self.net = build_network(config, dataset, self.form)
         if self.training.activation_checkpointing:
             checkpoint_activations(config, self.net)
@@ -136,7 +131,9 @@ class Trainer:
         companion = None if self.companion is None else shard(self.companion.forward)
         if rows is not None:
             trained = MicrobatchedNet(trained, rows)
-            companion = None if companion is None else MicrobatchedNet(companion, rows)
+            if companion is not None:  # a loss may go back through its teacher, too
+                companion = MicrobatchedNet(companion, rows)
+                teacher = None if teacher is None else MicrobatchedNet(teacher, rows)
         return Nets(trained, shard(target), teacher, self.auxiliary, snapshot, weak, companion)
 
     def prepare(self, stop: Callable[[], bool], on_block: OnStep) -> None:
