@@ -56,7 +56,8 @@ class CTM(Objective):
 
     Attributes:
         sigma_d: standard deviation of the data, and of TrigFlow's noise.
-        levels: noise levels of the grid, from ``sigma_max`` to ``sigma_min``.
+        levels: how many noise levels the grid has.
+        sigma_min, sigma_max: its ends.
         steps: the most Heun steps that the teacher takes, less than ``levels``.
         p_mean, p_std: mean and standard deviation of the log of the noise level in L_DSM.
         denoising: factor on lambda; 0 for no L_DSM.
