@@ -245,8 +245,9 @@ def test_bad_input_is_told_in_one_line(overrides: list[str], told: list[str]) ->
 # --------------------------------------------------------------------------------- the key
 
 
-# settings that may only change along with another one
+# settings that may only change along with another one, or have one value in a subclass
 BOUND = {"adaptive_decay", "dt_bias", "mixing", "p", "tangent_step", "target", "target_decay"}
+BOUND |= {"jump_share", "stages"}
 
 
 def others(base: list[Any], key: str, value: Any) -> Iterator[RunConfig]:
