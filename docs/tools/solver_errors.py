@@ -27,7 +27,7 @@ def row(path: ProbabilityPath) -> dict[str, list[str]]:
     assert isinstance(data, HasMixture)
     mixture, at = data.mixture(), coefficients(path)
 
-    def field(x: torch.Tensor, t: torch.Tensor, y: None = None) -> torch.Tensor:
+    def field(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         return mixture.velocity(x, *at(t))
 
     def noise(n: int, seed: int) -> torch.Tensor:
