@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from fewstep.experiments.config.overrides import format_override
 from fewstep.experiments.store.json_files import Json
 from fewstep.experiments.store.run_directory import RunDirectory
@@ -216,26 +214,20 @@ def add_teachers(facts: Sequence[Json], root: Path) -> None:
     """
     known = {str(fact["key"]): fact for fact in facts}
 
-    def has(fact: Json, role: str) -> bool:
-        return fact.get(role) is not None and not pd.isna(fact[role])
+    def learned_from(fact: Json, depth: int = 0) -> set[str]:
+        found = set[str]()
+        for key in {str(fact[role]) for role in TEACHERS if fact.get(role) and depth <= 10}:
+            if key not in known:
+                known[key] = _elsewhere(key, root)
+            found |= {key} | learned_from(known[key], depth + 1)
+        return found
 
-    def spent(key: str, column: str, depth: int = 0) -> float | None:
-        if depth > 10:
-            return None
-        if key not in known:
-            known[key] = _elsewhere(key, root)
-        fact = known[key]
-        own, before = fact.get(column), taught(fact, column, depth + 1)
-        return own if before is None or own is None else own + before
-
-    def taught(fact: Json, column: str, depth: int = 0) -> float | None:
-        both = [spent(fact[role], column, depth) for role in TEACHERS if has(fact, role)]
-        known = [cost for cost in both if cost is not None]
-        return sum(known) if known and len(known) == len(both) else None
-
-    for fact in facts:
+    for fact in facts:  # each run once, though several may have learned from it
+        runs = [known[key] for key in sorted(learned_from(fact))]
         for column in ("images_seen", "train_seconds", "device_hours", "train_flops"):
-            fact[f"teacher_{column}"] = taught(fact, column)
+            costs = [cost for run in runs if (cost := run.get(column)) is not None]
+            complete = bool(runs) and len(costs) == len(runs)
+            fact[f"teacher_{column}"] = sum(costs) if complete else None
 
 
 def _elsewhere(key: str, root: Path) -> Json:

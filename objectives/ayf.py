@@ -11,12 +11,15 @@ Both are, of F, steps against g, which is 0 where X is the teacher's flow map:
     g = F - v(X, s)   + r d dF/dd       LMD         near the straight line            (eq. 4, 5)
     L = |F - sg(F - g / (|g| + c))|^2 / D
 
-t and s are two draws whose logit is normal, the larger and the smaller. The weight w'(t, s) is
-1 / d here, so that F is what is regressed; with it, EMD without warm-up and normalisation has the
-gradient of MeanFlow, as their appendix says. The paper's own weight, times and length of warm-up
-could not be read: times as in MeanFlow, with the mean -0.8 of a third party's implementation
-(torch-flowmodels), warm-up as in sCM. For LMD their r and c are not known either: both have the
-same here. They tell the student the guidance, and finish with adversarial training.
+    logit d ~ N(-0.8, 1);   s ~ U(0, 1 - d);   t = s + d
+
+The paper could be read second-hand only. Two equations, r and c are quoted from it; times, the
+weight 1 / d on f (so that F is what is regressed) and a warm-up of 10,000 steps are those of a
+third party's implementation that cites algorithm 1 and appendix F.1 (tec-works/FlowWithMe). Another
+one (torch-flowmodels) has the same two numbers for t and s, the larger and the smaller of two
+draws. With its weight EMD without warm-up and normalisation has the gradient of MeanFlow, as their
+appendix says. For LMD r and c are not known: both have the same here. They draw the guidance from
+U(1, 3) and tell the student, and finish with adversarial training.
 """
 
 from abc import abstractmethod
@@ -29,7 +32,7 @@ from torch import Generator, Tensor
 from fewstep.errors import check_fields, check_range
 from fewstep.objectives.core.average_velocity import AverageVelocity
 from fewstep.objectives.core.base import OBJECTIVES, Batch, Loss, Net, Nets, Progress
-from fewstep.objectives.core.batch_math import expand, mean_square, randn
+from fewstep.objectives.core.batch_math import expand, mean_square, rand, randn
 from fewstep.objectives.core.gaussian import GaussianFlow
 from fewstep.objectives.core.paths import LinearPath
 from fewstep.objectives.core.tangent import jvp
@@ -41,8 +44,8 @@ from fewstep.objectives.core.times import logit_normal
 class MapDistillation(AverageVelocity):
     """What AYF's two objectives share."""
 
-    t_mean: float = -0.8
-    t_std: float = 1.0
+    length_mean: float = -0.8
+    length_std: float = 1.0
     tangent_warmup: int = 10_000
     tangent_share: float = 0.99
     tangent_norm: float | None = 0.1
@@ -50,14 +53,13 @@ class MapDistillation(AverageVelocity):
     path: ClassVar[LinearPath] = LinearPath()
 
     def __post_init__(self) -> None:
-        check_fields("objective", self, "t_std tangent_norm", 0, open_low=True)
+        check_fields("objective", self, "length_std tangent_norm", 0, open_low=True)
         check_range("objective.tangent_warmup", self.tangent_warmup, 0)
         check_range("objective.tangent_share", self.tangent_share, 0, 1)
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:
         x = batch.x
-        a, b = (logit_normal(x, g, self.t_mean, self.t_std) for _ in range(2))
-        t, d = torch.maximum(a, b), (a - b).abs()
+        t, d = self.times(x, g)
         eps = randn(x, g)
         x_t = self.path.mix(x, eps, t)
 
@@ -68,10 +70,15 @@ class MapDistillation(AverageVelocity):
         error = mean_square(F - F.detach() + gap)
         return Loss(error, t, {"tangent_norm": size.mean()}, d)
 
+    def times(self, x: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
+        """(t, d), each (B,)."""
+        d = logit_normal(x, g, self.length_mean, self.length_std)
+        return d + (1 - d) * rand(x, g), d
+
     def share(self, progress: Progress) -> float:
         """r, of the derivative in g."""
         warmup = min(self.tangent_warmup, progress.total // 2)
-        return self.tangent_share * (min(1.0, progress.step / warmup) if warmup else 1.0)
+        return min(self.tangent_share, progress.step / warmup if warmup else 1.0)
 
     @abstractmethod
     def gap(
@@ -92,7 +99,7 @@ class AYFEMD(TeachersFlow, MapDistillation):
     """Jumps whose ends stay where they are while their beginnings move with the teacher's flow.
 
     Attributes:
-        t_mean, t_std: mean and standard deviation of the logit of both times.
+        length_mean, length_std: mean and standard deviation of the logit of d.
         tangent_warmup: steps over which r grows, but at most half of the training.
         tangent_share: the largest r; 1 has the teacher's flow map as its minimum.
         tangent_norm: c of the normalisation; null for none.
@@ -117,7 +124,7 @@ class AYFLMD(TeachersFlow, MapDistillation):
     """Jumps whose ends move with the teacher's flow; settings as ``AYFEMD``'s.
 
     Attributes:
-        t_mean, t_std: mean and standard deviation of the logit of both times.
+        length_mean, length_std: mean and standard deviation of the logit of d.
         tangent_warmup: steps over which r grows, but at most half of the training.
         tangent_share: the largest r; 1 has the teacher's flow map as its minimum.
         tangent_norm: c of the normalisation; null for none.

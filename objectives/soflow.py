@@ -87,12 +87,16 @@ class SoFlow(MeanFlow):
         target = self.guided(nets.online, x_t, t, v, batch).clone()
         h = torch.ones_like(d)
         h[:n] = (SHORTEST / d[:n]).clamp(min=self.share(progress))
+        outputs = []
         if n:
             kept = None if y is None else y[:n]
             rest = self.rest(nets.online, x_t[:n], t[:n], d[:n], h[:n], target[:n], kept)
             part = expand(h[:n], rest)
             target[:n] = part * target[:n] + (1 - part) * rest
-        error = mean_square(nets.online(x_t, t, d, y) - target)
+            outputs.append(nets.online(x_t[:n], t[:n], d[:n], kept))  # with the dropout of rest
+        if n < len(x):
+            outputs.append(nets.online(x_t[n:], t[n:], d[n:], None if y is None else y[n:]))
+        error = mean_square(torch.cat(outputs) - target)
         quotient = (error / h**2).detach()
         weight = (quotient + self.c) ** -self.p * torch.where(d > 0, 0.5 / h, 1.0)
         return Loss(weight * error, t, {"squared_error": quotient.mean()}, d)

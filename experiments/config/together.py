@@ -43,8 +43,11 @@ def _check_jump_blocks(config: "RunConfig") -> None:
             f"backbone.jump_blocks={blocks} needs jump lengths, objective "
             f"{config.values['objective']['name']!r} has none: leave it at null"
         )
-    if blocks is not None and blocks > (depth := config.values["backbone"]["depth"]):
-        raise UserError(f"backbone.jump_blocks must be at most depth {depth}, got {blocks}")
+    if blocks is not None and blocks >= (depth := config.values["backbone"]["depth"]):
+        raise UserError(
+            f"backbone.jump_blocks must be less than backbone.depth={depth}, for the others to be "
+            f"told t, got {blocks}"
+        )
 
 
 def _check_groups(config: "RunConfig") -> None:

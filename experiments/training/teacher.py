@@ -73,6 +73,8 @@ def check_teacher(
 def _check_weak_teacher(config: RunConfig, dataset: Dataset | None) -> None:
     directory, needed = teacher_directory(config, WEAK), config.objective.needs_weak_teacher
     if directory is not None and needed:
+        if directory.key == Path(str(config.values.get("teacher"))).name:
+            raise UserError(f"{WEAK} {directory.key} is the teacher: name a worse one")
         _check(config, f"{WEAK} {directory.key}", _finished(directory, WEAK), dataset)
     elif needed:
         scale = getattr(config.objective, "autoguidance", None)

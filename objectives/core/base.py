@@ -70,11 +70,12 @@ class Nets:
         """The velocity of a trained network, on this objective's path (see ``Teacher``)."""
         return _passed(self._teacher, "teacher=Teacher(its_objective, its_net, objective.path)")
 
-    def teacher_on(self, path: ProbabilityPath) -> Net:
-        """``teacher``; ``UserError`` where it gives velocities on another path."""
-        if (its := getattr(self.teacher, "path", path)) != path:
-            raise UserError(f"Nets.teacher gives velocities on {its}, this objective needs {path}")
-        return self.teacher
+    def teacher_on(self, path: ProbabilityPath, role: str = "teacher") -> Net:
+        """``teacher``, or ``weak_teacher``; ``UserError`` where it is on another path."""
+        teacher: Net = getattr(self, role)
+        if (its := getattr(teacher, "path", path)) != path:
+            raise UserError(f"Nets.{role} gives velocities on {its}, this objective needs {path}")
+        return teacher
 
     @property
     def weak_teacher(self) -> Net:

@@ -52,7 +52,7 @@ class TeachersFlow(Objective):
         v = guided(nets.teacher_on(self.path), self.teacher_guidance, y)(x_t, t, y=y)
         if not self.needs_weak_teacher:
             return v
-        weak = nets.weak_teacher(x_t, t, y=y)
+        weak = nets.teacher_on(self.path, "weak_teacher")(x_t, t, y=y)
         return weak + self.autoguidance * (v - weak)
 
     def step_cost(self) -> float:

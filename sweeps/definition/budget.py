@@ -113,18 +113,31 @@ class BudgetAccount:
 
     def before_training(self, config: RunConfig) -> float:
         """Before the run's first step: its teachers' training, and pairs drawn from them."""
-        if config.values.get("teacher") is None or not self.budget.teacher:
+        if not self.budget.teacher:
             return 0.0
-        teacher = self._teacher(config)
-        spent = self.spent(teacher)
+        runs = self._learned_from(config).values()  # each once, though several may learn from it
+        taught = sum(run.training.steps * self.step(run) + self._pairs(run) for run in runs)
+        return taught + self._pairs(config)
+
+    def _learned_from(self, config: RunConfig) -> dict[str, RunConfig]:
+        """The run's teachers, and theirs, by key."""
+        found: dict[str, RunConfig] = {}
+        if (path := config.values.get("teacher")) is not None:
+            found[Path(path).name] = self._teacher(config)
         if (weak := teacher_directory(config, WEAK)) is not None:
-            spent += self.spent(config_of(weak))
-        if config.objective.needs_pairs and self.budget.equal == "flops":
-            spent += _known(pairs_flops(config, teacher), teacher)
-        elif config.objective.needs_pairs and self.budget.equal == "seconds":
-            name = config.values["objective"]["name"]
-            raise UserError(f"budget of seconds: how long {name} draws its pairs is unknown")
-        return spent
+            found[weak.key] = config_of(weak)
+        for run in [*found.values()]:
+            found |= self._learned_from(run)
+        return found
+
+    def _pairs(self, config: RunConfig) -> float:
+        if not config.objective.needs_pairs or self.budget.equal not in ("flops", "seconds"):
+            return 0.0
+        if self.budget.equal == "flops":
+            teacher = self._teacher(config)
+            return _known(pairs_flops(config, teacher), teacher)
+        name = config.values["objective"]["name"]
+        raise UserError(f"budget of seconds: how long {name} draws its pairs is unknown")
 
     def _teacher(self, config: RunConfig) -> RunConfig:
         path = str(config.values["teacher"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from helpers.synthetic_runs import Run, write_sweep
 from scipy import stats
 
 from fewstep.analysis import load, summarise
-from fewstep.analysis.columns import cell_origin
+from fewstep.analysis.columns import add_teachers, cell_origin
 from fewstep.analysis.costs import Cost, Costs, costs, improvement
 from fewstep.errors import UserError
 from fewstep.experiments.config.overrides import format_override
@@ -163,3 +164,19 @@ def test_how_many_diverged_or_spiked(tmp_path: Path) -> None:
     assert [list(row) for row in table.rows] == [
         ["FM", "2", "0", "0", "0%"], ["CT", "3", "1", "2", "67%"]
     ]  # fmt: skip
+
+
+def test_a_run_that_two_learned_from_is_counted_once_and_a_lost_one_makes_the_sum_unknown(
+    tmp_path: Path,
+) -> None:
+    taught = {"teacher": "t", "weak_teacher": "w"}
+    facts: list[dict[str, Any]] = [
+        {"key": "w", "images_seen": 3},
+        {"key": "t", "images_seen": 10, "teacher": "w"},
+        {"key": "student", "images_seen": 7, **taught},
+        {"key": "orphan", "images_seen": 1, "teacher": "gone"},
+        {"key": "grandchild", "images_seen": 1, "teacher": "orphan"},
+    ]
+    add_teachers(facts, tmp_path)
+    found = [fact["teacher_images_seen"] for fact in facts]
+    assert found == [None, 3, 10 + 3, None, None]

@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.objectives import AYFEMD, AYFLMD, OBJECTIVES, SCD, GaussianFlow, MeanFlow, Net
+from fewstep.objectives import (
+    AYFEMD,
+    AYFLMD,
+    OBJECTIVES,
+    SCD,
+    FlowMatching,
+    GaussianFlow,
+    LinearPath,
+    MeanFlow,
+    Net,
+    Teacher,
+)
 from fewstep.objectives.ayf import MapDistillation
 from fewstep.objectives.conformance.case import END, CallRecorder, Case, nonlinear_test_net
 from fewstep.objectives.core.base import Batch, Progress
@@ -126,18 +137,35 @@ def test_normalisation_bounds_the_step() -> None:
 def test_warm_up() -> None:
     objective = AYFEMD(tangent_warmup=100)
     at = [objective.share(Progress(step, 1000)) for step in (0, 50, 100, 999)]
-    assert at == pytest.approx([0, 0.495, 0.99, 0.99])
-    assert objective.share(Progress(25, 100)) == pytest.approx(0.495)  # at most half
+    assert at == pytest.approx([0, 0.5, 0.99, 0.99])
+    assert objective.share(Progress(25, 100)) == pytest.approx(0.5)  # over at most half
     assert AYFEMD(tangent_warmup=0, tangent_share=1).share(Progress(0, 10)) == 1
     flow = GaussianFlow(objective.path, 0.5)
     assert objective.gaussian_optimum(flow, END) is None  # at r = 0.99 it is another
     assert replace(objective, tangent_share=1.0).gaussian_optimum(flow, END) is not None
 
 
+class AtMeanFlowsTimes(AYFEMD):
+    def times(self, x: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+        return MeanFlow().times(x, len(x), g)
+
+
+def test_times_are_of_logit_normal_lengths() -> None:
+    case = Case(AYFEMD())
+    loss = case.loss(case.nets(), case.batch(40_000, 0), 0)
+    assert loss.d is not None
+    lengths, end = loss.d.logit(), (loss.t - loss.d) / (1 - loss.d)
+    assert float(lengths.mean()) == pytest.approx(-0.8, abs=0.02)
+    assert float(lengths.std()) == pytest.approx(1, abs=0.02)
+    assert float(end.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(end.std()) == pytest.approx(12**-0.5, abs=0.01)
+    assert float(loss.t.max()) <= 1
+
+
 def test_emd_of_the_datas_velocity_is_mean_flow() -> None:
     """Their appendix: without warm-up and normalisation the gradient is MeanFlow's."""
     mean_flow = Case(MeanFlow(jump_share=1, p=0))
-    ayf = Case(AYFEMD(t_mean=-0.4, tangent_norm=None, tangent_share=1.0, tangent_warmup=0))
+    ayf = Case(AtMeanFlowsTimes(tangent_norm=None, tangent_share=1.0, tangent_warmup=0))
     batch, gradients, losses = mean_flow.batch(ROWS, 0), [], []
     record = CallRecorder(nonlinear_test_net)
     times = mean_flow.loss(mean_flow.nets(record), batch, 0).t[:, None]
@@ -195,6 +223,14 @@ def test_a_weak_teacher_changes_the_loss() -> None:
         same = case.loss(nets, batch, 0).per_sample  # both teachers are the same there
         nets._weak_teacher = weak
         assert not torch.allclose(case.loss(nets, batch, 0).per_sample, same)
+
+
+def test_a_weak_teacher_on_another_path_is_refused() -> None:
+    scd = SCD(autoguidance=2.0)
+    nets = Case(scd).nets()
+    nets._weak_teacher = Teacher(FlowMatching(), weak, LinearPath())
+    with pytest.raises(UserError, match=r"Nets\.weak_teacher gives velocities on LinearPath"):
+        scd.teachers_velocity(nets, X, T, None)
 
 
 def test_one_guidance_at_a_time() -> None:

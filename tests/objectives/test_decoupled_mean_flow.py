@@ -156,8 +156,10 @@ def test_all_blocks_may_be_told_the_end_alone(inputs) -> None:
 def test_bad_settings() -> None:
     with pytest.raises(UserError, match=r"backbone\.jump_blocks must be at least 1, got 0"):
         DiT(width=32, depth=3, heads=2, jump_blocks=0)
-    with pytest.raises(UserError, match=r"backbone\.jump_blocks must be at most depth 3, got 4"):
-        compose(["data=digits", "backbone.jump_blocks=4", "objective=mean_flow"])
+    with pytest.raises(
+        UserError, match=r"backbone\.jump_blocks must be less than backbone\.depth=3, .* got 3"
+    ):
+        compose(["data=digits", "backbone.jump_blocks=3", "objective=mean_flow"])
     given = ["data=digits", "backbone.jump_blocks=1", "objective=facm"]
     with pytest.raises(UserError, match=r"jump_blocks=1 needs jump lengths, objective 'facm'"):
         compose(given)

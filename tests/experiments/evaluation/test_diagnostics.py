@@ -40,7 +40,12 @@ EXACT = [
     if not objective.companion_updates  # many maps match a distribution
 ]
 # what makes the exact map the loss's minimum where the default does not
-EXACTLY = {"tim": ["objective.cosine=0"], "ctm": ["objective.levels=300"]}
+EXACTLY = {
+    "tim": ["objective.cosine=0"],
+    "ctm": ["objective.levels=300"],
+    "ayf_emd": ["objective.tangent_share=1"],
+    "ayf_lmd": ["objective.tangent_share=1"],
+}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -109,12 +109,13 @@ def test_the_students_first_denoiser_is_the_teachers(tmp_path: Path, kind: str, 
 @pytest.mark.parametrize("setting", ["jump_blocks=1", "jump_embedding=linear"])
 def test_settings_of_jumps_mean_nothing_to_a_flow(tmp_path: Path, setting: str) -> None:
     asked: list[Override] = ["objective=mean_flow", "training.init=teacher", f"backbone.{setting}"]
-    source, network = taken(tiny(tmp_path, *asked), tiny(tmp_path))
+    deep: Override = ("backbone.depth", 2)
+    source, network = taken(tiny(tmp_path, *asked, deep), tiny(tmp_path, deep))
     x, t = torch.randn(8, 1, 8, 8, dtype=torch.float64), torch.full((8,), 0.7).double()
     y = torch.arange(8)
     torch.testing.assert_close(network(x, t, 0 * t, y), source(x, t, y=y))
     with pytest.raises(UserError, match="has jump_"):  # another network's d
-        taken(tiny(tmp_path, *asked), tiny(tmp_path, "objective=mean_flow"))
+        taken(tiny(tmp_path, *asked, deep), tiny(tmp_path, "objective=mean_flow", deep))
 
 
 def test_a_jump_embedding_that_says_nothing_yet_learns_in_all_its_weights(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_a_second_teacher(root: Path, teacher: RunDirectory) -> None:
         (["objective=scd", flow, given], "'scd' asks no weak teacher, got weak_teacher="),
         ([*asked, given, "data.test_images=100"], "learns from other data: digits"),
         ([*asked, ("weak_teacher", "nobody")], "weak_teacher: no run"),
+        ([*asked, ("weak_teacher", teacher.key)], "is the teacher: name a worse one"),
     ):
         with pytest.raises(UserError) as told:
             check([tiny(root, *settings)])
