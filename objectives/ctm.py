@@ -2,14 +2,16 @@
 
     G(x_t, t -> s) = s/t x_t + (1 - s/t) g(x_t, t, s)      g estimates the data; g(x_t, t, t) is the
                                                            denoiser, and G(x_t, t -> 0) = g
-    L_CTM = d(H(G(x_t, t -> s)), H(sg G_ema(x_u, u -> s))),  H(x_s) = G_ema(x_s, s -> 0)
+    L_CTM = d(H(G(x_t, t -> s)), H(sg G(x_u, u -> s))),      H(x_s) = G_ema(x_s, s -> 0)
     L_DSM = (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 |x - g(x_sigma, sigma, sigma)|^2 / D
     L     = L_CTM + lambda L_DSM,    lambda = |grad L_CTM| / |grad L_DSM|
 
 x_u is where the teacher's flow takes x_t in n Heun steps on EDM's grid of noise levels (rho = 7):
 n of 1, ..., ``steps`` with probability ~ n; t, then s at or below u, uniform on the grid. As in the
 authors' code (github.com/sony/ctm, cm/karras_diffusion.py, resample.py, script_util.py), whose
-settings for CIFAR-10 are the defaults; noise levels of L_DSM are EDM's, log sigma ~ N(-1.2, 1.2^2).
+settings for CIFAR-10 are the defaults. L_DSM has log sigma ~ N(-1.2, 1.2^2) in half of the rows, in
+the others (80^(1/7) - 0.7 u (80^(1/7) - 0.002^(1/7)))^7, u uniform: the higher levels. The target's
+jump to s is the online network's, as in the code; in the paper, from memory, it is the average's.
 Their t is a noise level sigma = sigma_d tan(t). On TrigFlow, with g preconditioned as in EDM,
 
     G(x_t, t -> s) = cos(t - s) x_t - sin(t - s) sigma_d F(x_t / sigma_d, t, t - s)
@@ -38,7 +40,14 @@ from fewstep.objectives.core.base import (
     Progress,
     check_target,
 )
-from fewstep.objectives.core.batch_math import expand, mean_square, rand, randint, randn
+from fewstep.objectives.core.batch_math import (
+    expand,
+    mean_square,
+    rand,
+    randint,
+    randn,
+    same_dropout,
+)
 from fewstep.objectives.core.edm import karras_levels
 from fewstep.objectives.core.gaussian import GaussianFlow
 from fewstep.objectives.core.guidance import guided
@@ -46,6 +55,7 @@ from fewstep.objectives.core.paths import TrigPath
 from fewstep.objectives.core.times import trig_times
 
 HEAVIEST = 1e4  # lambda
+RHO = 7.0
 FINE = 200  # levels, with which the teacher's steps are as good as exact
 
 
@@ -60,8 +70,10 @@ class CTM(Objective):
         sigma_min, sigma_max: its ends.
         steps: the most Heun steps that the teacher takes, less than ``levels``.
         p_mean, p_std: mean and standard deviation of the log of the noise level in L_DSM.
+        wide_share: share of the rows of L_DSM that have high noise levels instead.
+        wide_part: how far these reach down from ``sigma_max``, in EDM's scale.
         denoising: factor on lambda; 0 for no L_DSM.
-        target: ema | online, the network behind G_ema. target_decay: of that average, whatever is
+        target: ema | online, the network of H. target_decay: of that average, whatever is
             evaluated; None for the same.
         teacher_guidance: guidance scale of the teacher; 1 for none.
     """
@@ -73,6 +85,8 @@ class CTM(Objective):
     steps: int = 17
     p_mean: float = -1.2
     p_std: float = 1.2
+    wide_share: float = 0.5
+    wide_part: float = 0.7
     denoising: float = 1.0
     target: str = "ema"
     target_decay: float | None = 0.999
@@ -87,6 +101,7 @@ class CTM(Objective):
         check_fields("objective", self, "sigma_d sigma_min p_std", 0, open_low=True)
         check_fields("objective", self, "steps", 1)
         check_fields("objective", self, "denoising teacher_guidance", 0)
+        check_fields("objective", self, "wide_share wide_part", 0, 1)
         check_target(self)
         for low, high in (("steps", "levels"), ("sigma_min", "sigma_max")):
             bound, value = getattr(self, high), getattr(self, low)
@@ -109,7 +124,9 @@ class CTM(Objective):
         x_t, behind = self.path.mix(x, randn(x, g), t), nets.target_net(self.target)
         with torch.no_grad():
             x_u = self.follow(nets, x_t, grid, start, n, y)
-            target = self.denoise(behind, self.jump(behind, x_u, u, s, y), s, y)
+            with same_dropout(x):
+                reached = self.jump(nets.online, x_u, u, s, y)
+            target = self.denoise(behind, reached, s, y)
         F = nets.online(x_t / sd, t, t - s, y)
         with torch.enable_grad():  # through H, not into its weights
             output = F.detach().requires_grad_()
@@ -117,7 +134,7 @@ class CTM(Objective):
             (slope,) = torch.autograd.grad(jump.sum(), output)
         jump = jump.detach() + (slope * (F - F.detach())).flatten(1).sum(1)
 
-        r, eps = trig_times(x, g, self.path, self.p_mean, self.p_std), randn(x, g)
+        r, eps = self.denoising_times(x, g), randn(x, g)
         x_r, v = self.path.mix(x, eps, r), self.path.velocity(x, eps, r)
         error = nets.online(x_r / sd, r, torch.zeros_like(r), y) - v / sd
         noise = mean_square(error)
@@ -130,9 +147,17 @@ class CTM(Objective):
         }
         return Loss(jump + weight * noise, t, logs, t - s)
 
+    def denoising_times(self, x: Tensor, g: Generator) -> Tensor:
+        """(B,) of L_DSM; the first rows have the high levels."""
+        usual = trig_times(x, g, self.path, self.p_mean, self.p_std)
+        low, high = self.sigma_min ** (1 / RHO), self.sigma_max ** (1 / RHO)
+        sigma = (high - self.wide_part * rand(x, g) * (high - low)) ** RHO
+        wide = torch.arange(len(x), device=x.device) < round(self.wide_share * len(x))
+        return torch.where(wide, (sigma / self.sigma_d).atan(), usual)
+
     def grid(self, like: Tensor) -> Tensor:
         """(levels,) EDM's noise levels, falling."""
-        return karras_levels(self.sigma_min, self.sigma_max, self.levels, 7.0, like).flip(0)
+        return karras_levels(self.sigma_min, self.sigma_max, self.levels, RHO, like).flip(0)
 
     def segments(self, like: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
         """(B,) the teacher's steps, n with probability ~ n, and the index where they begin."""

@@ -7,9 +7,9 @@
 f_fake - f_real is t^2 / (1 - t) times score_fake - score_real, and its mean is the gradient of
 KL(samples || data), both noised. Five updates of the companion to one of the network, noise levels
 and normalisation are the authors' (github.com/tianweiy/DMD2: main/edm/edm_guidance.py,
-train_edm.py), whose companion regresses x, with EDM's weight of noise levels, at uniform u. Their
-networks' input is noise of level 80; ours has no data in it. Their classifier of real and generated
-images is left out.
+train_edm.py), but for a floor of 1e-5 under the latter; the networks' input is noise of level 80.
+Their companion regresses x, with EDM's weight of noise levels, at uniform u; at the generator's
+update it trains on the same images. Their classifier of real and generated images is left out.
 """
 
 from dataclasses import dataclass
@@ -40,6 +40,7 @@ class DMD2(DistributionMatching):
     """
 
     companion_updates: int = 5
+    input_time: float = 80 / 81
     low: float = 0.02
     high: float = 0.98
 

@@ -52,7 +52,7 @@ class IMM(Objective):
     parameterisation: str = "euler_fm"
     k: float = 12.0
     gap: float = 1e-4
-    a: float = 1.0
+    a: float = 2.0
     b: float = 4.0
     end: float = 0.994
 
@@ -113,7 +113,7 @@ class IMM(Objective):
     def gaussian_optimum(self, flow: GaussianFlow, progress: Progress) -> Net:
         def F(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
             assert d is not None
-            s = t - d.clamp(min=1e-12)  # F at d = 0 is multiplied by 0
+            s = t - d.clamp(min=SHORTEST)  # F at d = 0 is multiplied by 0
             c_skip, c_out = (expand(c, x) for c in self.scalings(t, s))
             return (c_skip * x - flow.map(x, t, s)) / c_out
 

@@ -11,7 +11,7 @@ divergence of samples and data. At alpha = 1/2 the numerator is half of
 and its gradient half that of the divergence: f_fake is where it is largest. Larger alphas take away
 a part that has its own sign. On Gaussians that part outweighs the rest, and pushes samples apart,
 where they are wider than sqrt(alpha / (alpha - 1)) times the data: nowhere up to alpha = 1, 2.4 at
-1.2, the paper's best and the default (as t -> 0; later elsewhere; less the normalisation).
+1.2, the default (AFHQ-v2 has 1) (as t -> 0; later elsewhere; less the normalisation).
 
 Normalisation (not below 1e-5), noise levels and input (of level 2.5) are those of the authors' code
 (github.com/mingyuanzhou/SiD: training/sid_loss.py), which takes sums over coordinates, times 100.
@@ -54,7 +54,6 @@ class SiD(DistributionMatching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields("objective", self, "alpha", 0)
         check_fields("objective", self, "fake_std", 0, open_low=True)
 
     def loss(self, nets: Nets, batch: Batch, progress: Progress, g: Generator) -> Loss:

@@ -27,6 +27,8 @@ def settings_of(objective: Objective) -> str:
     """As ``guidance=0.2, mixing=0.92, guidance_interval=0-0.75``; "" where it trains none in."""
     named = [f.name for f in fields(objective) if any(word in f.name for word in WORDS)]  # type: ignore[arg-type]
     values = {name: getattr(objective, name) for name in named}
+    if values.get("autoguidance") == 1:  # it is an alternative to the other
+        del values["autoguidance"]
     scales = [v for k, v in values.items() if k.endswith("guidance") and isinstance(v, int | float)]
     if not objective.uses_guidance and all(scale == 1 for scale in scales):
         return ""

@@ -101,6 +101,8 @@ class Trainer:
         apart = self.objective.target_decay is not None  # from what is evaluated
         self.target = self.parallel.wrap(frozen_copy(self.net)) if apart else None
         self.net = self.parallel.wrap(self.net)
+        if self.companion is not None:
+            take_turns(self.net, self.companion.net)
         self.snapshot: nn.Module | None = None
         self.pairs: Pairs | None = None
         auxiliary = self.objective.auxiliary_module()

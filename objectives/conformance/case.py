@@ -132,6 +132,17 @@ class Case:
     def auxiliary(self) -> nn.Module | None:
         return self.objective.auxiliary_module()
 
+    @property
+    def companion_is_known(self) -> bool:
+        """Whether there is no companion, or one that is best for Gaussian samples."""
+        best = self.objective.gaussian_companion(GaussianFlow(self.path, STD))
+        return not self.objective.companion_updates or best is not None
+
+    @property
+    def trains_auxiliary(self) -> bool:
+        """Whether the loss trains the auxiliary module."""
+        return True
+
     def companion_of(self, net: Net) -> Net | None:
         """The best companion of a network whose samples are a multiple of the noise."""
         noise = self.noise(1, 0, (64,))

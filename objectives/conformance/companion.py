@@ -1,5 +1,6 @@
 """Checks of ``Objective.companion_loss``: those of a loss, with the companion in training."""
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,12 +30,17 @@ class CompanionCase(Case):
         """The network whose samples it learns from."""
         return self.objective.gaussian_optimum(self.flow, END)
 
+    @property
+    def trains_auxiliary(self) -> bool:
+        return False  # the network's loss does
+
     def companion_of(self, net: Net) -> Net | None:
         return None  # it is what is trained
 
     def loss(self, nets: Nets, batch: Batch, seed: int, progress: Progress = END) -> Loss:
         generator = self.generator or nets.online
-        given = Nets(generator, nets.ema, nets.teacher, companion=nets.online)
+        given = copy.copy(nets)  # whatever else it asks for
+        given.online, given._companion = generator, nets.online
         return self.objective.companion_loss(given, batch, progress, g(seed))
 
 
@@ -58,6 +64,6 @@ def _require_constant(case: CompanionCase) -> None:
     def generator(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         return scale * case.test_net(x, t, d, y)
 
-    nets = Nets(generator, teacher=case.teacher, companion=case.test_net)
+    nets = case.nets(generator, companion=case.test_net)
     loss = case.objective.companion_loss(nets, case.batch(64, 0), END, g(0)).per_sample
     require(not loss.requires_grad, "a gradient reaches the network through its samples")

@@ -110,7 +110,8 @@ def gradients(case: Case) -> Result:
     require(online is not None and float(online.abs()) > 0, "none reaches the online network")
     for name, scale in scales.items():
         require(scale.grad is None, f"one reaches the {name} network")
-    learned = [] if case.auxiliary is None else case.auxiliary.parameters()
+    trained = case.auxiliary if case.trains_auxiliary else None
+    learned = [] if trained is None else trained.parameters()
     require(all(p.grad is not None for p in learned), "none reaches auxiliary_module()")
     return True, "only into the online network"
 
@@ -130,7 +131,7 @@ def stationary(case: Case) -> Result:
     theta may differ from 0 by 5 standard errors (or by what a finite grid explains), and along x
     they are negative below the ideal and positive above.
     """
-    if case.optimum is None:
+    if case.optimum is None or not case.companion_is_known:
         return None, NO_OPTIMUM
     names = list(DIRECTIONS) if case.objective.uses_jump else list(DIRECTIONS)[:-1]
     batches = [case.batch(ROWS, 1000 + i) for i in range(BATCHES)]

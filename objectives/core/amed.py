@@ -33,7 +33,7 @@ from fewstep.objectives.core.samplers import Field, integrate
 WIDTH = 32  # of the hidden layer
 ROWS = 64  # trajectories of an update
 UPDATES = 150  # of each step
-LEARNING_RATE = 0.02  # falls to 0; the paper's is 0.005 for more updates
+LEARNING_RATE = 0.02  # falls to 0; the authors' is 0.005, for 79 updates of each step
 CHECKED = 256  # trajectories that the errors are told of
 
 ConditionalField = Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -13,7 +13,9 @@ levels sigma = t / (1 - t) of the network's loss are (Karras et al. 2022, eq. 5)
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -91,9 +93,25 @@ class DistributionMatching(Objective):
         return x_t - expand(t, x_t) * real, x_t - expand(t, x_t) * fake
 
     def jump(self, net: Net, x_t: Tensor, t: Tensor, u: Tensor, y: Tensor | None) -> Tensor:
-        # noise alone is taken as what it is at the time tau
+        """From t_max alone: there noise is taken as what it is at the time tau."""
         x_t, t, u = (self.input_time * a for a in (x_t, t, u))
         return x_t - expand(t - u, x_t) * net(x_t, t, y=y)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        net: Net,
+        noise: Tensor,
+        y: Tensor | None = None,
+        times: int | Sequence[float] = 1,
+        g: Generator | None = None,
+    ) -> Tensor:
+        """The times are scaled by tau. One step is what is trained; several are Euler's."""
+        tau = self.input_time
+        x = tau * self.path.start(noise)
+        for t, u in pairwise(self.path.times(times)):
+            x = x - tau * (t - u) * net(x, full(tau * t, x), y=y)
+        return x
 
     def gaussian_optimum(self, flow: GaussianFlow, progress: Progress) -> Net:
         """One of many: any F whose samples are N(0, std^2)."""

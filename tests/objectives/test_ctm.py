@@ -114,12 +114,12 @@ def test_loss_and_gradient() -> None:
     batch = case.batch(ROWS, 0, y=y)
     loss = objective.loss(Nets(online, average, teacher), batch, END, g(0))
     (found,) = torch.autograd.grad(loss.per_sample.mean(), theta)
-    here, noisy = online.calls
+    inner, here, noisy = online.calls  # G(x_u, u -> s) first, of the target
     assert here.d is not None
     assert noisy.d is not None
     assert not noisy.d.any()
-    inner = average.calls[0]  # G(x_u, u -> s), its jump to the data, and that of the estimate
-    assert [c.grad for c in average.calls] == [False, False, True]
+    assert [c.grad for c in online.calls] == [False, True, True]
+    assert [c.grad for c in average.calls] == [False, True]  # from s to the data: target, estimate
     assert inner.d is not None
     t, u = here.t, inner.t
     s = t - here.d
@@ -127,8 +127,8 @@ def test_loss_and_gradient() -> None:
     x_t, x_u = (SD * c.x / c.t.cos()[:, None] for c in (here, inner))
     t, u, s = levels(t), levels(u), levels(s)
     estimate = edm(nonlinear_test_net, edm(net, x_t, t, s), s, 0 * s)
-    target = edm(nonlinear_test_net, edm(nonlinear_test_net, x_u, u, s), s, 0 * s)
-    L_ctm = (estimate - target.detach()).square().mean(1)
+    target = edm(nonlinear_test_net, edm(net, x_u, u, s), s, 0 * s).detach()
+    L_ctm = (estimate - target).square().mean(1)
     sigma = levels(noisy.t)
     angle = noisy.t[:, None]
     x_r = SD * noisy.x
@@ -154,13 +154,19 @@ def test_loss_and_gradient() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_noise_levels_of_the_denoising_term_are_edms() -> None:
+def test_noise_levels_of_the_denoising_term() -> None:
     case = Case(CTM())
     record = CallRecorder(nonlinear_test_net)
     case.loss(Nets(record, nonlinear_test_net, case.teacher), case.batch(40_000, 0), 0)
-    log_sigma = levels(record.calls[1].t).log()
+    wide, usual = levels(record.calls[2].t).chunk(2)
+    log_sigma = usual.log()
     assert float(log_sigma.mean()) == pytest.approx(-1.2, abs=0.03)
     assert float(log_sigma.std()) == pytest.approx(1.2, abs=0.03)
+    roots = wide ** (1 / 7)  # uniform
+    low = 80 ** (1 / 7) - 0.7 * (80 ** (1 / 7) - 0.002 ** (1 / 7))
+    assert float(wide.min()) == pytest.approx(0.318, abs=0.002)
+    assert float(wide.max()) == pytest.approx(80, abs=0.1)
+    assert float(roots.mean()) == pytest.approx((low + 80 ** (1 / 7)) / 2, abs=0.005)
 
 
 def test_its_cost_counts_the_teachers_mean_number_of_steps() -> None:

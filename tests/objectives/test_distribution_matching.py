@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from fewstep.errors import UserError
-from fewstep.objectives import DMD2, Batch, Loss, Net, Nets, Objective, Progress, SiD
+from fewstep.objectives import DMD2, Batch, GaussianFlow, Loss, Net, Nets, Objective, Progress, SiD
 from fewstep.objectives.conformance import run_checks
-from fewstep.objectives.conformance.case import CallRecorder, g
+from fewstep.objectives.conformance.case import CallRecorder, Case, g
 from fewstep.objectives.core.distribution_matching import DistributionMatching, karras_times
 
 MEAN, STD = 0.4, 0.7  # of the data
@@ -307,7 +307,6 @@ def test_samples_are_drawn_for_the_rows_labels() -> None:
         ({"companion_updates": 0}, "companion_updates must be at least 1"),
         ({"input_time": 0.0}, "input_time must be greater than 0"),
         ({"low": 0.8}, r"low must be less than objective.high=0.8, got 0.8"),
-        ({"alpha": -1.0}, "alpha must be at least 0"),
         ({"fake_std": 0.0}, "fake_std must be greater than 0"),
     ],
 )
@@ -351,3 +350,21 @@ class Trained(SiD):
 )
 def test_the_check_finds(objective: Objective, failing: str) -> None:
     assert [f.name for f in run_checks(objective, [failing]) if f.passed is False] == [failing]
+
+
+def test_several_steps_follow_the_flow_from_the_input_time() -> None:
+    """With an exact flow for the network they are Euler's, and shrink nothing."""
+    objective = SiD()
+    flow = GaussianFlow(objective.path, 0.7)
+
+    def net(x: Tensor, t: Tensor, d: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        return flow.velocity(x, t)
+
+    noise = Case(objective).noise(4000, 0)
+    tau = torch.tensor(objective.input_time, dtype=torch.float64)
+    kept = float(tau / flow.variance(tau[None]).sqrt())  # x of that time is noise alone
+    fine = objective.sample(net, noise, times=512)
+    assert float(fine.std()) == pytest.approx(0.7 * kept, rel=0.02)
+    one = objective.sample(net, noise, times=1)
+    jumped = objective.jump(net, noise, torch.ones(4000).double(), torch.zeros(4000).double(), None)
+    torch.testing.assert_close(one, jumped)

@@ -145,7 +145,7 @@ def test_at_the_exact_map_the_distributions_agree() -> None:
     """Only the pull of a row's own target is left, M of M^2 pairs, and it vanishes with t - r."""
     slopes = {}
     for M, k in ((1, 8.0), (16, 8.0), (16, 16.0)):
-        case = Case(IMM(group_size=M, k=k))
+        case = Case(IMM(group_size=M, k=k, a=1.0))
         found = [_gradient(case, ["x"], 0.0, case.batch(4096, i), i) for i in range(16)]
         slopes[M, k] = float(torch.stack(found).mean()), float(torch.stack(found).std()) / 4
     assert slopes[1, 8.0][0] < -0.08
