@@ -13,6 +13,7 @@ from fewstep.objectives import (
     AYFLMD,
     CTM,
     FACM,
+    IMM,
     OBJECTIVES,
     SCD,
     TVM,
@@ -45,6 +46,7 @@ OTHERS = {
     "ayf_emd": AYFEMD(tangent_share=1.0),
     "ayf_lmd": AYFLMD(tangent_share=1.0),
     "ctm": CTM(levels=300),
+    "imm": IMM(k=16.0),
 }
 
 

@@ -43,6 +43,7 @@ EXACT = [
 EXACTLY = {
     "tim": ["objective.cosine=0"],
     "ctm": ["objective.levels=300"],
+    "imm": ["objective.k=16"],
     "ayf_emd": ["objective.tangent_share=1"],
     "ayf_lmd": ["objective.tangent_share=1"],
 }

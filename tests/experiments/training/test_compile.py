@@ -69,8 +69,8 @@ class Trained:
         g = Generator().manual_seed(seed)
         eps = torch.randn(self.x.shape, generator=g)
         teacher = partial(self.teacher)
-        companion = self.frozen_copy
-        nets = Nets(forward, companion, teacher, self.auxiliary, companion, companion)
+        other = self.frozen_copy
+        nets = Nets(forward, other, teacher, self.auxiliary, other, teacher, other)
         batch = Batch(self.x, self.y, self.y % 3, eps if self.objective.needs_pairs else None)
         self.net.zero_grad(set_to_none=True)
         per_sample = self.objective.loss(nets, batch, END, g).per_sample
