@@ -271,7 +271,7 @@ def others(base: list[Any], key: str, value: Any) -> Iterator[RunConfig]:
     elif isinstance(value, int):
         candidates = [value * 2, value + 1, value - 1]
     else:
-        candidates = [0.5, 1.0, 0.25, 2.0, 4.0, 0.003, 3]
+        candidates = [0.5, 1.0, 0.25, 2.0, 4.0, 0.003, 3, 2]
     for candidate in candidates:
         try:
             config = compose([*base, (key, candidate)])
