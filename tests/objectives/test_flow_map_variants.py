@@ -110,12 +110,16 @@ def test_soflow_takes_a_step_of_the_sample_and_the_rest_of_the_network() -> None
     case, record = Case(objective), CallRecorder(nonlinear_test_net)
     batch, average = case.batch(4 * ROWS, 0), CallRecorder(nonlinear_test_net)
     loss = case.loss(Nets(record, average), batch, 0)
-    rest, whole = record.calls
+    rest, jumps, flows = record.calls  # the rest and its jump of the same rows: the same dropout
     assert not average.calls
-    assert (rest.grad, whole.grad) == (False, True)
-    assert whole.d is not None
+    assert [call.grad for call in record.calls] == [False, True, True]
+    assert jumps.d is not None
+    assert flows.d is not None
     assert rest.d is not None
-    t, d, x_t, n = whole.t, whole.d, whole.x, ROWS
+    n = ROWS
+    assert len(jumps.x) == len(rest.x) == n
+    t, d = torch.cat([jumps.t, flows.t]), torch.cat([jumps.d, flows.d])
+    x_t = torch.cat([jumps.x, flows.x])
     assert d[:n].all()
     assert not d[n:].any()
     h = (1e-4 / d[:n]).clamp(min=0.3)

@@ -48,7 +48,10 @@ CANNOT = {
     ("shortcut", "shortcut_kvfrans"): "jumps cannot be taken over",
 }
 # noise is given to it at another time than noise's own
-AS_A_FLOW: dict[str, list[Override]] = {"sid": ["objective.input_time=1"]}
+AS_A_FLOW: dict[str, list[Override]] = {
+    "sid": ["objective.input_time=1"],
+    "dmd2": ["objective.input_time=1"],
+}
 POINTS = 1000
 
 
