@@ -211,7 +211,7 @@ def played(scenes: Sequence[Scene], folder: Path, size: int = 2) -> list[dict[st
     """What each of ``size`` processes found, by the name of the scene."""
     story = folder / "story.json"
     story.write_text(json.dumps([asdict(scene) for scene in scenes]))
-    for status, out in ends(start(size, "-m", "helpers.ranks", story), 300):
+    for status, out in ends(start(size, "-m", "helpers.ranks", story), 900):
         assert status == 0, out
     return [torch.load(folder / f"found-{rank}.pt") for rank in range(size)]
 
