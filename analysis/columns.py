@@ -7,7 +7,7 @@ from typing import Any
 
 from fewstep.experiments.config.overrides import format_override
 from fewstep.experiments.store.json_files import Json
-from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.experiments.store.run_directory import TEACHERS, RunDirectory
 
 RUN_COLUMNS: dict[str, str] = {
     "sweep": "string", "key": "string", "seed": "Int64",
@@ -38,7 +38,6 @@ EVALUATION: dict[str, str] = {
     "reference": "string", "reference_samples": "Int64", "reference_sha256": "string",
     "reference_file": "string",  # its name, where it is known to be that of another project
 }  # fmt: skip
-TEACHERS = ("teacher", "weak_teacher")
 PROTOCOL: dict[str, str] = {
     "batch_size": "Int64",
     "optimiser": "string",  # "adamw", "muon (momentum=0.9)"

@@ -98,7 +98,7 @@ class ClassOrder:
         return (epoch * self.counts + self._offsets) // self.size
 
     def _blocks_of(self, epoch: int) -> Tensor:
-        """(blocks, 2) which class, and its how manyeth block, in the order of ``epoch``."""
+        """(blocks, 2) the class of each block of ``epoch``, and its number among that class."""
         if self._epoch is None or self._epoch[0] != epoch:
             before, after = self._before(epoch), self._before(epoch + 1)
             which = torch.arange(len(before)).repeat_interleave(after - before)

@@ -23,7 +23,7 @@ from fewstep.experiments.config.data_location import (
     with_location,
 )
 from fewstep.experiments.config.reproduce import command
-from fewstep.experiments.config.run_config import TEACHERS, RunConfig
+from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.config.settings import Training
 from fewstep.experiments.cost.flops import train_flops
 from fewstep.experiments.data import Dataset
@@ -38,7 +38,7 @@ from fewstep.experiments.store.lease import LeaseLost as LeaseLost
 from fewstep.experiments.store.lease import RunLease
 from fewstep.experiments.store.lease import RunLocked as RunLocked
 from fewstep.experiments.store.provenance import environment, now, save_packages
-from fewstep.experiments.store.run_directory import RunDirectory
+from fewstep.experiments.store.run_directory import TEACHERS, RunDirectory
 from fewstep.experiments.store.source_hash import recorded_sources
 from fewstep.experiments.training.network import device_name
 from fewstep.experiments.training.teacher import first_weights_line, teacher_directory

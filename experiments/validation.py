@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fewstep.backbones import Backbone
 from fewstep.errors import UserError, located
-from fewstep.experiments.config.run_config import TEACHERS, RunConfig
+from fewstep.experiments.config.run_config import RunConfig
 from fewstep.experiments.data import Dataset, DataSource
 from fewstep.experiments.data.base import placeholder_of
 from fewstep.experiments.data.expected import EXAMPLE
@@ -21,6 +21,7 @@ from fewstep.experiments.metrics.base import layer_of
 from fewstep.experiments.metrics.frechet_distance import names_in_npz
 from fewstep.experiments.metrics.reference import NO_MOMENTS, NO_ROWS, moment_names
 from fewstep.experiments.store.data_record import check_data
+from fewstep.experiments.store.run_directory import TEACHERS
 from fewstep.experiments.training.augmentation import check_augmentation
 from fewstep.experiments.training.network import (
     build_network,

@@ -7,8 +7,9 @@ from typing import Any
 
 from fewstep.experiments.config.hydra_schema import GROUPS
 from fewstep.experiments.config.overrides import format_override
-from fewstep.experiments.config.run_config import TEACHERS, Override, RunConfig, compose
+from fewstep.experiments.config.run_config import Override, RunConfig, compose
 from fewstep.experiments.config.settings import Training
+from fewstep.experiments.store.run_directory import TEACHERS
 
 
 def command(config: RunConfig) -> str:

@@ -42,7 +42,7 @@ from fewstep.experiments.data import DATA, DataSource
 from fewstep.experiments.extractors import EXTRACTORS
 from fewstep.experiments.metrics import METRICS
 from fewstep.experiments.optimisers import OPTIMISERS, Optimiser
-from fewstep.experiments.store.run_directory import find_run
+from fewstep.experiments.store.run_directory import TEACHERS, find_run
 from fewstep.objectives import OBJECTIVES, Objective, sampling_fields
 from fewstep.objectives.core.amed import Amed
 from fewstep.objectives.core.samplers import LEARNED
@@ -54,7 +54,6 @@ NAME_BYTES = 200  # of the 255 that a file name may have: others are made of it
 HOST_STATE = (ConfigStore, GlobalHydra, HydraConfig, JobRuntime, VersionBase)
 # paths, records and evaluation: nothing that could change the training
 NOT_IN_KEY = ("runs", "sweep", "tracking", "evaluation")
-TEACHERS = ("teacher", "weak_teacher")
 
 
 @dataclass

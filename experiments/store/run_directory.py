@@ -58,6 +58,7 @@ WORK = (
 )  # fmt: skip
 """What a run that is not done has in its folder beside its spec."""
 
+TEACHERS = ("teacher", "weak_teacher")  # settings of a run that name another
 UNWRITTEN = ("disk_full", "io_error")  # failures after which there may be no failure.json
 CELL = {"cell", "metric", "value", "nfe"}  # what no record of a cell lacks
 FAILURE = {"class", "message", "finished"}

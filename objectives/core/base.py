@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
-from fewstep.deprecation import OldName, renamed, renamed_arguments, warn
+from fewstep.deprecation import OldMember, OldName, is_own, renamed, renamed_arguments, warn
 from fewstep.errors import UserError, check_choice
 from fewstep.objectives.core.batch_math import full, randn
 from fewstep.objectives.core.paths import ProbabilityPath
@@ -172,11 +172,9 @@ def check_target(objective: "Objective") -> None:
     """Of an objective with the settings ``target``, ema or online, and ``target_decay``."""
     target, decay = objective.target, objective.target_decay  # type: ignore[attr-defined]
     check_choice("objective.target", target, ("ema", "online"))
-    if decay is None:
-        return
-    if not 0 <= decay < 1:
+    if decay is not None and not 0 <= decay < 1:
         raise UserError(f"objective.target_decay must be at least 0 and less than 1, got {decay!r}")
-    if target != "ema":
+    if decay is not None and target != "ema":
         raise UserError(
             f"objective.target_decay is the decay of an average, got {decay:g} with "
             f"objective.target={target}: set it to null"
@@ -227,13 +225,13 @@ class Objective(ABC):
         """Add the new names of members that the class or a mixin of it calls as version 0.1 did."""
         super().__init_subclass__(**kwargs)
         for old, new in RENAMED.items():
-            owner = next(c for c in cls.__mro__ if new in vars(c) or _is_own(c, old))
-            if _is_own(owner, old) and new not in vars(owner):
+            owner = next(c for c in cls.__mro__ if new in vars(c) or is_own(c, old))
+            if is_own(owner, old) and new not in vars(owner):
                 warn(f"{owner.__name__}.{old}", new, stacklevel=4)
                 value = vars(owner)[old]
                 setattr(cls, new, _translated(value, JUMP_RANGES) if old == "reach" else value)
             elif owner is cls:
-                setattr(cls, old, OldMember(old, vars(cls)[new]))
+                setattr(cls, old, _old_member(old, vars(cls)[new]))
 
     @property
     @abstractmethod
@@ -377,20 +375,9 @@ RENAMED = {
 JUMP_RANGES = {"step": "ode", "data": "to_data", "once": "one_step", "any": "any"}
 
 
-class OldMember:
-    """A member of a class, ``value``, under its ``old`` name: on instances, classes, super()."""
-
-    def __init__(self, old: str, value: Any) -> None:
-        ranges = {new: old for old, new in JUMP_RANGES.items()}
-        self.old, self.value = old, _translated(value, ranges) if old == "reach" else value
-
-    def __get__(self, instance: Any, owner: type) -> Any:
-        warn(f"{owner.__name__}.{self.old}", RENAMED[self.old])
-        return self.value.__get__(instance, owner) if hasattr(self.value, "__get__") else self.value
-
-
-def _is_own(cls: type, old: str) -> bool:
-    return old in vars(cls) and not isinstance(vars(cls)[old], OldMember)
+def _old_member(old: str, value: Any) -> OldMember:
+    ranges = {new: old for old, new in JUMP_RANGES.items()}
+    return OldMember(old, RENAMED[old], _translated(value, ranges) if old == "reach" else value)
 
 
 def _translated(value: Any, words: Mapping[str, str]) -> Any:
@@ -401,7 +388,7 @@ def _translated(value: Any, words: Mapping[str, str]) -> Any:
 
 
 for _old, _new in RENAMED.items():
-    setattr(Objective, _old, OldMember(_old, vars(Objective)[_new]))
+    setattr(Objective, _old, _old_member(_old, vars(Objective)[_new]))
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "fewstep.objectives")
 

@@ -15,7 +15,6 @@ levels sigma = t / (1 - t) of the network's loss are (Karras et al. 2022, eq. 5)
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -27,6 +26,7 @@ from fewstep.objectives.core.batch_math import expand, full, mean_square, rand, 
 from fewstep.objectives.core.gaussian import GaussianFlow
 from fewstep.objectives.core.guidance import guided
 from fewstep.objectives.core.paths import LinearPath
+from fewstep.objectives.core.samplers import integrate
 
 KARRAS = 0.002, 80.0, 7.0  # smallest and largest noise level, and rho
 SMALLEST = 1e-5  # error |x - f_real| that a loss is divided by
@@ -108,10 +108,8 @@ class DistributionMatching(Objective):
     ) -> Tensor:
         """The times are scaled by tau. One step is what is trained; several are Euler's."""
         tau = self.input_time
-        x = tau * self.path.start(noise)
-        for t, u in pairwise(self.path.times(times)):
-            x = x - tau * (t - u) * net(x, full(tau * t, x), y=y)
-        return x
+        scaled = [tau * t for t in self.path.times(times)]
+        return integrate(lambda x, t: net(x, t, y=y), tau * self.path.start(noise), scaled, "euler")
 
     def gaussian_optimum(self, flow: GaussianFlow, progress: Progress) -> Net:
         """One of many: any F whose samples are N(0, std^2)."""

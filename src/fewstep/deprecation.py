@@ -50,6 +50,22 @@ class OldName:
         return getattr(instance, self.new)
 
 
+class OldMember:
+    """A member of a class under its ``old`` name, as ``value``: on instances, classes, super()."""
+
+    def __init__(self, old: str, new: str, value: Any) -> None:
+        self.old, self.new, self.value = old, new, value
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        warn(f"{owner.__name__}.{self.old}", self.new)
+        return self.value.__get__(instance, owner) if hasattr(self.value, "__get__") else self.value
+
+
+def is_own(cls: type, old: str) -> bool:
+    """Whether the class itself has a member of that ``old`` name, written by its author."""
+    return old in vars(cls) and not isinstance(vars(cls)[old], OldMember)
+
+
 def renamed_arguments(**names: str) -> Callable[[F], F]:
     """A decorator: a keyword argument under its old name is passed on under its new one."""
 
